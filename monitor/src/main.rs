@@ -1,0 +1,2 @@
+//! The monitor of one pod.
+fn main() {}

