@@ -1,1 +1,4 @@
-//! integrations
+//! The world outside, one noun each: what is done on the host and how it can fail; no policy.
+
+pub mod mounts;
+pub mod netns;
