@@ -2,9 +2,11 @@
 //!
 //! Written into records (monitors, inits) and checked before anything is signalled: a bare pid on disk may name
 //! another process by now. Fails with the I/O error of /proc or of pidfd_open; holds no state.
+// One system call that rustix offers for named signals only.
+#![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,21 @@ pub struct ProcessId {
     pub start_time: u64,
     /// /proc/sys/kernel/random/boot_id at that time.
     pub boot_id: String,
+}
+
+/// Sends `signal` (any number, real-time ones too) to the process behind `fd`; one that has ended is no error.
+pub fn signal(fd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: pidfd_send_signal(2) with a descriptor that lives across the call, no siginfo and no flags.
+    let done = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    match done {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            e => Err(e),
+        },
+    }
 }
 
 /// Identity of the running boot.

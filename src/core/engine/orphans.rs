@@ -37,7 +37,7 @@ pub(super) fn watch(
     let (sender, events) = mpsc::channel(running.len().max(1));
     let mut pids = HashMap::new();
     for container in running {
-        let fd = pidfd::open_checked(container.pid, container.pid_start_time).ok().map(Arc::new);
+        let fd = process_of(shared, &container).open().ok().flatten().map(Arc::new);
         if let Some(fd) = &fd {
             pids.insert(container.id.clone(), fd.clone());
         }
@@ -57,6 +57,15 @@ pub(super) fn watch(
     }
     let monitor = Arc::new(NoMonitor { backend, pod: pod.clone(), pids });
     MonitorLink { monitor, hello: monitor_v1::HelloReply::default(), events }
+}
+
+/// The init of a container that was made in this boot.
+pub(super) fn process_of(shared: &Shared, container: &ContainerRecord) -> pidfd::ProcessId {
+    pidfd::ProcessId {
+        pid: container.pid,
+        start_time: container.pid_start_time,
+        boot_id: shared.config.boot_id.clone(),
+    }
 }
 
 impl NoMonitor {

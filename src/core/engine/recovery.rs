@@ -23,7 +23,6 @@ use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{MonitorLink, monitor_v1};
 use crate::core::records::{self, ContainerRecord, ExitInfo, PodRecord, Stored};
 use crate::core::state::{ContainerPhase, PodPhase};
-use crate::utils::pidfd;
 
 /// Pods recovered at once.
 const PARALLEL: usize = 16;
@@ -227,7 +226,7 @@ async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Op
     let exit_file = shared.run_dir(&container.pod, &container.id).join("exit.json");
     if let Some(exit) = read_exit(&exit_file) {
         ended(container, &exit);
-    } else if pidfd::open_checked(container.pid, container.pid_start_time).is_err() {
+    } else if !orphans::process_of(shared, container).is_alive().unwrap_or(false) {
         let exit = monitor_v1::Exit {
             code: 255,
             finished_at: shared.ports.clock.now_ns(),
