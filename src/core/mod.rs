@@ -5,4 +5,5 @@
 pub mod error;
 pub mod ids;
 pub mod ports;
+pub mod reference;
 pub mod spec;

@@ -1,4 +1,5 @@
 //! Small tools without policy that every layer may use.
 
 pub mod atomic;
+pub mod beneath;
 pub mod tasks;
