@@ -10,5 +10,6 @@ pub mod error;
 pub mod ids;
 pub mod ports;
 pub mod records;
+pub mod reference;
 pub mod spec;
 pub mod state;

@@ -32,7 +32,7 @@ const ALLOWED: &str = "accept accept4 access adjtimex alarm bind brk cachestat c
     mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink mremap mseal msgctl msgget \
     msgrcv msgsnd msync munlock munlockall munmap name_to_handle_at nanosleep newfstatat _newselect open openat \
     openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll ppoll_time64 \
-    prctl pread64 preadv preadv2 prlimit64 process_mrelease pselect6 pselect6_time64 pwrite64 pwritev pwritev2 read \
+    prctl pread64 preadv preadv2 prlimit64 process_mrelease process_vm_readv process_vm_writev ptrace pselect6 pselect6_time64 pwrite64 pwritev pwritev2 read \
     readahead readlink readlinkat readv recv recvfrom recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr \
     removexattrat rename renameat renameat2 restart_syscall riscv_hwprobe rmdir rseq rt_sigaction rt_sigpending \
     rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 \
@@ -62,7 +62,7 @@ const WITH_CAPABILITY: &[(&str, &str)] = &[
     ("SYS_CHROOT", "chroot"),
     ("SYS_MODULE", "delete_module finit_module init_module query_module"),
     ("SYS_PACCT", "acct"),
-    ("SYS_PTRACE", "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace"),
+    ("SYS_PTRACE", "kcmp pidfd_getfd process_madvise"),
     ("SYS_RAWIO", "ioperm iopl"),
     ("SYS_TIME", "clock_settime clock_settime64 settimeofday stime"),
     ("SYS_TTY_CONFIG", "vhangup"),
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(verdicts(&[], "clone3"), [LinuxSeccompAction::ScmpActErrno]);
         assert_eq!(verdicts(&["SYS_ADMIN"], "clone3"), [LinuxSeccompAction::ScmpActAllow]);
         assert!(verdicts(&[], "keyctl").is_empty() && verdicts(&[], "io_uring_setup").is_empty());
-        assert_eq!(verdicts(&["SYS_PTRACE"], "ptrace"), [LinuxSeccompAction::ScmpActAllow]);
+        assert_eq!(verdicts(&["SYS_PTRACE"], "kcmp"), [LinuxSeccompAction::ScmpActAllow]);
     }
 
     #[test]
