@@ -11,5 +11,6 @@ pub mod ids;
 pub mod ports;
 pub mod records;
 pub mod reference;
+pub mod signals;
 pub mod spec;
 pub mod state;

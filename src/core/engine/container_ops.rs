@@ -183,7 +183,7 @@ impl PodTask {
         let (store, pod, id, folder) =
             (self.shared.records.clone(), self.pod.id.clone(), id.clone(), self.shared.run_dir(&self.pod.id, id));
         blocking(move || {
-            crate::utils::beneath::remove_tree(&folder).map_err(|e| Error::io(format!("remove {folder}"), e))?;
+            crate::utils::beneath::remove_tree(folder.as_std_path()).map_err(|e| Error::io(format!("remove {folder}"), e))?;
             store.delete_container(&pod, &id)
         })
         .await

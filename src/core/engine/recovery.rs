@@ -283,7 +283,7 @@ async fn drop_half(
         }
         shared.ports.layers.remove_rootfs(id).await?;
         let run_dir = shared.run_dir(&pod.id, id);
-        crate::utils::beneath::remove_tree(&run_dir).map_err(|e| Error::io(format!("remove {run_dir}"), e))?;
+        crate::utils::beneath::remove_tree(run_dir.as_std_path()).map_err(|e| Error::io(format!("remove {run_dir}"), e))?;
         shared.records.delete_container(&pod.id, id)
     };
     match done.await {

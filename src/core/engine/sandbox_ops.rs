@@ -143,7 +143,7 @@ impl PodTask {
         self.shared.ports.supervisor.cleanup(self.id()).await?;
         let (store, id, folder) = (self.shared.records.clone(), self.id().clone(), self.shared.pod_dir(self.id()));
         blocking(move || {
-            crate::utils::beneath::remove_tree(&folder).map_err(|e| Error::io(format!("remove {folder}"), e))?;
+            crate::utils::beneath::remove_tree(folder.as_std_path()).map_err(|e| Error::io(format!("remove {folder}"), e))?;
             store.delete_pod(&id)
         })
         .await
