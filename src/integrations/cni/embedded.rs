@@ -23,11 +23,13 @@ pub fn embedded_conflist(plugin_folders: &[Utf8PathBuf], subnet: &str) -> Result
         "type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true, "hairpinMode": true,
         "ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]},
     })];
-    if plugin_folders.iter().any(|folder| folder.join("portmap").is_file()) {
+    let portmap = plugin_folders.iter().any(|folder| folder.join("portmap").is_file());
+    if portmap {
         plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
     }
-    // 1.0.0: the newest that the plugins of Debian 12 and 13 speak.
-    Ok(json!({"cniVersion": "1.0.0", "name": "lxcri", "plugins": plugins}).to_string())
+    // 1.0.0: the newest that the plugins of Debian 12 and 13 speak. portmap's CHECK (1.1.1) looks for IPv6 rules of a
+    // pod that has no IPv6 address and fails, so it is not asked.
+    Ok(json!({"cniVersion": "1.0.0", "name": "lxcri", "disableCheck": portmap, "plugins": plugins}).to_string())
 }
 
 fn check_subnet(subnet: &str) -> Option<()> {
