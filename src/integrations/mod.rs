@@ -1,4 +1,6 @@
 //! The world outside, one noun each: what is done on the host and how it can fail; no policy.
 
+pub mod cgroup;
+pub mod cni;
 pub mod mounts;
 pub mod netns;
