@@ -11,6 +11,8 @@ mod orphans;
 mod pod;
 mod recovery;
 mod sandbox_ops;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
