@@ -10,5 +10,7 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/lxcri.monitor.v1.rs"));
 }
 
+pub mod wire;
+
 /// Newest protocol version that this build speaks.
 pub const VERSION: u32 = 1;
