@@ -178,9 +178,7 @@ mod tests {
     fn request(id: u64, info: usize) -> v1::Request {
         v1::Request {
             id,
-            op: Some(v1::request::Op::SetPodInfo(v1::SetPodInfo {
-                pod_info: (0..info).map(|i| i as u8).collect(),
-            })),
+            op: Some(v1::request::Op::SetPodInfo(v1::SetPodInfo { pod_info: (0..info).map(|i| i as u8).collect() })),
         }
     }
 
