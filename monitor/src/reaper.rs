@@ -94,6 +94,10 @@ impl Reaper {
     /// Blocks all signals but those that report a fault in this very process, and takes SIGCHLD by descriptor.
     /// Blocked and not ignored, since what is ignored stays so in the containers. Call it before any thread is made.
     pub fn start() -> io::Result<Self> {
+        for signal in (1..=64).filter(|s| *s != libc::SIGPIPE) {
+            // SAFETY: no handler is set. What this process was started to ignore must not stay so in containers.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
         // SAFETY: the set is made by sigfillset before it is used; all pointers are to this frame.
         let fd = unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
