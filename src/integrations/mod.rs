@@ -1,1 +1,3 @@
 //! integrations
+
+pub mod monitor;
