@@ -1,1 +1,3 @@
 //! integrations
+pub mod layers;
+pub mod overlay;
