@@ -1,3 +1,4 @@
 //! integrations
 pub mod layers;
 pub mod overlay;
+pub mod registry;

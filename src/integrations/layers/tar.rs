@@ -505,7 +505,7 @@ mod tests {
     fn pax_records_may_hold_newlines() {
         let mut data = b"19 SCHILY.xattr.a=b\n".to_vec();
         data[..2].copy_from_slice(b"20");
-        data.extend_from_slice(b"13 k=\n\0\nxyz\n");
+        data.extend_from_slice(b"12 k=\n\0\nxyz\n");
         let records = parse_pax(&data).expect("records");
         assert_eq!(records[0], (b"SCHILY.xattr.a".to_vec(), b"b".to_vec()));
         assert_eq!(records[1], (b"k".to_vec(), b"\n\0\nxyz".to_vec()));
