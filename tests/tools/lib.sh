@@ -46,7 +46,11 @@ cached() {
     mkdir "$tmp"
     say "making $folder"
     # The lock is not handed on: a daemon that a step leaves behind must not hold it.
-    if ! ( set -e; "$make" "$tmp" ) 8>&- > "$LXCRI_CACHE/$name.log" 2>&1; then
+    # In the background, because `set -e` does not work in a condition.
+    local status=0
+    ( set -e; "$make" "$tmp" ) 8>&- < /dev/null > "$LXCRI_CACHE/$name.log" 2>&1 &
+    wait $! || status=$?
+    if [ $status != 0 ]; then
       tail -n 40 "$LXCRI_CACHE/$name.log" >&2
       die "could not make $name; the log: $LXCRI_CACHE/$name.log"
     fi
