@@ -3,36 +3,13 @@
 #
 # Everything made here is kept in one cache, each thing in a folder named by the hash of what it is made from. A folder
 # appears by rename when it is whole, so that an interrupted making leaves only a `.tmp-` folder, which the next one removes.
-set -euo pipefail
-
 LXCRI_CACHE=${LXCRI_CACHE:-/var/cache/proxmox-lxcri-tests}
 export LXCRI_CACHE
 
-say() { echo "${0##*/}: $*" >&2; }
-die() { say "$*"; exit 1; }
-hash_text() { sha256sum | cut -c1-16; }
+# shellcheck source=../../scripts/lib.sh
+. "${BASH_SOURCE[0]%/*}/../../scripts/lib.sh"
 
-# need PACKAGE[:PROGRAM]...: installs the Debian packages whose program is missing (a program given as a path is looked
-# for there).
-need() {
-  local want=() p program
-  for p; do
-    program=${p#*:}
-    case $program in
-    /*) [ -e "$program" ] || want+=("${p%%:*}") ;;
-    *) command -v "$program" > /dev/null || want+=("${p%%:*}") ;;
-    esac
-  done
-  [ ${#want[@]} -gt 0 ] || return 0
-  [ "$(id -u)" = 0 ] || die "missing: ${want[*]} (only root can install them)"
-  command -v apt-get > /dev/null || die "missing: ${want[*]} (this is not Debian: install them by hand)"
-  say "installing ${want[*]}"
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300)
-  {
-    "${apt[@]}" install -y --no-install-recommends "${want[@]}" < /dev/null ||
-      { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${want[@]}" < /dev/null; }
-  } >&2
-}
+hash_text() { sha256sum | cut -c1-16; }
 
 # cached NAME KEY FUNCTION: prints the folder NAME-KEY, made by FUNCTION TEMPORARY_FOLDER if it is not there.
 cached() {
