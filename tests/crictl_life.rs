@@ -6,6 +6,7 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value;
 use support::crictl::{BIG, BUSYBOX, read_log, stream_lines};
@@ -45,9 +46,11 @@ fn every_verb_from_pull_to_removal() {
         assert!(size > 100_000, "{image}");
         let inspected = crictl.json(&["inspecti", BUSYBOX]);
         assert_eq!(inspected["status"]["id"], image["id"]);
-        let fs = crictl.json(&["imagefsinfo"]);
-        let usage = &fs["status"]["imageFilesystems"][0];
-        assert!(usage["usedBytes"]["value"].as_str().is_some_and(|v| v != "0"), "{fs}");
+        wait_for("the image file system's usage", Duration::from_secs(30), || {
+            let fs = crictl.json(&["imagefsinfo"]);
+            let used = fs["status"]["imageFilesystems"][0]["usedBytes"]["value"].as_str()?;
+            used.parse::<u64>().ok().filter(|bytes| *bytes > size)
+        });
 
         let pod = crictl.run_pod("p1");
         let pods = crictl.json(&["pods"]);
@@ -68,7 +71,7 @@ fn every_verb_from_pull_to_removal() {
         crictl.run(&["start", &id]);
         assert_eq!(crictl.container_state(&id), "CONTAINER_RUNNING");
         assert_eq!(ids(&crictl.json(&["ps"]), "containers"), [id.as_str()]);
-        wait_for("three lines in the log", std::time::Duration::from_secs(20), || {
+        wait_for("three lines in the log", Duration::from_secs(20), || {
             (read_log(&log_path(&node, "p1", "c1")).len() >= 3).then_some(())
         });
         let shown = crictl.output(&["logs", &id]);
@@ -148,7 +151,7 @@ fn exit_codes_signals_and_streams() {
             let script = format!("echo ready; {script}");
             let id = crictl.create(&pod, "codes", name, BUSYBOX, &script);
             crictl.run(&["start", &id]);
-            wait_for("the container's first word", std::time::Duration::from_secs(20), || {
+            wait_for("the container's first word", Duration::from_secs(20), || {
                 (!read_log(&log_path(&node, "codes", name)).is_empty()).then_some(())
             });
             crictl.run(&["stop", "-t", timeout, &id]);
@@ -188,7 +191,7 @@ fn an_image_of_many_layers_is_whole() {
             while read f; do [ ! -e \"$f\" ] || echo \"there: $f\"; done < /big/ABSENT; \
             stat -c '%a %F' /big/set-uid /big/empty /big/third /big/folder-then-file /big/file-then-folder; \
             [ /big/first -ef /big/second ] && echo one file; ls -A /big/opaque; find / -xdev -name '.wh.*'; \
-            echo written > /big/usr0/new && cat /big/usr0/new && echo again >> /big/first && cat /big/second";
+            echo written > /big/usr0/new && cat /big/usr0/new && echo again >> /big/first && cat /big/first";
         let id = crictl.create(&pod, "big", "check", BIG, script);
         crictl.run(&["start", &id]);
         assert_eq!(crictl.wait_exit(&id)["exitCode"], 0);

@@ -62,7 +62,7 @@ pub fn pod(name: &str, logs: &Path) -> PodSandboxConfig {
         }),
         hostname: name.to_owned(),
         log_directory: logs.join(name).display().to_string(),
-        linux: Some(LinuxPodSandboxConfig { cgroup_parent: format!("/tests/{name}"), ..Default::default() }),
+        linux: Some(LinuxPodSandboxConfig { cgroup_parent: "/tests".into(), ..Default::default() }),
         ..Default::default()
     }
 }

@@ -60,9 +60,9 @@ impl Crictl {
         String::from_utf8(out.stdout).expect("UTF-8").trim_end_matches('\n').to_owned()
     }
 
-    /// The JSON that a call with `-o json` prints.
+    /// The JSON that a call with `-o json` prints. crictl wants options before the ids.
     pub fn json(&self, args: &[&str]) -> Value {
-        let args = [args, &["-o", "json"]].concat();
+        let args = [&args[..1], &["-o", "json"], &args[1..]].concat();
         let text = self.run(&args);
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("crictl {args:?}: {e}: {text}"))
     }
@@ -117,7 +117,7 @@ pub fn pod_config(name: &str, logs: &Path) -> Value {
         "log_directory": logs,
         "labels": {"app": "test", "pod": name},
         "annotations": {"note": "kept as it is"},
-        "linux": {"cgroup_parent": format!("/tests/{name}"), "security_context": {"namespace_options": {"pid": 1}}},
+        "linux": {"cgroup_parent": "/tests", "security_context": {"namespace_options": {"pid": 1}}},
     })
 }
 

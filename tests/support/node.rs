@@ -73,6 +73,7 @@ impl Node {
             let size = format!("size={mib}m");
             super::run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.join("lib")));
         }
+        make_cgroup_parent();
         let (registry, registry_address) = start_registry(&dir);
         // Every registry name is this one; `unreachable.test` is nowhere.
         for (name, address) in [
@@ -188,6 +189,24 @@ impl Node {
         println!("--- the end of the daemon's log:");
         for line in lines.iter().skip(lines.len().saturating_sub(80)) {
             println!("{line}");
+        }
+    }
+}
+
+/// The pods' parent cgroup, /tests, made here as a kubelet makes its own: a runtime need not remove it.
+fn make_cgroup_parent() {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.procs").exists() {
+        std::fs::create_dir_all(root.join("tests")).expect("the cgroup /tests");
+        return;
+    }
+    for hierarchy in std::fs::read_dir(root).expect("/sys/fs/cgroup").flatten() {
+        let tests = hierarchy.path().join("tests");
+        std::fs::create_dir_all(&tests).expect("the cgroup /tests");
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(value) = std::fs::read(hierarchy.path().join(file)) {
+                std::fs::write(tests.join(file), value).expect("the cgroup's cpuset");
+            }
         }
     }
 }
