@@ -1,1 +1,4 @@
-//! backends
+//! The backends: each turns pods and containers into its own kind of unit. `oci` is shared by those that run
+//! OCI containers.
+
+pub mod oci;

@@ -1,1 +1,6 @@
-//! integrations
+//! The world outside, one noun each: what is done on the host and how it can fail; no policy.
+
+pub mod cgroup;
+pub mod cni;
+pub mod mounts;
+pub mod netns;
