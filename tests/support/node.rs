@@ -120,7 +120,6 @@ impl Node {
         let child = Command::new(super::daemon_program())
             .args(["serve", "--config"])
             .arg(self.dir.join("config.toml"))
-            .env("RUST_LOG", std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "debug".into()))
             .stdin(Stdio::null())
             .stdout(log())
             .stderr(log())
@@ -217,6 +216,9 @@ fn config(dir: &Path, options: &Options) -> String {
     format!(
         r#"version = 1
 
+[log]
+level = "{level}"
+
 [server]
 listen = "{dir}/cri.sock"
 local_listen = "{dir}/local.sock"
@@ -237,8 +239,9 @@ conf_dir = "{dir}/cni"
 embedded = false
 
 [images]
-config_path = "{dir}/certs.d"
+config_path = ["{dir}/certs.d"]
 "#,
+        level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
         crun = options.crun,
         plugins = quoted.join(", "),
