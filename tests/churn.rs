@@ -92,7 +92,7 @@ fn a_hundred_pods_leave_nothing() {
             }
             let mut times: Vec<_> = futures::future::join_all(workers).await.into_iter().flatten().collect();
             times.sort();
-            println!("{pods} pods in {:?}, each in {:?} (median)", start.elapsed(), times[times.len() / 2]);
+            println!("\nfigure: {pods} pods in {:?}, each in {:?} (median)", start.elapsed(), times[times.len() / 2]);
             assert_eq!(times.len(), pods);
             let left = client.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.expect("ListPodSandbox");
             assert!(left.into_inner().items.is_empty());

@@ -8,8 +8,8 @@
 
 // Each test file uses a part of this.
 #![allow(dead_code)]
-// Tests start programs and write files as they like: the helpers that the lints point to belong to the product.
-#![allow(clippy::disallowed_methods)]
+// Tests start programs, write files and print as they like: the helpers that the lints point to belong to the product.
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
 pub mod client;
 pub mod crictl;
@@ -53,6 +53,8 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
     let _ = std::fs::write(logs.join("test.log"), &said);
     assert!(status.status.success(), "{name} failed ({}); logs: {}\n{said}", status.status, logs.display());
     assert!(said.contains("1 passed"), "{name} did not run in the environment:\n{said}");
+    // Figures that a test prints are for whoever reads its output.
+    said.lines().filter(|l| l.starts_with("figure: ")).for_each(|l| println!("{l}"));
     let _ = std::fs::remove_dir_all(&logs);
 }
 
