@@ -3,6 +3,7 @@
 //! Everything outside is reached through the traits in [`ports`] and [`backend`].
 
 pub mod backend;
+pub mod blocking;
 pub mod caps;
 pub mod config;
 pub mod engine;

@@ -1,6 +1,8 @@
 //! The world outside, one noun each: what is done on the host and how it can fail; no policy.
 
+pub mod apparmor;
 pub mod cgroup;
 pub mod cni;
+pub mod host;
 pub mod mounts;
 pub mod netns;

@@ -36,6 +36,13 @@ pub fn signal(fd: &OwnedFd, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Waits until the process behind `fd` has ended.
+pub async fn ended(fd: std::sync::Arc<OwnedFd>) -> io::Result<()> {
+    // SAFETY: the Arc inside the AsyncFd keeps the descriptor open and the same for as long as it is registered.
+    let watched = unsafe { tokio::io::unix::AsyncFd::register(fd) }?;
+    watched.readable().await.map(drop)
+}
+
 /// Identity of the running boot.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())

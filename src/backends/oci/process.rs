@@ -102,7 +102,7 @@ fn user(input: &SpecInput<'_>) -> Result<User> {
 }
 
 /// The capabilities that the container's processes may have at most.
-pub(super) fn bounding(input: &SpecInput<'_>) -> Result<CapSet> {
+pub fn bounding(input: &SpecInput<'_>) -> Result<CapSet> {
     let security = &input.config.security;
     if security.privileged {
         return Ok(input.host.bounding);

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::pod::{PodTask, StopWait};
 use super::sandbox_ops::{killed_now, make_private_dir};
-use super::pod::blocking;
 use super::{orphans, unknown_container};
 use crate::core::backend::{Launch, LaunchContext};
+use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::{Image, RootfsOptions, monitor_v1};

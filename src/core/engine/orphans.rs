@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::Shared;
@@ -43,8 +42,8 @@ pub(super) fn watch(
         }
         let (sender, shared_in, id) = (sender.clone(), shared.clone(), container.id);
         shared.tasks.spawn_cancellable(format!("watch {}", id.short()), async move {
-            if let Some(watched) = fd.and_then(|fd| AsyncFd::new(fd).ok()) {
-                let _ = watched.readable().await;
+            if let Some(fd) = fd {
+                let _ = pidfd::ended(fd).await;
             }
             let exit = monitor_v1::Exit {
                 code: 255,

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::index::Index;
 use super::{QUEUE, Shared};
 use crate::core::backend::Backend;
+use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{Monitor, MonitorEvent, MonitorLink};
@@ -264,9 +265,4 @@ async fn sleep_until(deadline: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Runs file work off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::internal(format!("blocking work: {e}"))))
 }

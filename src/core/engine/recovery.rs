@@ -15,9 +15,10 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
-use super::pod::{Command, PodTask, blocking};
+use super::pod::{Command, PodTask};
 use super::{Engine, Shared, orphans};
 use crate::core::backend::Backend;
+use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{MonitorLink, monitor_v1};

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::pod::{Next, PodTask, blocking, next_event};
+use super::pod::{Next, PodTask, next_event};
 use crate::core::backend::Journal;
+use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::{MonitorEvent, monitor_v1};

@@ -175,6 +175,29 @@ impl Hierarchy {
         ))
     }
 
+    /// Whether the host has the controller ("hugetlb", "memory"). Blocks shortly.
+    pub fn has_controller(&self, name: &str) -> bool {
+        let listed = |root: &Utf8PathBuf| {
+            std::fs::read_to_string(root.join("cgroup.controllers")).is_ok_and(|l| l.split_whitespace().any(|c| c == name))
+        };
+        match self.mode {
+            Mode::Unified => self.unified.as_ref().is_some_and(listed),
+            _ => self.legacy.contains_key(name),
+        }
+    }
+
+    /// Whether swap of a cgroup can be limited: swap accounting is on. Blocks shortly.
+    pub fn can_limit_swap(&self) -> bool {
+        let has = |path: Utf8PathBuf| path.try_exists().unwrap_or(false);
+        match (&self.mode, &self.unified) {
+            // The root group has no such file: every group below it does.
+            (Mode::Unified, Some(root)) => root.read_dir_utf8().is_ok_and(|entries| {
+                entries.flatten().any(|e| has(e.path().join("memory.swap.max")))
+            }),
+            _ => self.legacy.get("memory").is_some_and(|root| has(root.join("memory.memsw.limit_in_bytes"))),
+        }
+    }
+
     /// Where the container's cgroup is, once the OCI runtime has made it.
     pub fn container(&self, parent: &Parent, container: &ContainerId) -> Folders {
         self.folders(&parent.container(container))
