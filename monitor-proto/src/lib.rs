@@ -5,10 +5,12 @@
 //! bytes that are no message; a crash here leaves nothing behind.
 
 /// The messages, generated from `proto/monitor.proto`, which documents them.
-#[allow(missing_docs, clippy::doc_lazy_continuation)]
+#[allow(missing_docs, clippy::doc_lazy_continuation, clippy::large_enum_variant)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/lxcri.monitor.v1.rs"));
 }
+
+pub mod wire;
 
 /// Newest protocol version that this build speaks.
 pub const VERSION: u32 = 1;

@@ -37,9 +37,7 @@ impl Client {
     /// The one container whose id begins with `id`, or whose pod's name or container's name is `id`.
     pub async fn container(&mut self, id: &str) -> Result<v1::Container> {
         let all = self.containers().await?;
-        let named = |c: &&v1::Container| {
-            c.id.starts_with(id) || c.metadata.as_ref().is_some_and(|m| m.name == id)
-        };
+        let named = |c: &&v1::Container| c.id.starts_with(id) || c.metadata.as_ref().is_some_and(|m| m.name == id);
         let mut hits = all.iter().filter(named);
         match (hits.next(), hits.next()) {
             (Some(c), None) => Ok(c.clone()),
@@ -56,7 +54,9 @@ impl Client {
     /// Status of a container.
     pub async fn container_status(&mut self, id: &str) -> Result<v1::ContainerStatus> {
         let request = v1::ContainerStatusRequest { container_id: id.to_string(), verbose: false };
-        called(self.runtime.container_status(request).await)?.status.ok_or_else(|| anyhow!("container {id} has no status"))
+        called(self.runtime.container_status(request).await)?
+            .status
+            .ok_or_else(|| anyhow!("container {id} has no status"))
     }
 
     /// Status of a pod.

@@ -21,7 +21,11 @@ impl Command for Exec {
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![
-            Arg::new("timeout").long("timeout").value_name("SECONDS").value_parser(clap::value_parser!(u32)).help("Kill it after so long"),
+            Arg::new("timeout")
+                .long("timeout")
+                .value_name("SECONDS")
+                .value_parser(clap::value_parser!(u32))
+                .help("Kill it after so long"),
             required("CONTAINER", "Id (or its beginning) or name"),
             rest("CMD", "The command").required(true),
         ]

@@ -81,7 +81,12 @@ impl Registry {
 
     fn clap(&self) -> clap::Command {
         let path = |name: &'static str, help: &'static str| {
-            Arg::new(name).long(name).global(true).value_name("PATH").value_parser(clap::value_parser!(Utf8PathBuf)).help(help)
+            Arg::new(name)
+                .long(name)
+                .global(true)
+                .value_name("PATH")
+                .value_parser(clap::value_parser!(Utf8PathBuf))
+                .help(help)
         };
         let base = clap::Command::new("proxmox-lxcri")
             .about("A Kubernetes CRI runtime for Proxmox nodes")
@@ -116,17 +121,12 @@ impl Registry {
 
     async fn dispatch(&self, matches: &ArgMatches) -> Result<u8> {
         let (name, sub) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command"))?;
-        let command = self
-            .commands
-            .iter()
-            .find(|c| c.name() == name)
-            .ok_or_else(|| anyhow::anyhow!("no command {name:?}"))?;
+        let command =
+            self.commands.iter().find(|c| c.name() == name).ok_or_else(|| anyhow::anyhow!("no command {name:?}"))?;
         let config = Config::load(sub.get_one::<Utf8PathBuf>("config").map(|p| p.as_path()))
             .map_err(|e| anyhow::anyhow!(e.chain()))?;
-        let local_socket = sub
-            .get_one::<Utf8PathBuf>("local-socket")
-            .cloned()
-            .unwrap_or_else(|| config.server.local_listen.clone());
+        let local_socket =
+            sub.get_one::<Utf8PathBuf>("local-socket").cloned().unwrap_or_else(|| config.server.local_listen.clone());
         command.run(&Context { config, local_socket }, sub).await
     }
 }

@@ -43,7 +43,10 @@ impl Command for Ps {
             let m = pod.metadata.clone().unwrap_or_default();
             let ip = pod.network.as_ref().map(|n| n.ip.as_str()).filter(|ip| !ip.is_empty()).unwrap_or("-");
             let state = c.state().as_str_name().trim_start_matches("CONTAINER_").to_lowercase();
-            let image = c.image.as_ref().map(|i| if i.user_specified_image.is_empty() { &i.image } else { &i.user_specified_image });
+            let image = c
+                .image
+                .as_ref()
+                .map(|i| if i.user_specified_image.is_empty() { &i.image } else { &i.user_specified_image });
             let name = c.metadata.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
             println!(
                 "{:<15} {name:<24} {state:<10} {ip:<16} {:<32} {}",

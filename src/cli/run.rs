@@ -17,7 +17,13 @@ const LOG_ROOT: &str = "/var/log/proxmox-lxcri/local";
 const PERIOD: Duration = Duration::from_millis(50);
 /// Hidden from the container: they tell of or change the node.
 const MASKED: [&str; 8] = [
-    "/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/scsi",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/scsi",
     "/sys/firmware",
 ];
 /// Not writable in the container.
@@ -39,9 +45,20 @@ impl Command for Run {
             switch("detach", Some('d'), "Print the container's id and leave it running"),
             switch("host-network", None, "Use the node's network"),
             Arg::new("name").long("name").value_name("NAME").help("Name of pod and container (default: made up)"),
-            Arg::new("handler").long("handler").value_name("HANDLER").help("Runtime handler (default: the configuration's)"),
-            Arg::new("env").long("env").short('e').value_name("NAME=VALUE").action(clap::ArgAction::Append).help("Environment variable"),
-            required("IMAGE", "Reference of an image (fetched when absent), its id, oci:DIR, oci-archive:FILE or docker-archive:FILE"),
+            Arg::new("handler")
+                .long("handler")
+                .value_name("HANDLER")
+                .help("Runtime handler (default: the configuration's)"),
+            Arg::new("env")
+                .long("env")
+                .short('e')
+                .value_name("NAME=VALUE")
+                .action(clap::ArgAction::Append)
+                .help("Environment variable"),
+            required(
+                "IMAGE",
+                "Reference of an image (fetched when absent), its id, oci:DIR, oci-archive:FILE or docker-archive:FILE",
+            ),
             rest("CMD", "Replaces the image's command"),
         ]
     }
@@ -100,11 +117,7 @@ fn pod_config(name: &str, uid: &str, host_network: bool) -> v1::PodSandboxConfig
 }
 
 fn namespaces(network: v1::NamespaceMode) -> v1::NamespaceOption {
-    v1::NamespaceOption {
-        network: network.into(),
-        pid: v1::NamespaceMode::Container.into(),
-        ..Default::default()
-    }
+    v1::NamespaceOption { network: network.into(), pid: v1::NamespaceMode::Container.into(), ..Default::default() }
 }
 
 fn container_config(name: &str, image: String, matches: &ArgMatches) -> Result<v1::ContainerConfig> {

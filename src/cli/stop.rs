@@ -19,8 +19,13 @@ impl Command for Stop {
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![
-            Arg::new("time").long("time").short('t').value_name("SECONDS").default_value("10")
-                .value_parser(clap::value_parser!(u32)).help("Kill after so long"),
+            Arg::new("time")
+                .long("time")
+                .short('t')
+                .value_name("SECONDS")
+                .default_value("10")
+                .value_parser(clap::value_parser!(u32))
+                .help("Kill after so long"),
             Arg::new("CONTAINER").required(true).num_args(1..).help("Ids (or their beginnings) or names"),
         ]
     }

@@ -6,11 +6,46 @@ use super::error::{Error, Result};
 
 /// All capabilities by number (linux/capability.h), without the CAP_ prefix.
 pub const NAMES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
@@ -75,7 +110,10 @@ mod tests {
     fn all_and_single_names() {
         let base = CapSet::of(&["CHOWN", "CAP_KILL"]).expect("names");
         let s = |v: &[&str]| v.iter().map(|s| s.to_string()).collect::<Vec<_>>();
-        assert_eq!(base.adjusted(&s(&["NET_ADMIN"]), &s(&["chown"])).expect("set").oci_names(), ["CAP_KILL", "CAP_NET_ADMIN"]);
+        assert_eq!(
+            base.adjusted(&s(&["NET_ADMIN"]), &s(&["chown"])).expect("set").oci_names(),
+            ["CAP_KILL", "CAP_NET_ADMIN"]
+        );
         assert_eq!(base.adjusted(&s(&["ALL"]), &[]).expect("set"), CapSet::ALL);
         assert_eq!(base.adjusted(&s(&["SYS_TIME"]), &s(&["ALL"])).expect("set").oci_names(), ["CAP_SYS_TIME"]);
         assert!(!base.adjusted(&s(&["ALL"]), &s(&["SYS_ADMIN"])).expect("set").has("SYS_ADMIN"));

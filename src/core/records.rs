@@ -280,9 +280,7 @@ impl RecordStore {
 
     /// Whether anything was ever set aside: then nothing unclaimed may be collected.
     pub fn has_quarantined_pods(&self) -> bool {
-        self.quarantine
-            .read_dir_utf8()
-            .is_ok_and(|d| d.flatten().any(|e| e.file_name().starts_with("pod-")))
+        self.quarantine.read_dir_utf8().is_ok_and(|d| d.flatten().any(|e| e.file_name().starts_with("pod-")))
     }
 }
 
@@ -335,7 +333,8 @@ pub(crate) mod tests {
         store.save_pod(&a).expect("a");
         store.save_pod(&b).expect("b");
         let file = root.join("pods").join(b.id.as_str()).join("pod.json");
-        atomic::write(file.as_std_path(), b"{\"version\":1,\"record\":{", 0o600, Durability::Process).expect("break it");
+        atomic::write(file.as_std_path(), b"{\"version\":1,\"record\":{", 0o600, Durability::Process)
+            .expect("break it");
         let (found, bad) = store.load().expect("load");
         assert_eq!(found, vec![(a.clone(), vec![])]);
         assert_eq!(bad, vec![b.id.to_string()]);

@@ -161,7 +161,9 @@ mod tests {
         fn apply(&mut self, event: Event) {
             let Some(pod) = self.pod else { return };
             match event {
-                Event::Create if pod.verdict(PodRequest::CreateContainer) == Verdict::Go && self.container.is_none() => {
+                Event::Create
+                    if pod.verdict(PodRequest::CreateContainer) == Verdict::Go && self.container.is_none() =>
+                {
                     self.container = Some(ContainerPhase::Created);
                 }
                 Event::Start if self.asks(ContainerRequest::Start) => self.container = Some(ContainerPhase::Running),

@@ -25,7 +25,10 @@ pub fn sandbox(config: Option<v1::PodSandboxConfig>) -> Result<SandboxConfig> {
     }
     let linux = config.linux.unwrap_or_default();
     if config.hostname.len() > 64 || config.hostname.contains(['\0', '/', '\n']) {
-        return Err(Error::invalid(format!("hostname {:?} does not fit a Linux host name (64 bytes)", config.hostname)));
+        return Err(Error::invalid(format!(
+            "hostname {:?} does not fit a Linux host name (64 bytes)",
+            config.hostname
+        )));
     }
     let log_directory = match config.log_directory.as_str() {
         "" => None,
@@ -207,7 +210,9 @@ fn mount(m: v1::Mount) -> Result<Mount> {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
         Ok(v1::MountPropagation::PropagationBidirectional) => Propagation::Bidirectional,
-        Err(_) => return Err(Error::invalid(format!("mount at {:?}: propagation {}", m.container_path, m.propagation))),
+        Err(_) => {
+            return Err(Error::invalid(format!("mount at {:?}: propagation {}", m.container_path, m.propagation)));
+        }
     };
     if m.image.is_none() && m.host_path.is_empty() {
         return Err(Error::invalid(format!("mount at {:?}: neither host_path nor image", m.container_path)));

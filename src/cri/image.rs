@@ -59,7 +59,8 @@ impl v1::image_service_server::ImageService for Front {
         };
         let mut answer = v1::ImageStatusResponse { image: Some(to_wire::image(&image)), ..Default::default() };
         if request.verbose {
-            let text = serde_json::to_string(&*image).map_err(|e| Error::internal(format!("image {}: {e}", image.id)))?;
+            let text =
+                serde_json::to_string(&*image).map_err(|e| Error::internal(format!("image {}: {e}", image.id)))?;
             answer.info.insert("info".into(), text);
         }
         Ok(Response::new(answer))

@@ -79,9 +79,7 @@ fn mode(m: NamespaceMode) -> i32 {
 }
 
 fn mappings(list: &[IdMapping]) -> Vec<v1::IdMapping> {
-    list.iter()
-        .map(|m| v1::IdMapping { host_id: m.host_id, container_id: m.container_id, length: m.length })
-        .collect()
+    list.iter().map(|m| v1::IdMapping { host_id: m.host_id, container_id: m.container_id, length: m.length }).collect()
 }
 
 fn namespaces(n: &Namespaces) -> v1::NamespaceOption {

@@ -58,10 +58,13 @@ pub async fn load_default() -> Result<()> {
     if is_loaded(DEFAULT_PROFILE)? {
         return Ok(());
     }
-    let parser = PARSER
-        .into_iter()
-        .find(|p| std::path::Path::new(p).try_exists().unwrap_or(false))
-        .ok_or_else(|| Error::new(Kind::FailedPrecondition, "AppArmor is on, but apparmor_parser is not installed (package apparmor)"))?;
+    let parser =
+        PARSER.into_iter().find(|p| std::path::Path::new(p).try_exists().unwrap_or(false)).ok_or_else(|| {
+            Error::new(
+                Kind::FailedPrecondition,
+                "AppArmor is on, but apparmor_parser is not installed (package apparmor)",
+            )
+        })?;
     Spawn::new(parser, ["--replace", "--skip-cache"])
         .stdin(PROFILE)
         .deadline(Duration::from_secs(30))

@@ -4,5 +4,6 @@ pub mod apparmor;
 pub mod cgroup;
 pub mod cni;
 pub mod host;
+pub mod monitor;
 pub mod mounts;
 pub mod netns;

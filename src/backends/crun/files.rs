@@ -23,7 +23,9 @@ pub fn resolv_conf(dns: &DnsConfig) -> String {
 
 /// hosts of a pod with a network of its own.
 pub fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
-    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
     if !hostname.is_empty() {
         for ip in ips {
             text += &format!("{ip}\t{hostname}\n");

@@ -24,9 +24,21 @@ const PROFILE_MAX: u64 = 1 << 20;
 
 impl CrunBackend {
     pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
-        let LaunchContext { pod, facts, pod_dir, run_dir, rootfs_mount_point, id, config, image, rootfs, target, log_path } =
-            context;
-        let rootfs = rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
+        let LaunchContext {
+            pod,
+            facts,
+            pod_dir,
+            run_dir,
+            rootfs_mount_point,
+            id,
+            config,
+            image,
+            rootfs,
+            target,
+            log_path,
+        } = context;
+        let rootfs =
+            rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
         let found = {
             let (security, image_user) = (config.security.clone(), image.config.user.clone());
             let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
@@ -153,7 +165,8 @@ impl CrunBackend {
         }
         let oom = process.oom_score_adj().unwrap_or(0);
         let files = ExecFiles::of(run_dir, exec_id);
-        let text = serde_json::to_vec(&process).map_err(|e| Error::because(Kind::Internal, "encode the exec's process", e))?;
+        let text =
+            serde_json::to_vec(&process).map_err(|e| Error::because(Kind::Internal, "encode the exec's process", e))?;
         write(&files.process, &text)?;
         let console = self.console_socket(exec_id);
         let mut verb = vec!["exec", "--detach", "--pid-file", files.pid.as_str(), "--process", files.process.as_str()];
@@ -210,7 +223,9 @@ fn look_up(
     let root = beneath::Root::from_fd(rootfs);
     let text = |path: &str| match root.read_file(path, USERS_MAX) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(String::new()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(String::new())
+        }
         Err(e) => Err(Error::io(format!("read /{path} of the image"), e)),
     };
     let user = users::resolve(security, image_user, &text("etc/passwd")?, &text("etc/group")?)?;
@@ -264,7 +279,12 @@ fn requested_device(d: &Device, found: &mut Vec<(LinuxDevice, String)>) -> Resul
 }
 
 /// All device nodes below a folder, but terminals and what every container has of its own.
-fn host_devices(folder: &Utf8Path, to: &Utf8Path, permissions: &str, found: &mut Vec<(LinuxDevice, String)>) -> Result<()> {
+fn host_devices(
+    folder: &Utf8Path,
+    to: &Utf8Path,
+    permissions: &str,
+    found: &mut Vec<(LinuxDevice, String)>,
+) -> Result<()> {
     const OWN: [&str; 11] =
         ["pts", "shm", "fd", "mqueue", "console", "null", "zero", "full", "random", "urandom", "tty"];
     let entries = folder.read_dir_utf8().map_err(|e| Error::io(format!("list {folder}"), e))?;
@@ -308,5 +328,6 @@ fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
 }
 
 fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
-    atomic::write(path.as_std_path(), text, 0o600, Durability::Process).map_err(|e| Error::io(format!("write {path}"), e))
+    atomic::write(path.as_std_path(), text, 0o600, Durability::Process)
+        .map_err(|e| Error::io(format!("write {path}"), e))
 }

@@ -66,7 +66,12 @@ pub struct CrunBackend {
 
 impl CrunBackend {
     /// Looks at the node; a crun that is missing is no error here, but in [`Backend::probe`].
-    pub async fn new(config: CrunConfig, hierarchy: Hierarchy, pins: NamespacePins, network: Arc<dyn PodNetwork>) -> Result<Self> {
+    pub async fn new(
+        config: CrunConfig,
+        hierarchy: Hierarchy,
+        pins: NamespacePins,
+        network: Arc<dyn PodNetwork>,
+    ) -> Result<Self> {
         let powers = host::powers()?;
         let v2 = matches!(hierarchy.mode, crate::integrations::cgroup::Mode::Unified);
         let facts = HostFacts {
@@ -129,9 +134,9 @@ impl CrunBackend {
     /// Whether the profile can be had on this node.
     fn check_apparmor(&self, profile: &Profile) -> Result<()> {
         match profile {
-            Profile::Localhost(name) if !self.host.apparmor => {
-                Err(Error::precondition(format!("AppArmor profile {name:?} is asked for, but this kernel has AppArmor off")))
-            }
+            Profile::Localhost(name) if !self.host.apparmor => Err(Error::precondition(format!(
+                "AppArmor profile {name:?} is asked for, but this kernel has AppArmor off"
+            ))),
             _ => Ok(()),
         }
     }
@@ -152,7 +157,8 @@ impl Backend for CrunBackend {
             return Err(Error::precondition(why));
         }
         let program = &self.config.program;
-        let missing = |e| Error::because(Kind::FailedPrecondition, format!("OCI runtime {program} (handlers.crun.path)"), e);
+        let missing =
+            |e| Error::because(Kind::FailedPrecondition, format!("OCI runtime {program} (handlers.crun.path)"), e);
         let meta = std::fs::metadata(program).map_err(missing)?;
         let seen = (meta.len(), meta.modified().map_err(missing)?);
         if *self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Some(seen) {
@@ -171,13 +177,17 @@ impl Backend for CrunBackend {
     fn check(&self, pod: &SandboxConfig) -> Result<()> {
         let named = |e: Error| e.context(format!("pod {}/{}", pod.metadata.namespace, pod.metadata.name));
         if pod.security.namespaces.user.is_some() {
-            return Err(named(Error::new(Kind::Unimplemented, "user namespaces are not supported by this handler yet")));
+            return Err(named(Error::new(
+                Kind::Unimplemented,
+                "user namespaces are not supported by this handler yet",
+            )));
         }
         if pod.security.namespaces.pid == NamespaceMode::Target {
             return Err(named(Error::invalid("a sandbox has no target PID namespace")));
         }
         self.check_apparmor(&pod.security.apparmor).map_err(named)?;
-        Parent::new(self.config.driver, &pod.cgroup_parent, &crate::core::ids::PodId::new()).map_err(|e| named(e.into()))?;
+        Parent::new(self.config.driver, &pod.cgroup_parent, &crate::core::ids::PodId::new())
+            .map_err(|e| named(e.into()))?;
         files::bandwidth(&pod.annotations).map_err(named)?;
         Ok(())
     }

@@ -129,7 +129,8 @@ impl CrunBackend {
             namespaces: vec![String::new(), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
         };
         let pid = monitor.start_init(request).await?;
-        let identity = ProcessId::of(pid).map_err(|e| Error::io(format!("the init of pod {} (pid {pid})", pod.id), e))?;
+        let identity =
+            ProcessId::of(pid).map_err(|e| Error::io(format!("the init of pod {} (pid {pid})", pod.id), e))?;
         journal.note(vec![resource(INIT, format!("{}:{}:{}", identity.pid, identity.start_time, identity.boot_id))])?;
         Ok(self.pins.pin_pid(&pod.id, pid).await?)
     }
@@ -195,7 +196,9 @@ impl CrunBackend {
                     let (hierarchy, parent, id) = (self.hierarchy.clone(), self.parent(pod)?, pod.id.clone());
                     blocking(move || Ok(hierarchy.remove_parent(&parent, &id)?)).await
                 }
-                other => Err(Error::internal(format!("pod {} owns a {other:?}, which this version does not know", pod.id))),
+                other => {
+                    Err(Error::internal(format!("pod {} owns a {other:?}, which this version does not know", pod.id)))
+                }
             };
             if let Err(e) = done {
                 tracing::error!(pod = pod.id.as_str(), kind = note.kind, error = e.chain(), "can't take it down");

@@ -44,7 +44,9 @@ fn namespaces(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>> {
             (NamespaceMode::Pod, Some(path)) => list.push(namespace(kind, Some(path.as_str()))?),
             (NamespaceMode::Node, None) => {}
             (mode, _) => {
-                return Err(Error::invalid(format!("{kind} namespace {mode:?} does not fit the sandbox's").to_lowercase()));
+                return Err(Error::invalid(
+                    format!("{kind} namespace {mode:?} does not fit the sandbox's").to_lowercase(),
+                ));
             }
         }
     }
@@ -101,11 +103,15 @@ pub fn resources(asked: &Resources, input: &SpecInput<'_>) -> Result<LinuxResour
         if !input.host.hugetlb {
             // Kubelets send a zero for every size to every node.
             if *bytes > 0 {
-                return Err(Error::new(Kind::Unimplemented, format!("hugepages-{size}: this node has no hugetlb controller")));
+                return Err(Error::new(
+                    Kind::Unimplemented,
+                    format!("hugepages-{size}: this node has no hugetlb controller"),
+                ));
             }
             continue;
         }
-        let limit = i64::try_from(*bytes).map_err(|_| Error::invalid(format!("hugepages-{size}: {bytes} is out of range")))?;
+        let limit =
+            i64::try_from(*bytes).map_err(|_| Error::invalid(format!("hugepages-{size}: {bytes} is out of range")))?;
         huge.push(built(LinuxHugepageLimitBuilder::default().page_size(size.clone()).limit(limit).build())?);
     }
     limits.set_hugepage_limits((!huge.is_empty()).then_some(huge));

@@ -85,10 +85,7 @@ pub fn plan(input: &SpecInput<'_>) -> Result<Spec> {
     let mut spec = Spec::default();
     spec.set_version("1.0.2".to_string());
     let root: Root = built(
-        RootBuilder::default()
-            .path(input.rootfs.as_std_path())
-            .readonly(input.config.security.readonly_rootfs)
-            .build(),
+        RootBuilder::default().path(input.rootfs.as_std_path()).readonly(input.config.security.readonly_rootfs).build(),
     )?;
     spec.set_root(Some(root));
     spec.set_hostname(None);
@@ -109,7 +106,10 @@ fn refuse(input: &SpecInput<'_>) -> Result<()> {
         return Err(Error::new(Kind::Unimplemented, "user namespaces are not supported by this handler yet"));
     }
     if !config.cdi_devices.is_empty() {
-        return Err(Error::new(Kind::Unimplemented, format!("CDI device {:?}: CDI is not supported yet", config.cdi_devices[0])));
+        return Err(Error::new(
+            Kind::Unimplemented,
+            format!("CDI device {:?}: CDI is not supported yet", config.cdi_devices[0]),
+        ));
     }
     Ok(())
 }

@@ -8,7 +8,17 @@ use crate::core::spec::{self, NamespaceMode, Propagation};
 
 /// Mount options that may be asked for by name.
 const OPTIONS: [&str; 12] = [
-    "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime", "relatime",
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noexec",
+    "exec",
+    "noatime",
+    "atime",
+    "nodiratime",
+    "diratime",
+    "relatime",
     "nosymfollow",
 ];
 
@@ -41,7 +51,12 @@ fn base(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"])?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
     ];
     // A message queue file system belongs to the IPC namespace: with the host's it is the host's.
     if input.config.security.namespaces.ipc == NamespaceMode::Node {
@@ -57,7 +72,10 @@ fn base(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
 fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mount> {
     let named = |e: Error| e.context(format!("mount at {:?}", m.container_path));
     if !m.container_path.starts_with('/') {
-        return Err(Error::invalid(format!("mount at {:?}: the path in the container is not absolute", m.container_path)));
+        return Err(Error::invalid(format!(
+            "mount at {:?}: the path in the container is not absolute",
+            m.container_path
+        )));
     }
     if m.image.is_some() {
         return Err(named(Error::new(Kind::Unimplemented, "image volumes are not supported yet")));
@@ -77,7 +95,10 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
                 return Err(named(Error::invalid("a recursively read-only mount can't propagate")));
             }
             if !input.host.recursive_read_only {
-                return Err(named(Error::new(Kind::Unimplemented, "the OCI runtime knows no recursively read-only mounts")));
+                return Err(named(Error::new(
+                    Kind::Unimplemented,
+                    "the OCI runtime knows no recursively read-only mounts",
+                )));
             }
             options.push("rro");
         }

@@ -58,11 +58,9 @@ fn arguments(input: &SpecInput<'_>) -> Result<Vec<String>> {
 /// The image's variables, then ours, then the request's; a later one replaces an earlier one in its place.
 fn environment(input: &SpecInput<'_>) -> Vec<String> {
     let mut env: Vec<String> = Vec::new();
-    let mut set = |name: &str, line: String| {
-        match env.iter_mut().find(|e| e.split('=').next() == Some(name)) {
-            Some(old) => *old = line,
-            None => env.push(line),
-        }
+    let mut set = |name: &str, line: String| match env.iter_mut().find(|e| e.split('=').next() == Some(name)) {
+        Some(old) => *old = line,
+        None => env.push(line),
     };
     set("PATH", format!("PATH={DEFAULT_PATH}"));
     if !input.pod.config.hostname.is_empty() {
@@ -113,9 +111,13 @@ pub fn bounding(input: &SpecInput<'_>) -> Result<CapSet> {
     if let Some(name) = CapSet(asked.0 & !has.0).oci_names().first()
         && !all
     {
-        let added = CapSet::of(&security.add_capabilities.iter().filter(|n| !n.eq_ignore_ascii_case("ALL")).collect::<Vec<_>>())?;
+        let added = CapSet::of(
+            &security.add_capabilities.iter().filter(|n| !n.eq_ignore_ascii_case("ALL")).collect::<Vec<_>>(),
+        )?;
         if added.oci_names().contains(name) {
-            return Err(Error::invalid(format!("capability {name} can't be given: the runtime itself does not have it")));
+            return Err(Error::invalid(format!(
+                "capability {name} can't be given: the runtime itself does not have it"
+            )));
         }
     }
     Ok(has)

@@ -46,7 +46,10 @@ fn id(text: &str) -> Option<u32> {
 /// A number that passwd does not know has group 0; a name that it does not know is an error.
 pub fn resolve(request: &ContainerSecurity, image_user: &str, passwd: &str, group: &str) -> Result<ResolvedUser> {
     let in_range = |n: i64, what: &str| {
-        u32::try_from(n).ok().filter(|n| *n <= i32::MAX as u32).ok_or_else(|| Error::invalid(format!("{what} {n} is out of range")))
+        u32::try_from(n)
+            .ok()
+            .filter(|n| *n <= i32::MAX as u32)
+            .ok_or_else(|| Error::invalid(format!("{what} {n} is out of range")))
     };
     let (user, image_group) = match (request.run_as_user, request.run_as_username.as_str()) {
         (Some(n), _) => (in_range(n, "run_as_user")?.to_string(), None),
@@ -127,7 +130,10 @@ mod tests {
             supplemental_groups: vec![1234, 7],
             ..Default::default()
         };
-        assert_eq!(of(request.clone(), "www-data").expect("user"), ResolvedUser { uid: 1000, gid: 7, groups: vec![7, 50000, 1234] });
+        assert_eq!(
+            of(request.clone(), "www-data").expect("user"),
+            ResolvedUser { uid: 1000, gid: 7, groups: vec![7, 50000, 1234] }
+        );
         let strict = ContainerSecurity { supplemental_groups_policy: SupplementalGroupsPolicy::Strict, ..request };
         assert_eq!(of(strict, "").expect("user").groups, vec![7, 1234]);
         assert!(of(ContainerSecurity { run_as_group: Some(1), ..Default::default() }, "").is_err());

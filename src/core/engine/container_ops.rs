@@ -34,15 +34,23 @@ impl PodTask {
         }
         let facts = self.pod.facts.clone().ok_or_else(|| Error::internal("a ready pod without facts"))?;
         let image = self.shared.ports.images.resolve(&config.image.image).ok_or_else(|| {
-            Error::not_found(format!("image {:?} of container {:?} is not here: pull it first", config.image.image, config.name))
+            Error::not_found(format!(
+                "image {:?} of container {:?} is not here: pull it first",
+                config.image.image, config.name
+            ))
         })?;
         let mut record = self.new_record(&config, &image)?;
         let id = record.id.clone();
         self.save_container(&record).await?;
         match self.launch(&mut record, &config, &image, &facts).await {
             Ok(()) => {
-                tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), name = config.name,
-                    image = config.image.image, "container created");
+                tracing::info!(
+                    pod = self.pod.id.as_str(),
+                    container = id.as_str(),
+                    name = config.name,
+                    image = config.image.image,
+                    "container created"
+                );
                 self.containers.insert(id.clone(), record);
                 Ok(id)
             }
@@ -104,7 +112,9 @@ impl PodTask {
         blocking(move || {
             make_private_dir(&folder)?;
             match log.as_deref().and_then(|l| l.parent()) {
-                Some(parent) => std::fs::create_dir_all(parent).map_err(|e| Error::io(format!("make log folder {parent}"), e)),
+                Some(parent) => {
+                    std::fs::create_dir_all(parent).map_err(|e| Error::io(format!("make log folder {parent}"), e))
+                }
                 None => Ok(()),
             }
         })
@@ -183,7 +193,8 @@ impl PodTask {
         let (store, pod, id, folder) =
             (self.shared.records.clone(), self.pod.id.clone(), id.clone(), self.shared.run_dir(&self.pod.id, id));
         blocking(move || {
-            crate::utils::beneath::remove_tree(folder.as_std_path()).map_err(|e| Error::io(format!("remove {folder}"), e))?;
+            crate::utils::beneath::remove_tree(folder.as_std_path())
+                .map_err(|e| Error::io(format!("remove {folder}"), e))?;
             store.delete_container(&pod, &id)
         })
         .await
@@ -223,7 +234,13 @@ impl PodTask {
             return;
         }
         let info = exit_info(&exit);
-        tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), code = info.code, reason = info.reason, "container ended");
+        tracing::info!(
+            pod = self.pod.id.as_str(),
+            container = id.as_str(),
+            code = info.code,
+            reason = info.reason,
+            "container ended"
+        );
         self.finish(&mut record, exit.finished_at, info).await;
     }
 
@@ -235,10 +252,18 @@ impl PodTask {
         self.containers.insert(record.id.clone(), record.clone());
         if let Err(e) = self.save_container(record).await {
             // Lists show it from memory; after a restart the monitor's exit record tells it again.
-            tracing::error!(container = record.id.as_str(), error = e.chain(), "a container's end is not on record yet");
+            tracing::error!(
+                container = record.id.as_str(),
+                error = e.chain(),
+                "a container's end is not on record yet"
+            );
             self.shared.index_mut().publish_container(record);
         } else if let Err(e) = self.reap(&record.id).await {
-            tracing::warn!(container = record.id.as_str(), error = e.chain(), "an ended container is still known to the runtime");
+            tracing::warn!(
+                container = record.id.as_str(),
+                error = e.chain(),
+                "an ended container is still known to the runtime"
+            );
         }
         for wait in self.stops.iter_mut().filter(|w| w.id == record.id) {
             if let Some(reply) = wait.reply.take() {
@@ -249,7 +274,12 @@ impl PodTask {
     }
 
     /// StopContainer: the signal now, the answer when it has ended.
-    pub(super) async fn stop_container(&mut self, id: ContainerId, grace: Duration, reply: oneshot::Sender<Result<()>>) {
+    pub(super) async fn stop_container(
+        &mut self,
+        id: ContainerId,
+        grace: Duration,
+        reply: oneshot::Sender<Result<()>>,
+    ) {
         let Some(record) = self.containers.get(&id) else {
             let _ = reply.send(Ok(()));
             return;
@@ -295,7 +325,11 @@ impl PodTask {
             if let Some(monitor) = self.monitor.clone()
                 && let Err(e) = monitor.signal(&id, libc::SIGKILL, true).await
             {
-                tracing::error!(container = id.as_str(), error = e.chain(), "can't kill a container whose grace is over");
+                tracing::error!(
+                    container = id.as_str(),
+                    error = e.chain(),
+                    "can't kill a container whose grace is over"
+                );
             }
         }
     }
@@ -375,6 +409,9 @@ mod tests {
     #[test]
     fn reasons_are_the_kubelets() {
         let exit = |code, oom| exit_info(&monitor_v1::Exit { code, oom, ..Default::default() }).reason;
-        assert_eq!((exit(0, false), exit(7, false), exit(137, true)), ("Completed".into(), "Error".into(), "OOMKilled".into()));
+        assert_eq!(
+            (exit(0, false), exit(7, false), exit(137, true)),
+            ("Completed".into(), "Error".into(), "OOMKilled".into())
+        );
     }
 }

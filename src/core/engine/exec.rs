@@ -47,7 +47,14 @@ impl Engine {
         let backend = self.shared.backend(&pod.handler)?;
         let cleanup = ExecFiles { backend: &*backend, run_dir: &run_dir, exec_id: &exec_id };
         let mut plan = backend
-            .exec_plan(ExecContext { pod: &pod, container: &container, run_dir: &run_dir, exec_id: &exec_id, command, tty: false })
+            .exec_plan(ExecContext {
+                pod: &pod,
+                container: &container,
+                run_dir: &run_dir,
+                exec_id: &exec_id,
+                command,
+                tty: false,
+            })
             .await?;
         plan.timeout_ms = timeout.map_or(0, |t| t.as_millis().clamp(1, u128::from(u32::MAX)) as u32);
         let (mut out, out_end) = output_pipe()?;
@@ -75,7 +82,12 @@ impl Engine {
         if ended.timed_out {
             return Err(Error::new(
                 Kind::DeadlineExceeded,
-                format!("exec in container {}: {:?} did not end within {:?} and was killed", container.id, command[0], timeout.unwrap_or_default()),
+                format!(
+                    "exec in container {}: {:?} did not end within {:?} and was killed",
+                    container.id,
+                    command[0],
+                    timeout.unwrap_or_default()
+                ),
             ));
         }
         Ok(ExecOutput { stdout, stderr, exit_code: ended.exit.code })
@@ -84,7 +96,10 @@ impl Engine {
     /// Opens the container's log anew; answers after the swap.
     pub async fn reopen_log(&self, scope: Scope, id: &str) -> Result<()> {
         let (container, monitor) = self.reach(scope, id)?;
-        monitor.reopen_log(&container.id).await.map_err(|e| e.context(format!("reopen the log of container {}", container.id)))
+        monitor
+            .reopen_log(&container.id)
+            .await
+            .map_err(|e| e.context(format!("reopen the log of container {}", container.id)))
     }
 
     fn reach(&self, scope: Scope, id: &str) -> Result<(std::sync::Arc<ContainerRecord>, std::sync::Arc<dyn Monitor>)> {
@@ -93,7 +108,8 @@ impl Engine {
             return Err(Error::precondition(format!("container {}: {why}", container.id)));
         }
         let monitor = self.shared.index().monitor(&container.pod);
-        let monitor = monitor.ok_or_else(|| Error::new(Kind::Unavailable, format!("pod {} has no monitor", container.pod)))?;
+        let monitor =
+            monitor.ok_or_else(|| Error::new(Kind::Unavailable, format!("pod {} has no monitor", container.pod)))?;
         Ok((container, monitor))
     }
 }

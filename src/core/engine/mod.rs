@@ -11,6 +11,8 @@ mod orphans;
 mod pod;
 mod recovery;
 mod sandbox_ops;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -140,7 +142,9 @@ impl Engine {
         backend.check(&config)?;
         loop {
             match self.reserve(owner, &config, &backend)? {
-                Reservation::Mine { id, handle } => return handle.ask(|reply| Command::Setup { reply }).await.map(|()| id),
+                Reservation::Mine { id, handle } => {
+                    return handle.ask(|reply| Command::Setup { reply }).await.map(|()| id);
+                }
                 Reservation::Claimed(id) => return Ok(id),
                 Reservation::Join { id, handle } => {
                     // Its task ends when the first try fails: then the name is free and this call makes the pod.
@@ -167,7 +171,10 @@ impl Engine {
             let m = &config.metadata;
             return Err(Error::new(
                 Kind::AlreadyExists,
-                format!("pod {}/{} (uid {}, attempt {}) is sandbox {id} already", m.namespace, m.name, m.uid, m.attempt),
+                format!(
+                    "pod {}/{} (uid {}, attempt {}) is sandbox {id} already",
+                    m.namespace, m.name, m.uid, m.attempt
+                ),
             ));
         }
         let record = PodRecord {

@@ -237,9 +237,7 @@ impl PodTask {
     }
 
     pub(super) fn the_monitor(&self) -> Result<Arc<dyn Monitor>> {
-        self.monitor.clone().ok_or_else(|| {
-            Error::new(Kind::Unavailable, format!("pod {} has no monitor", self.pod.id))
-        })
+        self.monitor.clone().ok_or_else(|| Error::new(Kind::Unavailable, format!("pod {} has no monitor", self.pod.id)))
     }
 
     pub(super) fn id(&self) -> &PodId {

@@ -119,7 +119,11 @@ async fn rebuild(shared: &Arc<Shared>, id: &PodId) -> Option<Stored> {
     let pod: PodRecord = match records::decode(&link.hello.pod_info) {
         Ok(pod) => pod,
         Err(why) => {
-            tracing::error!(pod = id.as_str(), why, "a monitor runs for a pod without a record, and what it keeps can't be read");
+            tracing::error!(
+                pod = id.as_str(),
+                why,
+                "a monitor runs for a pod without a record, and what it keeps can't be read"
+            );
             return None;
         }
     };
@@ -132,7 +136,9 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
     let backend = match shared.backend(&pod.handler) {
         Ok(backend) => backend,
         Err(e) => {
-            return Err(e.context(format!("the handler of pod {} is not configured any more; its record stays", pod.id)));
+            return Err(
+                e.context(format!("the handler of pod {} is not configured any more; its record stays", pod.id))
+            );
         }
     };
     let same_boot = pod.boot_id == shared.config.boot_id;
@@ -158,9 +164,8 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
         compare(shared, container, link.as_ref()).await;
     }
     containers.sort_by_key(|c| c.created_at);
-    let (half, whole): (Vec<_>, Vec<_>) = containers
-        .into_iter()
-        .partition(|c| matches!(c.phase, ContainerPhase::Creating | ContainerPhase::Removing));
+    let (half, whole): (Vec<_>, Vec<_>) =
+        containers.into_iter().partition(|c| matches!(c.phase, ContainerPhase::Creating | ContainerPhase::Removing));
     for container in half {
         drop_half(shared, &backend, &pod, &container, link.as_ref()).await;
     }
@@ -284,7 +289,8 @@ async fn drop_half(
         }
         shared.ports.layers.remove_rootfs(id).await?;
         let run_dir = shared.run_dir(&pod.id, id);
-        crate::utils::beneath::remove_tree(run_dir.as_std_path()).map_err(|e| Error::io(format!("remove {run_dir}"), e))?;
+        crate::utils::beneath::remove_tree(run_dir.as_std_path())
+            .map_err(|e| Error::io(format!("remove {run_dir}"), e))?;
         shared.records.delete_container(&pod.id, id)
     };
     match done.await {
@@ -303,7 +309,11 @@ impl PodTask {
         }
         for id in ended {
             if let Err(e) = self.reap(&id).await {
-                tracing::warn!(container = id.as_str(), error = e.chain(), "an ended container is still known to the runtime");
+                tracing::warn!(
+                    container = id.as_str(),
+                    error = e.chain(),
+                    "an ended container is still known to the runtime"
+                );
             }
         }
     }

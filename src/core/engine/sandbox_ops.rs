@@ -46,14 +46,24 @@ impl PodTask {
         match self.make_sandbox().await {
             Ok(()) => {
                 let m = &self.pod.config.metadata;
-                tracing::info!(pod = self.pod.id.as_str(), name = m.name, namespace = m.namespace,
-                    handler = self.pod.handler, ms = started.elapsed().as_millis() as u64, "pod runs");
+                tracing::info!(
+                    pod = self.pod.id.as_str(),
+                    name = m.name,
+                    namespace = m.namespace,
+                    handler = self.pod.handler,
+                    ms = started.elapsed().as_millis() as u64,
+                    "pod runs"
+                );
                 Ok(())
             }
             Err(e) => {
                 self.pod.phase = PodPhase::Stopping;
                 if let Err(left) = self.take_back().await {
-                    tracing::error!(pod = self.pod.id.as_str(), error = left.chain(), "a failed create can't be taken back yet");
+                    tracing::error!(
+                        pod = self.pod.id.as_str(),
+                        error = left.chain(),
+                        "a failed create can't be taken back yet"
+                    );
                     self.publish_pod();
                     self.shared.index_mut().release_name(&self.pod);
                     self.retry = Some((Instant::now() + RETRY.0, RETRY.0));
@@ -101,7 +111,12 @@ impl PodTask {
             }
             Err(e) => {
                 let pause = self.retry.map_or(RETRY.0, |(_, p)| (p * 2).min(RETRY.1));
-                tracing::warn!(pod = self.pod.id.as_str(), error = e.chain(), next_s = pause.as_secs(), "clean-up fails still");
+                tracing::warn!(
+                    pod = self.pod.id.as_str(),
+                    error = e.chain(),
+                    next_s = pause.as_secs(),
+                    "clean-up fails still"
+                );
                 self.retry = Some((Instant::now() + pause, pause));
                 Next::GoOn
             }
@@ -144,7 +159,8 @@ impl PodTask {
         self.shared.ports.supervisor.cleanup(self.id()).await?;
         let (store, id, folder) = (self.shared.records.clone(), self.id().clone(), self.shared.pod_dir(self.id()));
         blocking(move || {
-            crate::utils::beneath::remove_tree(folder.as_std_path()).map_err(|e| Error::io(format!("remove {folder}"), e))?;
+            crate::utils::beneath::remove_tree(folder.as_std_path())
+                .map_err(|e| Error::io(format!("remove {folder}"), e))?;
             store.delete_pod(&id)
         })
         .await
@@ -180,7 +196,10 @@ impl PodTask {
                 Err(_) => {
                     return Err(Error::new(
                         Kind::DeadlineExceeded,
-                        format!("containers of pod {} were killed but are not gone after {KILL_PATIENCE:?}", self.pod.id),
+                        format!(
+                            "containers of pod {} were killed but are not gone after {KILL_PATIENCE:?}",
+                            self.pod.id
+                        ),
                     ));
                 }
             }
@@ -196,7 +215,11 @@ impl PodTask {
 
     pub(super) async fn on_init_exit(&mut self, exit: monitor_v1::Exit) {
         if self.pod.phase == PodPhase::Ready {
-            tracing::error!(pod = self.pod.id.as_str(), code = exit.code, "the init of the pod's PID namespace ended: the pod is not ready any more");
+            tracing::error!(
+                pod = self.pod.id.as_str(),
+                code = exit.code,
+                "the init of the pod's PID namespace ended: the pod is not ready any more"
+            );
             if let Err(e) = self.stop_sandbox().await {
                 tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "a pod without init can't be stopped");
             }

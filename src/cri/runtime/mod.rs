@@ -31,10 +31,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
 
     // ------------------------------------------------------------------------------------------ sandboxes
 
-    async fn run_pod_sandbox(
-        &self,
-        request: Request<v1::RunPodSandboxRequest>,
-    ) -> Answer<v1::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {
         let request = request.into_inner();
         let config = convert::sandbox(request.config)?;
         let id = self.engine.run_sandbox(self.owner, config, &request.runtime_handler).await?;
@@ -95,10 +92,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Ok(Response::new(v1::CreateContainerResponse { container_id: id.to_string() }))
     }
 
-    async fn start_container(
-        &self,
-        request: Request<v1::StartContainerRequest>,
-    ) -> Answer<v1::StartContainerResponse> {
+    async fn start_container(&self, request: Request<v1::StartContainerRequest>) -> Answer<v1::StartContainerResponse> {
         self.engine.start_container(self.scope, &request.into_inner().container_id).await?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
@@ -118,10 +112,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
 
-    async fn list_containers(
-        &self,
-        request: Request<v1::ListContainersRequest>,
-    ) -> Answer<v1::ListContainersResponse> {
+    async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<v1::ListContainersResponse> {
         Ok(Response::new(v1::ListContainersResponse { containers: self.list_cris(request.into_inner().filter) }))
     }
 
@@ -186,10 +177,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Err(unimplemented("PortForward"))
     }
 
-    async fn container_stats(
-        &self,
-        _: Request<v1::ContainerStatsRequest>,
-    ) -> Answer<v1::ContainerStatsResponse> {
+    async fn container_stats(&self, _: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {
         Err(unimplemented("ContainerStats"))
     }
 
@@ -209,10 +197,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Err(unimplemented("StreamContainerStats"))
     }
 
-    async fn pod_sandbox_stats(
-        &self,
-        _: Request<v1::PodSandboxStatsRequest>,
-    ) -> Answer<v1::PodSandboxStatsResponse> {
+    async fn pod_sandbox_stats(&self, _: Request<v1::PodSandboxStatsRequest>) -> Answer<v1::PodSandboxStatsResponse> {
         Err(unimplemented("PodSandboxStats"))
     }
 
@@ -256,10 +241,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
 
     type GetContainerEventsStream = ListStream<v1::ContainerEventResponse>;
 
-    async fn get_container_events(
-        &self,
-        _: Request<v1::GetEventsRequest>,
-    ) -> Answer<Self::GetContainerEventsStream> {
+    async fn get_container_events(&self, _: Request<v1::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
         Err(unimplemented("GetContainerEvents"))
     }
 

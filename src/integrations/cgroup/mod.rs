@@ -178,7 +178,8 @@ impl Hierarchy {
     /// Whether the host has the controller ("hugetlb", "memory"). Blocks shortly.
     pub fn has_controller(&self, name: &str) -> bool {
         let listed = |root: &Utf8PathBuf| {
-            std::fs::read_to_string(root.join("cgroup.controllers")).is_ok_and(|l| l.split_whitespace().any(|c| c == name))
+            std::fs::read_to_string(root.join("cgroup.controllers"))
+                .is_ok_and(|l| l.split_whitespace().any(|c| c == name))
         };
         match self.mode {
             Mode::Unified => self.unified.as_ref().is_some_and(listed),
@@ -191,9 +192,9 @@ impl Hierarchy {
         let has = |path: Utf8PathBuf| path.try_exists().unwrap_or(false);
         match (&self.mode, &self.unified) {
             // The root group has no such file: every group below it does.
-            (Mode::Unified, Some(root)) => root.read_dir_utf8().is_ok_and(|entries| {
-                entries.flatten().any(|e| has(e.path().join("memory.swap.max")))
-            }),
+            (Mode::Unified, Some(root)) => root
+                .read_dir_utf8()
+                .is_ok_and(|entries| entries.flatten().any(|e| has(e.path().join("memory.swap.max")))),
             _ => self.legacy.get("memory").is_some_and(|root| has(root.join("memory.memsw.limit_in_bytes"))),
         }
     }

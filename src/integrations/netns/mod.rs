@@ -8,158 +8,30 @@
 //!
 //! Namespaces belong to threads: whatever enters one runs on a thread of its own that ends there. Fails with
 //! [`NetnsError`].
-#![allow(unsafe_code)] // unshare(2): rustix marks it unsafe because of CLONE_FILES, which is not used here
+#![allow(unsafe_code)] // unshare(2), which rustix marks unsafe because of CLONE_FILES, and the fork in `userns`
 
 mod lo;
 mod sysctl;
+mod types;
+mod userns;
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::io::Errno;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::UnshareFlags;
 
 pub use sysctl::sysctl_path;
+pub use types::{NetnsError, Pinned, Wanted, Which};
 
 use self::lo::set_lo_up;
 use self::sysctl::{Setting, check_sysctls};
-use super::mounts::{self, MountError};
-use crate::core::error::{Error, Kind};
+use self::userns::Holder;
+use super::mounts;
+use crate::core::error::Error;
 use crate::core::ids::PodId;
-
-/// Kinds of namespaces that a pod shares among its containers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Which {
-    /// Network.
-    Net,
-    /// System V and POSIX message queues, semaphores, shared memory.
-    Ipc,
-    /// Hostname.
-    Uts,
-    /// Processes; pinned from the pod's init, never made here.
-    Pid,
-}
-
-impl Which {
-    const ALL: [Self; 4] = [Self::Net, Self::Ipc, Self::Uts, Self::Pid];
-
-    /// Name of its file in /proc/<pid>/ns.
-    pub fn file(self) -> &'static str {
-        match self {
-            Self::Net => "net",
-            Self::Ipc => "ipc",
-            Self::Uts => "uts",
-            Self::Pid => "pid",
-        }
-    }
-
-    fn flag(self) -> UnshareFlags {
-        match self {
-            Self::Net => UnshareFlags::NEWNET,
-            Self::Ipc => UnshareFlags::NEWIPC,
-            Self::Uts => UnshareFlags::NEWUTS,
-            Self::Pid => UnshareFlags::NEWPID,
-        }
-    }
-
-    fn link_type(self) -> LinkNameSpaceType {
-        match self {
-            Self::Net => LinkNameSpaceType::Network,
-            Self::Ipc => LinkNameSpaceType::InterProcessCommunication,
-            Self::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
-            Self::Pid => LinkNameSpaceType::ProcessID,
-        }
-    }
-}
-
-/// Namespaces that a pod wants of its own, and what is set inside them.
-#[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// A network namespace, with `lo` up.
-    pub net: bool,
-    /// An IPC namespace.
-    pub ipc: bool,
-    /// A UTS namespace.
-    pub uts: bool,
-    /// Set in the UTS namespace; "" leaves the host's name.
-    pub hostname: String,
-    /// Sysctls by name ("net.ipv4.ip_forward", or with slashes as separators), see [`sysctl_path`].
-    pub sysctls: BTreeMap<String, String>,
-}
-
-/// Where a pod's namespaces are pinned; None: it uses the host's.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pinned {
-    /// Network namespace.
-    pub net: Option<Utf8PathBuf>,
-    /// IPC namespace.
-    pub ipc: Option<Utf8PathBuf>,
-    /// UTS namespace.
-    pub uts: Option<Utf8PathBuf>,
-    /// Shared PID namespace.
-    pub pid: Option<Utf8PathBuf>,
-}
-
-/// Why namespaces could not be made, entered or taken away.
-#[derive(Debug, thiserror::Error)]
-pub enum NetnsError {
-    /// A sysctl that is no pod's to set, or whose namespace the pod shares with the host.
-    #[error("sysctl {name:?}: {why}")]
-    Sysctl {
-        /// As asked for.
-        name: String,
-        /// For a human.
-        why: String,
-    },
-    /// The kernel did not take a sysctl's value.
-    #[error("set sysctl {name} to {value:?}")]
-    SysctlValue {
-        /// As asked for.
-        name: String,
-        /// As asked for.
-        value: String,
-        /// EINVAL, EACCES.
-        source: io::Error,
-    },
-    /// A hostname the kernel can't take (more than 64 bytes).
-    #[error("hostname {0:?} is longer than 64 bytes or has a NUL byte")]
-    Hostname(String),
-    /// A mount failed.
-    #[error("pin a namespace")]
-    Mount(#[from] MountError),
-    /// A system call failed.
-    #[error("{step}")]
-    System {
-        /// What was done, and to what.
-        step: String,
-        /// errno.
-        source: io::Error,
-    },
-}
-
-impl NetnsError {
-    fn system(step: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::System { step: step.into(), source: source.into() }
-    }
-}
-
-impl From<NetnsError> for Error {
-    fn from(e: NetnsError) -> Self {
-        match e {
-            NetnsError::Sysctl { .. } | NetnsError::Hostname(_) => Error::invalid(e.to_string()),
-            NetnsError::SysctlValue { .. } => {
-                let message = e.to_string();
-                let NetnsError::SysctlValue { source, .. } = e else { return Error::invalid(message) };
-                Error::because(Kind::InvalidArgument, message, source)
-            }
-            NetnsError::Mount(source) => Error::from(source).context("pin a namespace"),
-            NetnsError::System { step, source } => Error::io(step, source),
-        }
-    }
-}
 
 /// Makes, finds and removes the pinned namespaces of pods.
 #[derive(Debug, Clone)]
@@ -205,16 +77,22 @@ impl NamespacePins {
 
     /// On a thread of its own, which ends with the namespaces that it made or entered.
     fn create_here(&self, pod: &PodId, wanted: &Wanted, settings: &[Setting]) -> Result<Pinned, NetnsError> {
-        let list = [(Which::Net, wanted.net), (Which::Ipc, wanted.ipc), (Which::Uts, wanted.uts)];
-        let list: Vec<Which> = list.into_iter().filter(|(_, wanted)| *wanted).map(|(which, _)| which).collect();
+        let list: Vec<Which> = wanted.list();
         let (mut there, mut missing) = (Vec::new(), Vec::new());
-        for which in list {
-            match is_pinned(&self.path(pod, which))? {
-                true => there.push(which),
-                false => missing.push(which),
+        for which in &list {
+            match is_pinned(&self.path(pod, *which))? {
+                true => there.push(*which),
+                false => missing.push(*which),
             }
         }
-        if wanted.net || wanted.ipc || wanted.uts {
+        if wanted.user.is_some() && !missing.is_empty() {
+            // They belong to one user namespace: half of them is as good as none.
+            for which in there.drain(..) {
+                self.unpin_one(pod, which)?;
+            }
+            missing = list.clone();
+        }
+        if !list.is_empty() {
             let folder = self.folder(pod);
             std::fs::create_dir_all(&folder).map_err(|e| NetnsError::system(format!("create {folder}"), e))?;
         }
@@ -223,12 +101,29 @@ impl NamespacePins {
             // The link first: it is what garbage collection finds the netns by.
             self.link_netns(pod)?;
         }
-        for which in &there {
+        for which in there.iter().filter(|which| **which != Which::User) {
             enter(&self.path(pod, *which), *which)?;
         }
-        let flags = missing.iter().fold(UnshareFlags::empty(), |all, which| all | which.flag());
-        unshare_thread(flags).map_err(|e| NetnsError::system("unshare namespaces", e))?;
-        let done = self.set_up_and_pin(pod, wanted, settings, &missing);
+        let inner = missing.iter().filter(|which| **which != Which::User);
+        let flags = inner.clone().fold(UnshareFlags::empty(), |all, which| all | which.flag());
+        let holder = match &wanted.user {
+            Some(user) if !missing.is_empty() => Some(Holder::start(user, flags)?),
+            _ => None,
+        };
+        let namespaces = match &holder {
+            Some(holder) => {
+                let folder = holder.namespaces();
+                for which in inner {
+                    enter(&folder.join(which.file()), *which)?;
+                }
+                folder
+            }
+            None => {
+                unshare_thread(flags).map_err(|e| NetnsError::system("unshare namespaces", e))?;
+                "/proc/thread-self/ns".into()
+            }
+        };
+        let done = self.set_up_and_pin(pod, wanted, settings, &missing, &namespaces);
         if done.is_err() {
             for which in missing {
                 if let Err(e) = self.unpin_one(pod, which) {
@@ -246,6 +141,7 @@ impl NamespacePins {
         wanted: &Wanted,
         settings: &[Setting],
         missing: &[Which],
+        namespaces: &Utf8Path,
     ) -> Result<Pinned, NetnsError> {
         if wanted.net {
             set_lo_up().map_err(|e| NetnsError::system("bring lo up", e))?;
@@ -254,9 +150,11 @@ impl NamespacePins {
             rustix::system::sethostname(wanted.hostname.as_bytes())
                 .map_err(|e| NetnsError::system(format!("set the hostname {}", wanted.hostname), e))?;
         }
-        settings.iter().try_for_each(Setting::write)?;
+        let maps = wanted.user.iter().flat_map(|user| &user.uids);
+        let root = maps.filter(|map| map.container_id == 0).map(|map| map.host_id).next();
+        settings.iter().try_for_each(|setting| setting.write(root))?;
         for which in missing {
-            pin(Path::new("/proc/thread-self/ns").join(which.file()).as_path(), &self.path(pod, *which))?;
+            pin(namespaces.join(which.file()).as_std_path(), &self.path(pod, *which))?;
         }
         let path = |which, wanted: bool| wanted.then(|| self.path(pod, which));
         Ok(Pinned {
@@ -264,6 +162,7 @@ impl NamespacePins {
             ipc: path(Which::Ipc, wanted.ipc),
             uts: path(Which::Uts, wanted.uts),
             pid: None,
+            user: path(Which::User, wanted.user.is_some()),
         })
     }
 
@@ -349,7 +248,13 @@ impl NamespacePins {
             let path = self.path(pod, which);
             Ok::<_, NetnsError>(is_pinned(&path)?.then_some(path))
         };
-        Ok(Pinned { net: one(Which::Net)?, ipc: one(Which::Ipc)?, uts: one(Which::Uts)?, pid: one(Which::Pid)? })
+        Ok(Pinned {
+            net: one(Which::Net)?,
+            ipc: one(Which::Ipc)?,
+            uts: one(Which::Uts)?,
+            pid: one(Which::Pid)?,
+            user: one(Which::User)?,
+        })
     }
 }
 
@@ -433,6 +338,8 @@ fn remove_file(path: &Utf8Path) -> Result<(), NetnsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::error::Kind;
+    use crate::core::spec::UserNamespace;
     use crate::integrations::mounts::tests::in_private_mounts;
     use std::os::unix::fs::MetadataExt;
 
@@ -448,7 +355,7 @@ mod tests {
 
     fn all(sysctls: &[(&str, &str)]) -> Wanted {
         let sysctls = sysctls.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Wanted { net: true, ipc: true, uts: true, hostname: "pod-one".into(), sysctls }
+        Wanted { net: true, ipc: true, uts: true, hostname: "pod-one".into(), sysctls, user: None }
     }
 
     #[test]
@@ -506,6 +413,45 @@ mod tests {
             std::fs::read("/proc/sys/kernel/msgmax").unwrap(),
         );
         assert_eq!(now, host);
+    }
+
+    #[test]
+    fn a_user_namespace_owns_the_others() {
+        with_pins(|pins, pod| async move {
+            let map = |host_id| vec![crate::core::spec::IdMapping { host_id, container_id: 0, length: 65536 }];
+            let user = Some(UserNamespace { uids: map(231_072), gids: map(231_072) });
+            let wanted = Wanted { user, ..all(&[("kernel.msgmax", "4321"), ("net.ipv4.ip_forward", "1")]) };
+            let made = pins.create(&pod, wanted.clone()).await.unwrap();
+            let inode = |p: &Option<Utf8PathBuf>| std::fs::metadata(p.as_ref().unwrap()).unwrap().ino();
+            let (user, net) = (inode(&made.user), inode(&made.net));
+            for path in [&made.net, &made.ipc, &made.uts] {
+                let file = File::open(path.as_ref().unwrap()).unwrap();
+                // SAFETY: NS_GET_USERNS (ioctl_nsfs(2)) takes no argument and gives a new descriptor.
+                let owner = unsafe {
+                    let fd = libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&file), 0xb701);
+                    assert!(fd >= 0, "{}", io::Error::last_os_error());
+                    <File as std::os::fd::FromRawFd>::from_raw_fd(fd)
+                };
+                assert_eq!(owner.metadata().unwrap().ino(), user);
+            }
+            let forward =
+                in_netns(made.net.as_ref().unwrap(), || std::fs::read("/proc/sys/net/ipv4/ip_forward").unwrap());
+            assert_eq!(forward.await.unwrap(), b"1\n");
+            assert_eq!(pins.create(&pod, wanted.clone()).await.unwrap(), made);
+            assert_eq!((inode(&made.user), inode(&made.net)), (user, net));
+            // A lost half: all are new, and belong together.
+            pins.unpin_one(&pod, Which::User).unwrap();
+            pins.create(&pod, wanted.clone()).await.unwrap();
+            assert_ne!(inode(&made.net), net);
+            pins.unpin(&pod).await.unwrap();
+
+            for uids in [vec![], map(u32::MAX), [map(1), map(2)].concat()] {
+                let bad = Wanted { user: Some(UserNamespace { uids, gids: map(1) }), ..wanted.clone() };
+                let e = Error::from(pins.create(&pod, bad).await.unwrap_err());
+                assert_eq!(e.kind(), Kind::InvalidArgument, "{e:?}");
+            }
+            assert_eq!(pins.pinned(&pod).await.unwrap(), Pinned::default());
+        });
     }
 
     #[test]

@@ -12,13 +12,24 @@ use super::{NetnsError, Wanted, Which};
 
 /// A sysctl that passed the check.
 pub(super) struct Setting {
+    which: Which,
     name: String,
     path: Utf8PathBuf,
     value: String,
 }
 
 impl Setting {
-    pub(super) fn write(&self) -> Result<(), NetnsError> {
+    /// Writes it from the namespace that the calling thread is in. `root`: the host's id of the namespace's root, where
+    /// a user namespace owns it.
+    pub(super) fn write(&self, root: Option<u32>) -> Result<(), NetnsError> {
+        match root {
+            // The kernel takes IPC sysctls from that user alone, whatever the capabilities of others.
+            Some(root) if self.which == Which::Ipc => as_user(root, || self.write_here()),
+            _ => self.write_here(),
+        }
+    }
+
+    fn write_here(&self) -> Result<(), NetnsError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => NetnsError::Sysctl {
                 name: self.name.clone(),
@@ -29,6 +40,25 @@ impl Setting {
         let mut file = OpenOptions::new().write(true).open(&self.path).map_err(failed)?;
         file.write_all(self.value.as_bytes()).map_err(failed)
     }
+}
+
+/// Runs `work` with the calling thread's effective uid changed, which ends before this returns.
+fn as_user<T>(uid: u32, work: impl FnOnce() -> Result<T, NetnsError>) -> Result<T, NetnsError> {
+    use rustix::process::{Uid, dumpable_behavior, set_dumpable_behavior};
+    use rustix::thread::set_thread_res_uid;
+    // The kernel makes the whole process undumpable when a uid changes; core dumps of the daemon are wanted.
+    let dumpable = dumpable_behavior();
+    let own = rustix::process::geteuid();
+    let change = |to: Uid| {
+        set_thread_res_uid(None, to, None).map_err(|e| NetnsError::system(format!("become uid {}", to.as_raw()), e))
+    };
+    change(Uid::from_raw(uid))?;
+    let done = work();
+    change(own)?;
+    if let Ok(dumpable) = dumpable {
+        let _ = set_dumpable_behavior(dumpable);
+    }
+    done
 }
 
 /// File of a sysctl that belongs to the pod, and the namespace that it belongs to.
@@ -64,7 +94,7 @@ pub(super) fn check_sysctls(wanted: &Wanted) -> Result<Vec<Setting>, NetnsError>
             let why = format!("the pod uses the host's {} namespace", which.file());
             return Err(NetnsError::Sysctl { name: name.clone(), why });
         }
-        Ok(Setting { name: name.clone(), path, value: value.clone() })
+        Ok(Setting { which, name: name.clone(), path, value: value.clone() })
     };
     wanted.sysctls.iter().map(one).collect()
 }

@@ -1,0 +1,550 @@
+//! Containers: what one consists of, and performing what its [`Lifecycle`] decides.
+//!
+//! Called by the server for requests, ended programs, ended inits and the writer's reports. Failures go to whoever
+//! asked. A crash of the monitor leaves the container running with its FIFOs; its exit code is then the kernel's to
+//! tell.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lxcri_monitor_proto::v1::{self, reply::Body};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::cgroup::{self, OomWatch};
+use crate::connection::Asker;
+use crate::crilog::Stream;
+use crate::failure::{Failure, Result};
+use crate::lifecycle::{Action, Event, Lifecycle, Phase, Program};
+use crate::poll::{EventFlags, Source};
+use crate::program::{self, Running};
+use crate::reaper::{Ended, Fate};
+use crate::relay::Owner;
+use crate::server::{Purpose, Server};
+use crate::stdio::{self, Ends};
+use crate::writer::{LogId, Order};
+use crate::{clock, exit_record, mounts, proctree};
+
+/// The writer has this long to open a log.
+const OPEN_TIME: Duration = Duration::from_secs(30);
+/// It has this long to write what a container left, before the end is told without it.
+const DRAIN_TIME: Duration = Duration::from_secs(15);
+/// It has this long to close a log.
+const CLOSE_TIME: Duration = Duration::from_secs(10);
+
+/// A container.
+pub struct Container {
+    /// Its state.
+    pub life: Lifecycle,
+    /// Its log's name; unique to this container.
+    pub log: LogId,
+    /// What was asked for, without the program that is not needed any more.
+    pub plan: v1::CreateContainer,
+    /// Its main process.
+    pub init: Option<Process>,
+    /// Unix time in nanoseconds; 0: not started.
+    pub started_at: i64,
+    /// How it ended, once recorded.
+    pub exit: Option<v1::Exit>,
+    /// Master of its pty.
+    pub terminal: Option<OwnedFd>,
+    ended: Option<Ended>,
+    ends: Ends,
+    rootfs: Option<OwnedFd>,
+    program: Option<i32>,
+    oom: Option<(OomWatch, u64)>,
+    failure: Option<Failure>,
+    creator: Asker,
+    starter: Option<Asker>,
+    deleters: Vec<Asker>,
+    /// When an answer of the writer is not waited for any longer.
+    writer_until: Option<Instant>,
+}
+
+/// A process that a program left to us.
+pub struct Process {
+    /// In our PID namespace.
+    pub pid: i32,
+    /// Clock ticks since boot; 0: it had ended already.
+    pub start_time: u64,
+    /// None: it had ended already.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl Process {
+    /// Sends a signal (1..=64); one that has ended is no error.
+    pub fn signal(&self, number: i32) -> Result<()> {
+        let Some(pidfd) = &self.pidfd else { return Ok(()) };
+        match signal_of(number).map(|s| pidfd_send_signal(pidfd, s)) {
+            Some(Ok(()) | Err(rustix::io::Errno::SRCH)) => Ok(()),
+            Some(Err(e)) => Err(Failure::errno(format_args!("signal {number} to process {}", self.pid), e)),
+            None => Err(Failure::invalid(format!("{number} is not a signal"))),
+        }
+    }
+}
+
+#[allow(unsafe_code)] // real-time signals have no names
+fn signal_of(number: i32) -> Option<Signal> {
+    // SAFETY: it is a number that Linux knows, and it is only sent, never given a handler here.
+    (1..=64).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
+}
+
+/// Whether the plan can be carried out.
+fn check(plan: &v1::CreateContainer, fds: &[OwnedFd]) -> Result<()> {
+    if plan.id.is_empty() || plan.id.contains('/') {
+        return Err(Failure::invalid("a container needs an id"));
+    }
+    program::check(plan.create.as_ref(), "create")?;
+    program::check(plan.start.as_ref(), "start")?;
+    program::check(plan.delete.as_ref(), "delete")?;
+    stdio::check(plan.stdio.as_ref().unwrap_or(&v1::Stdio::default()))?;
+    for (path, needed) in
+        [(&plan.pid_file, true), (&plan.exit_path, true), (&plan.log_path, false), (&plan.rootfs_mount_point, false)]
+    {
+        if !(Path::new(path).is_absolute() || path.is_empty() && !needed) {
+            return Err(Failure::invalid(format!("{path:?} is not an absolute path")));
+        }
+    }
+    if fds.len() != usize::from(!plan.rootfs_mount_point.is_empty()) {
+        return Err(Failure::invalid(format!("{} descriptors do not fit the plan", fds.len())));
+    }
+    Ok(())
+}
+
+impl Server {
+    /// CreateContainer.
+    pub fn create(&mut self, asker: Asker, plan: v1::CreateContainer, mut fds: Vec<OwnedFd>) -> Result<()> {
+        check(&plan, &fds)?;
+        if self.shutdown.is_some() {
+            return Err(Failure::state("the monitor is about to end"));
+        }
+        if self.containers.contains_key(&plan.id) {
+            let message = format!("container {}: it is there already", plan.id);
+            return Err(Failure::new(v1::ErrorCode::ErrorExists, message));
+        }
+        let stdio = plan.stdio.clone().unwrap_or_default();
+        let ends = stdio::make(&stdio).inspect_err(|_| stdio::remove(&stdio))?;
+        // Left by an earlier life of the same id, it would be taken for the new one's.
+        let _ = rustix::fs::unlink(plan.pid_file.as_str());
+        self.next_log += 1;
+        let log = self.next_log;
+        let path = PathBuf::from(&plan.log_path);
+        let container = Container {
+            life: Lifecycle::new(),
+            log,
+            init: None,
+            started_at: 0,
+            exit: None,
+            terminal: None,
+            ended: None,
+            ends,
+            rootfs: fds.pop(),
+            program: None,
+            oom: None,
+            failure: None,
+            creator: asker,
+            starter: None,
+            deleters: Vec::new(),
+            writer_until: Some(Instant::now() + OPEN_TIME),
+            plan,
+        };
+        self.writer.order(Order::Open { id: log, path, line_max: container.plan.log_line_max as usize });
+        self.containers.insert(container.plan.id.clone(), container);
+        Ok(())
+    }
+
+    /// StartContainer.
+    pub fn start(&mut self, asker: Asker, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        if container.life.phase() != Phase::Created || container.starter.is_some() {
+            return Err(Failure::state(format!("container {id}: it can't be started now")));
+        }
+        container.starter = Some(asker);
+        self.container_event(id, Event::StartAsked);
+        Ok(())
+    }
+
+    /// DeleteContainer.
+    pub fn delete(&mut self, asker: Option<Asker>, id: &str) {
+        match self.containers.get_mut(id) {
+            Some(container) => {
+                container.deleters.extend(asker);
+                self.container_event(id, Event::DeleteAsked);
+            }
+            None => {
+                if let Some(asker) = asker {
+                    self.reply(asker, Ok(Body::Done(v1::Done {})));
+                }
+            }
+        }
+    }
+
+    /// SignalContainer.
+    pub fn signal(&mut self, request: &v1::SignalContainer) -> Result<()> {
+        let container = self.container(&request.id)?;
+        if container.life.init_lives()
+            && let Some(init) = &container.init
+        {
+            init.signal(request.signal)?;
+        }
+        if request.all {
+            cgroup::kill(container.kill_folder());
+        }
+        Ok(())
+    }
+
+    /// The container of that id.
+    pub fn container(&mut self, id: &str) -> Result<&mut Container> {
+        self.containers.get_mut(id).ok_or_else(|| Failure::not_found(format!("container {id}: there is none")))
+    }
+
+    /// Takes an event through the state machine and performs what it decides.
+    pub fn container_event(&mut self, id: &str, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let Some(container) = self.containers.get_mut(id) else { return };
+            for action in container.life.next(event) {
+                events.extend(self.perform(id, action));
+            }
+        }
+    }
+
+    /// One action; what comes of it at once.
+    fn perform(&mut self, id: &str, action: Action) -> Option<Event> {
+        let container = self.containers.get_mut(id)?;
+        match action {
+            Action::Run(program) => {
+                if let Err(failure) = self.start_program(id, program) {
+                    self.containers.get_mut(id)?.keep_failure(program, failure);
+                    return Some(Event::Failed(program));
+                }
+            }
+            Action::KillProgram => {
+                if let Some(pid) = container.program {
+                    proctree::kill_tree(pid);
+                }
+            }
+            Action::KillInit => {
+                if let Some(init) = &container.init {
+                    let _ = init.signal(libc::SIGKILL);
+                }
+                cgroup::kill(container.kill_folder());
+            }
+            Action::KillRest => {
+                if container.plan.kill_with_init {
+                    cgroup::kill(container.kill_folder());
+                }
+            }
+            Action::Drain => {
+                container.writer_until = Some(Instant::now() + DRAIN_TIME);
+                self.writer.order(Order::Drain(container.log));
+            }
+            Action::Record => self.record(id),
+            Action::CloseLog => {
+                container.writer_until = Some(Instant::now() + CLOSE_TIME);
+                self.writer.order(Order::Close(container.log));
+            }
+            Action::AnswerCreate(good) => {
+                let answer = match (&container.init, container.failure.take()) {
+                    (Some(init), _) if good => {
+                        Ok(Body::Created(v1::Created { pid: init.pid, pid_start_time: init.start_time }))
+                    }
+                    (_, Some(failure)) => Err(failure),
+                    (_, None) => Err(Failure::state(format!("container {id}: deleted while it was created"))),
+                };
+                let asker = container.creator;
+                self.reply(asker, answer);
+            }
+            Action::AnswerStart(good) => {
+                let answer = match container.failure.take() {
+                    Some(failure) if !good => Err(failure),
+                    _ => Ok(Body::Started(v1::Started { started_at: container.started_at })),
+                };
+                if let Some(asker) = container.starter.take() {
+                    self.reply(asker, answer);
+                }
+            }
+            Action::RefuseStart => {
+                if let Some(asker) = container.starter.take() {
+                    self.reply(asker, Err(Failure::state(format!("container {id}: it can't be started now"))));
+                }
+            }
+            Action::AnswerDelete(good) => {
+                let failure = container.failure.take().filter(|_| !good);
+                for asker in std::mem::take(&mut container.deleters) {
+                    let answer = failure.clone().map_or(Ok(Body::Done(v1::Done {})), Err);
+                    self.reply(asker, answer);
+                }
+                if let Some(failure) = failure {
+                    self.refuse_shutdown(failure);
+                }
+            }
+            Action::Forget => {
+                if let Some(container) = self.containers.remove(id) {
+                    self.end_relays(&Owner::Container(id.into()));
+                    stdio::remove(&container.plan.stdio.unwrap_or_default());
+                    if let Some((watch, token)) = container.oom {
+                        self.poll.unwatch(watch.fd());
+                        self.poll.forget(token);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Starts a program of the plan.
+    fn start_program(&mut self, id: &str, which: Program) -> Result<()> {
+        let container = self.container(id)?;
+        let mut fds = program::Descriptors::default();
+        let spec = match which {
+            Program::Create => {
+                if let Some(mount) = container.rootfs.take() {
+                    mounts::attach(mount, &container.plan.rootfs_mount_point)?;
+                }
+                fds = std::mem::take(&mut container.ends.container);
+                container.plan.create.take()
+            }
+            Program::Start => container.plan.start.clone(),
+            Program::Delete => container.plan.delete.clone(),
+        };
+        let spec = spec.unwrap_or_default();
+        let running = match program::spawn(&spec, fds) {
+            Ok(running) => running,
+            Err(failure) => {
+                container.unmount(which);
+                return Err(failure);
+            }
+        };
+        container.program = Some(running.pid);
+        let (log, outputs) = (container.log, std::mem::take(&mut container.ends.outputs));
+        for (stream, from) in outputs {
+            self.writer.order(Order::Follow { id: log, stream, from, tty: false });
+        }
+        self.programs.insert(running.pid, (Purpose::Container(id.into(), which), running));
+        Ok(())
+    }
+
+    /// A program of the plan has ended.
+    pub fn container_program_ended(&mut self, id: &str, which: Program, running: Running, ended: Ended) {
+        let since = running.since;
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.program = None;
+        container.unmount(which);
+        let event = match (running.outcome(ended), which) {
+            (Ok(()), Program::Create) => self.adopt(id, since).map(|exited| Event::Created { exited }),
+            (Ok(()), which) => {
+                if which == Program::Start {
+                    container.started_at = clock::now_ns();
+                }
+                Ok(Event::Ended(which))
+            }
+            (Err(failure), _) => Err(failure),
+        };
+        let event = event.unwrap_or_else(|failure| {
+            if let Some(container) = self.containers.get_mut(id) {
+                container.keep_failure(which, failure);
+            }
+            Event::Failed(which)
+        });
+        self.container_event(id, event);
+    }
+
+    /// Takes over what `create` made: the init, its terminal, its memory cgroup. True: the init has ended already.
+    fn adopt(&mut self, id: &str, since: Instant) -> Result<bool> {
+        let pid_file = self.container(id)?.plan.pid_file.clone();
+        let (process, ended) = self.take_process(&pid_file, since)?;
+        let container = self.containers.get_mut(id).ok_or_else(|| Failure::not_found(id))?;
+        let exited = ended.is_some();
+        container.ended = ended;
+        container.init = Some(process);
+        let folder = container.plan.cgroups.as_ref().map_or("", |c| c.memory.as_str());
+        let watch = OomWatch::open(folder);
+        let log = container.log;
+        let console = container.ends.console.take();
+        if let Some(watch) = watch {
+            // v1's file has no such events; it stays until it is asked at the end.
+            let token = self.poll.token(Source::Memory(log));
+            let _ = self.poll.watch(watch.fd(), token, EventFlags::PRI | EventFlags::ET);
+            self.container(id)?.oom = Some((watch, token));
+        }
+        if let Some(console) = console {
+            self.adopt_terminal(id, console.take()?)?;
+        }
+        Ok(exited)
+    }
+
+    fn adopt_terminal(&mut self, id: &str, master: OwnedFd) -> Result<()> {
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| Failure::io("dup a terminal", &e));
+        let container = self.container(id)?;
+        let (from, log) = (copy(&master)?, container.log);
+        let input = match container.ends.stdin.take() {
+            Some(fifo) => Some((fifo, copy(&master)?)),
+            None => None,
+        };
+        container.terminal = Some(master);
+        self.writer.order(Order::Follow { id: log, stream: Stream::Stdout, from, tty: true });
+        if let Some((fifo, to)) = input {
+            self.relay(Owner::Container(id.into()), fifo, to);
+        }
+        Ok(())
+    }
+
+    /// The process whose pid a program wrote to a file, and how it ended if it has.
+    pub fn take_process(&mut self, pid_file: &str, since: Instant) -> Result<(Process, Option<Ended>)> {
+        let text = std::fs::read_to_string(pid_file).map_err(|e| Failure::io(format_args!("read {pid_file}"), &e))?;
+        let pid = text.trim().parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| Failure::invalid(format!("{pid_file}: no pid in it")))?;
+        let number = pid.as_raw_pid();
+        let start_time = proctree::stat(number).map_or(0, |s| s.start_time);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty());
+        match self.reaper.fate(pid, since) {
+            Fate::Ended(ended) => Ok((Process { pid: number, start_time: 0, pidfd: None }, Some(ended))),
+            Fate::Child => {
+                let pidfd = pidfd.map_err(|e| Failure::errno(format_args!("pidfd_open {pid}"), e))?;
+                Ok((Process { pid: number, start_time, pidfd: Some(pidfd) }, None))
+            }
+            Fate::Foreign => {
+                let Ok(pidfd) = pidfd else {
+                    let note = "the process ended before it could be watched and was not this monitor's child";
+                    let ended = Ended { code: 255, signal: 0, at: clock::now_ns(), note };
+                    return Ok((Process { pid: number, start_time: 0, pidfd: None }, Some(ended)));
+                };
+                self.watch_foreign(number, &pidfd)?;
+                Ok((Process { pid: number, start_time, pidfd: Some(pidfd) }, None))
+            }
+        }
+    }
+
+    /// The init of a container has ended.
+    pub fn container_init_ended(&mut self, id: &str, ended: Ended) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.ended = Some(ended);
+            if let Some(init) = &mut container.init {
+                init.pidfd = None;
+            }
+            if let Some((watch, _)) = &mut container.oom {
+                watch.refresh();
+            }
+            self.container_event(id, Event::InitExited);
+        }
+    }
+
+    /// Writes the exit record and tells everybody.
+    fn record(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let mut exit = container.ended.map_or_else(v1::Exit::default, Ended::to_wire);
+        exit.finished_at = exit.finished_at.max(container.started_at);
+        if let Some((watch, _)) = &mut container.oom {
+            watch.refresh();
+            exit.oom = watch.killed();
+        }
+        // Whoever is connected is told all the same; the record is for those who are not.
+        let _ = exit_record::write(Path::new(&container.plan.exit_path), id, container.started_at, &exit);
+        container.exit = Some(exit.clone());
+        container.terminal = None;
+        container.ends = Ends::default();
+        self.end_relays(&Owner::Container(id.into()));
+        self.broadcast(&Body::ContainerExited(v1::ContainerExited { id: id.into(), exit: Some(exit) }));
+    }
+
+    /// The memory cgroup of a container has an event.
+    pub fn memory_event(&mut self, log: LogId) {
+        for container in self.containers.values_mut().filter(|c| c.log == log) {
+            if let Some((watch, _)) = &mut container.oom {
+                watch.refresh();
+            }
+        }
+    }
+
+    /// The writer has answered, or has had its time.
+    pub fn writer_answered(&mut self, log: LogId, event: Event) {
+        let Some(id) = self.containers.iter().find(|(_, c)| c.log == log).map(|(id, _)| id.clone()) else {
+            // Its container is forgotten: so must the log be.
+            if event == Event::LogOpened(true) {
+                self.writer.order(Order::Close(log));
+            }
+            return;
+        };
+        if let Some(container) = self.containers.get_mut(&id) {
+            container.writer_until = None;
+        }
+        self.container_event(&id, event);
+    }
+
+    /// The log could not be opened.
+    pub fn log_failed(&mut self, log: LogId, error: &std::io::Error) {
+        for container in self.containers.values_mut().filter(|c| c.log == log) {
+            container.failure = Some(Failure::io(format_args!("open the log {}", container.plan.log_path), error));
+        }
+        self.writer_answered(log, Event::LogOpened(false));
+    }
+
+    /// What is overdue is taken as done.
+    pub fn container_timers(&mut self, now: Instant) {
+        let due = |c: &&Container| c.writer_until.is_some_and(|at| at <= now);
+        let due: Vec<(LogId, Phase)> = self.containers.values().filter(due).map(|c| (c.log, c.life.phase())).collect();
+        for (log, phase) in due {
+            match phase {
+                Phase::Opening => self.log_failed(log, &std::io::Error::from(std::io::ErrorKind::TimedOut)),
+                Phase::Draining => self.writer_answered(log, Event::Drained),
+                Phase::Closing { .. } => self.writer_answered(log, Event::LogClosed),
+                _ => {
+                    self.containers.values_mut().filter(|c| c.log == log).for_each(|c| c.writer_until = None);
+                }
+            }
+        }
+    }
+
+    /// The next time at which [`Server::container_timers`] has work.
+    pub fn next_container_timer(&self) -> Option<Instant> {
+        self.containers.values().filter_map(|c| c.writer_until).min()
+    }
+}
+
+impl Container {
+    /// What HelloReply says about it.
+    pub fn report(&self) -> v1::ContainerReport {
+        let phase = match self.life.phase() {
+            Phase::Opening | Phase::Creating => v1::ContainerPhase::PhaseUnspecified,
+            Phase::Created => v1::ContainerPhase::PhaseCreated,
+            Phase::Starting { .. } | Phase::Running | Phase::Draining => v1::ContainerPhase::PhaseRunning,
+            _ if self.exit.is_some() => v1::ContainerPhase::PhaseExited,
+            _ => v1::ContainerPhase::PhaseUnspecified,
+        };
+        v1::ContainerReport {
+            id: self.plan.id.clone(),
+            phase: phase.into(),
+            pid: self.init.as_ref().map_or(0, |i| i.pid),
+            pid_start_time: self.init.as_ref().map_or(0, |i| i.start_time),
+            started_at: self.started_at,
+            exit: self.exit.clone(),
+            info: self.plan.info.clone(),
+        }
+    }
+
+    /// CloseStdin: for good, so the FIFO goes, too.
+    pub fn close_stdin(&mut self) {
+        self.ends.stdin = None;
+        if let Some(path) = self.plan.stdio.as_ref().map(|s| s.stdin.as_str()).filter(|p| !p.is_empty()) {
+            let _ = rustix::fs::unlink(path);
+        }
+    }
+
+    fn kill_folder(&self) -> &str {
+        self.plan.cgroups.as_ref().map_or("", |c| c.kill.as_str())
+    }
+
+    fn unmount(&self, which: Program) {
+        if which == Program::Create && !self.plan.rootfs_mount_point.is_empty() {
+            mounts::detach(&self.plan.rootfs_mount_point);
+        }
+    }
+
+    /// What `delete` says after a failed create is not what the caller has to know.
+    fn keep_failure(&mut self, which: Program, failure: Failure) {
+        if which != Program::Delete || self.failure.is_none() {
+            self.failure = Some(failure);
+        }
+    }
+}

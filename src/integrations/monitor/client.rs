@@ -1,0 +1,392 @@
+//! A connection to one monitor: requests with their answers, events, execs.
+//!
+//! One reader task per connection, owned by the supervisor's task set, and no buffer at rest. Every call has a
+//! deadline; a call whose future is dropped is forgotten (an exec is killed). When the connection ends all calls
+//! fail with Gone and the last event is [`MonitorEvent::Gone`].
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lxcri_monitor_proto::v1::{self, Reply, Request, reply::Body, request::Op};
+use lxcri_monitor_proto::wire::{self, WireError};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::error::MonitorError;
+use super::watched::watch;
+use crate::core::error::Result;
+use crate::core::ids::{ContainerId, PodId};
+use crate::core::ports::{ExecExit, Monitor, MonitorEvent};
+use crate::utils::tasks::TaskSet;
+
+/// Most calls are answered from memory.
+const QUICK: Duration = Duration::from_secs(30);
+/// On top of the programs' own deadlines.
+const MARGIN: Duration = Duration::from_secs(60);
+/// A program's deadline when the plan says none (see monitor.proto).
+const PROGRAM: Duration = Duration::from_secs(120);
+/// Events that may wait for the engine; then the reader waits, too.
+const EVENTS: usize = 64;
+
+/// The port's implementation.
+pub(super) struct Client {
+    shared: Arc<Shared>,
+    tasks: TaskSet,
+}
+
+struct Shared {
+    pod: PodId,
+    socket: AsyncFd<OwnedFd>,
+    next: AtomicU64,
+    pid: AtomicI32,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// The reader has ended: nothing will be answered.
+    gone: bool,
+    calls: HashMap<u64, oneshot::Sender<Body>>,
+    execs: HashMap<String, oneshot::Sender<v1::ExecExited>>,
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gone(&self) -> MonitorError {
+        MonitorError::Gone { pod: self.pod.to_string() }
+    }
+
+    fn wire(&self, source: WireError) -> MonitorError {
+        match source {
+            WireError::Closed => self.gone(),
+            source => MonitorError::Wire { pod: self.pod.to_string(), source },
+        }
+    }
+
+    fn nonsense(&self, operation: &'static str) -> MonitorError {
+        MonitorError::Nonsense { pod: self.pod.to_string(), operation }
+    }
+
+    async fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), MonitorError> {
+        loop {
+            let mut guard = self.socket.ready(Interest::WRITABLE).await.map_err(|e| self.host(e))?;
+            match wire::send(self.socket.get_ref(), request, fds) {
+                Err(WireError::NotReady) => guard.clear_ready(),
+                result => return result.map_err(|e| self.wire(e)),
+            }
+        }
+    }
+
+    fn host(&self, source: std::io::Error) -> MonitorError {
+        MonitorError::Host { what: format!("pod {}: wait for its monitor", self.pod), source }
+    }
+
+    /// Asks and waits for the answer, at most `after`.
+    async fn call(
+        &self,
+        operation: &'static str,
+        op: Op,
+        fds: &[BorrowedFd<'_>],
+        after: Duration,
+    ) -> Result<Body, MonitorError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let (tell, told) = oneshot::channel();
+        {
+            let mut waiting = self.waiting();
+            if waiting.gone {
+                return Err(self.gone());
+            }
+            waiting.calls.insert(id, tell);
+        }
+        // However this ends, nobody waits for the answer after it.
+        let _forget = Forget(|| drop(self.waiting().calls.remove(&id)));
+        let answer = timeout(after, async {
+            self.send(&Request { id, op: Some(op) }, fds).await?;
+            told.await.map_err(|_| self.gone())
+        });
+        match answer.await {
+            Ok(Ok(Body::Error(error))) => Err(error.into()),
+            Ok(result) => result,
+            Err(_) => Err(MonitorError::Silent { pod: self.pod.to_string(), operation, after }),
+        }
+    }
+
+    async fn done(&self, operation: &'static str, op: Op, after: Duration) -> Result<(), MonitorError> {
+        match self.call(operation, op, &[], after).await? {
+            Body::Done(_) => Ok(()),
+            _ => Err(self.nonsense(operation)),
+        }
+    }
+
+    async fn read(&self) -> Result<Reply, MonitorError> {
+        loop {
+            let mut guard = self.socket.readable().await.map_err(|e| self.host(e))?;
+            match wire::recv::<Reply>(self.socket.get_ref()) {
+                Err(WireError::NotReady) => guard.clear_ready(),
+                // Descriptors that come with a reply belong to a version that we do not speak.
+                result => return result.map(|(reply, _)| reply).map_err(|e| self.wire(e)),
+            }
+        }
+    }
+
+    /// The reader task.
+    async fn serve(self: Arc<Self>, events: mpsc::Sender<MonitorEvent>) {
+        loop {
+            match self.read().await {
+                Ok(reply) => {
+                    if let Some(event) = self.take(reply) {
+                        // An engine that has dropped its end still makes calls.
+                        let _ = events.send(event).await;
+                    }
+                }
+                Err(MonitorError::Gone { .. }) => break,
+                Err(error) => {
+                    let error = crate::core::error::Error::from(error);
+                    tracing::warn!(pod = %self.pod, error = error.chain(), "connection to a monitor broken");
+                    break;
+                }
+            }
+        }
+        {
+            let mut waiting = self.waiting();
+            waiting.gone = true;
+            waiting.calls = HashMap::new();
+            waiting.execs = HashMap::new();
+        }
+        let _ = events.send(MonitorEvent::Gone).await;
+    }
+
+    /// Gives an answer to who waits for it; what is left is an event for the engine.
+    fn take(&self, reply: Reply) -> Option<MonitorEvent> {
+        let body = reply.body?;
+        if reply.id != 0 {
+            if let Some(tell) = self.waiting().calls.remove(&reply.id) {
+                let _ = tell.send(body);
+            }
+            return None;
+        }
+        let container = |id: String| match id.parse::<ContainerId>() {
+            Ok(id) => Some(id),
+            Err(_) => {
+                tracing::warn!(pod = %self.pod, container = id, "a monitor tells of a container with no id");
+                None
+            }
+        };
+        match body {
+            Body::ExecExited(exited) => {
+                if let Some(tell) = self.waiting().execs.remove(&exited.exec_id) {
+                    let _ = tell.send(exited);
+                }
+                None
+            }
+            Body::ContainerExited(e) => {
+                Some(MonitorEvent::ContainerExited(container(e.id)?, e.exit.unwrap_or_else(unknown_exit)))
+            }
+            Body::InitExited(e) => Some(MonitorEvent::InitExited(e.exit.unwrap_or_else(unknown_exit))),
+            Body::LogTrouble(t) => Some(MonitorEvent::LogTrouble(container(t.container_id)?, t.message)),
+            // Events of a newer monitor.
+            _ => None,
+        }
+    }
+}
+
+/// An end without a code is never success.
+fn unknown_exit() -> v1::Exit {
+    v1::Exit { code: 255, note: "the monitor told no exit".into(), ..v1::Exit::default() }
+}
+
+/// Runs something when it is dropped.
+struct Forget<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Forget<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+impl Client {
+    /// Says Hello on a connected socket.
+    pub(super) async fn greet(
+        pod: &PodId,
+        socket: OwnedFd,
+        tasks: &TaskSet,
+        after: Duration,
+    ) -> Result<(Arc<Self>, v1::HelloReply, mpsc::Receiver<MonitorEvent>), MonitorError> {
+        let host = |e| MonitorError::host(format!("pod {pod}: wait for its monitor"), e);
+        let shared = Arc::new(Shared {
+            pod: pod.clone(),
+            socket: watch(socket, Interest::READABLE | Interest::WRITABLE).map_err(host)?,
+            next: AtomicU64::new(0),
+            pid: AtomicI32::new(0),
+            waiting: Mutex::default(),
+        });
+        let (tell, events) = mpsc::channel(EVENTS);
+        tasks.spawn_cancellable("monitor connection", shared.clone().serve(tell));
+        let op = Op::Hello(v1::Hello { version: lxcri_monitor_proto::VERSION });
+        let client = Arc::new(Self { shared, tasks: tasks.clone() });
+        match client.shared.call("Hello", op, &[], after).await? {
+            Body::Hello(hello) => {
+                client.shared.pid.store(hello.pid, Ordering::Relaxed);
+                Ok((client, hello, events))
+            }
+            _ => Err(client.shared.nonsense("Hello")),
+        }
+    }
+}
+
+/// The last user of a connection is gone: the reader must not keep it open.
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(self.shared.socket.get_ref(), rustix::net::Shutdown::Both);
+    }
+}
+
+fn program_time(program: Option<&v1::Program>) -> Duration {
+    match program.map_or(0, |p| p.deadline_ms) {
+        0 => PROGRAM,
+        ms => Duration::from_millis(ms.into()),
+    }
+}
+
+#[async_trait]
+impl Monitor for Client {
+    fn pid(&self) -> i32 {
+        self.shared.pid.load(Ordering::Relaxed)
+    }
+
+    async fn create(&self, plan: v1::CreateContainer, rootfs: Option<OwnedFd>) -> Result<v1::Created> {
+        let after = program_time(plan.create.as_ref()) + program_time(plan.delete.as_ref()) + MARGIN;
+        let fds: Vec<BorrowedFd<'_>> = rootfs.iter().map(AsFd::as_fd).collect();
+        match self.shared.call("CreateContainer", Op::Create(plan), &fds, after).await? {
+            Body::Created(created) => Ok(created),
+            _ => Err(self.shared.nonsense("CreateContainer").into()),
+        }
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<i64> {
+        let op = Op::Start(v1::StartContainer { id: container.to_string() });
+        match self.shared.call("StartContainer", op, &[], PROGRAM + MARGIN).await? {
+            Body::Started(started) => Ok(started.started_at),
+            _ => Err(self.shared.nonsense("StartContainer").into()),
+        }
+    }
+
+    async fn signal(&self, container: &ContainerId, signal: i32, all: bool) -> Result<()> {
+        let op = Op::Signal(v1::SignalContainer { id: container.to_string(), signal, all });
+        match self.shared.done("SignalContainer", op, QUICK).await {
+            Err(MonitorError::Refused { code: v1::ErrorCode::ErrorNotFound, .. }) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    async fn delete(&self, container: &ContainerId) -> Result<()> {
+        let op = Op::Delete(v1::DeleteContainer { id: container.to_string() });
+        Ok(self.shared.done("DeleteContainer", op, PROGRAM + MARGIN).await?)
+    }
+
+    async fn exec(&self, mut exec: v1::Exec, stdio: [Option<OwnedFd>; 3]) -> Result<ExecExit> {
+        let [stdin, stdout, mut stderr] = stdio;
+        if exec.terminal {
+            stderr = None;
+        }
+        (exec.has_stdin, exec.has_stdout, exec.has_stderr) = (stdin.is_some(), stdout.is_some(), stderr.is_some());
+        let id = exec.exec_id.clone();
+        let (tell, told) = oneshot::channel();
+        self.shared.waiting().execs.insert(id.clone(), tell);
+        let mut kill = KillOnDrop { client: self, id, armed: true };
+        let after = program_time(exec.program.as_ref()) + MARGIN;
+        let limit = (exec.timeout_ms > 0).then(|| Duration::from_millis(exec.timeout_ms.into()) + MARGIN);
+        let started = {
+            let fds = [stdin, stdout, stderr];
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().flatten().map(AsFd::as_fd).collect();
+            self.shared.call("Exec", Op::Exec(exec), &fds, after).await
+            // Our copies are closed here: the process's end of its output must be seen.
+        };
+        match started {
+            Ok(Body::ExecStarted(_)) => {}
+            Ok(_) => return Err(self.shared.nonsense("Exec").into()),
+            Err(error) => {
+                kill.armed = !matches!(error, MonitorError::Refused { .. });
+                return Err(error.into());
+            }
+        }
+        let exited = match limit {
+            None => told.await,
+            Some(after) => timeout(after, told).await.map_err(|_| MonitorError::Silent {
+                pod: self.shared.pod.to_string(),
+                operation: "Exec",
+                after,
+            })?,
+        };
+        let exited = exited.map_err(|_| self.shared.gone())?;
+        kill.armed = false;
+        Ok(ExecExit { exit: exited.exit.unwrap_or_else(unknown_exit), timed_out: exited.timed_out })
+    }
+
+    async fn reopen_log(&self, container: &ContainerId) -> Result<()> {
+        let op = Op::ReopenLog(v1::ReopenLog { container_id: container.to_string() });
+        Ok(self.shared.done("ReopenLog", op, QUICK).await?)
+    }
+
+    async fn start_init(&self, request: v1::StartInit) -> Result<i32> {
+        match self.shared.call("StartInit", Op::StartInit(request), &[], QUICK).await? {
+            Body::InitStarted(started) => Ok(started.pid),
+            _ => Err(self.shared.nonsense("StartInit").into()),
+        }
+    }
+
+    async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()> {
+        Ok(self.shared.done("SetPodInfo", Op::SetPodInfo(v1::SetPodInfo { pod_info }), QUICK).await?)
+    }
+
+    async fn shutdown(&self, force: bool) -> Result<()> {
+        // Taken before it can end, so that it is this very process that is waited for.
+        let pidfd = Pid::from_raw(self.pid()).and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
+        let op = Op::Shutdown(v1::Shutdown { force });
+        self.shared.done("Shutdown", op, PROGRAM + MARGIN).await?;
+        if let Some(pidfd) = pidfd {
+            let ended = watch(pidfd, Interest::READABLE).map_err(|e| self.shared.host(e))?;
+            let silent =
+                || MonitorError::Silent { pod: self.shared.pod.to_string(), operation: "Shutdown", after: QUICK };
+            let ready = timeout(QUICK, ended.readable()).await.map_err(|_| silent())?;
+            ready.map_err(|e| self.shared.host(e))?.retain_ready();
+        }
+        Ok(())
+    }
+}
+
+/// Kills an exec whose future is dropped before its end.
+struct KillOnDrop<'a> {
+    client: &'a Client,
+    id: String,
+    armed: bool,
+}
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        let shared = &self.client.shared;
+        shared.waiting().execs.remove(&self.id);
+        if !self.armed {
+            return;
+        }
+        let id = shared.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let op = Op::KillExec(v1::KillExec { exec_id: std::mem::take(&mut self.id) });
+        let request = Request { id, op: Some(op) };
+        if let Err(WireError::NotReady) = wire::send(shared.socket.get_ref(), &request, &[]) {
+            let shared = shared.clone();
+            self.client.tasks.spawn_cancellable("kill an exec", async move {
+                let _ = timeout(QUICK, shared.send(&request, &[])).await;
+            });
+        }
+    }
+}
