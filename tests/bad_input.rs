@@ -239,7 +239,7 @@ fn requests_that_make_no_sense() {
             refused(c.runtime.exec_sync(exec(1)).await, &[Code::DeadlineExceeded], &[]);
             let mut nothing = exec(5);
             nothing.cmd.clear();
-            refused(c.runtime.exec_sync(nothing).await, invalid, &["cmd"]);
+            refused(c.runtime.exec_sync(nothing).await, invalid, &["command"]);
             let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
             c.runtime
                 .stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() })
