@@ -311,7 +311,7 @@ mod tests {
         #[test]
         fn well_formed_names_parse(
             host in prop::option::of("[a-z]{1,8}\\.[a-z]{2,3}(:[1-9][0-9]{0,3})?"),
-            path in "[a-z0-9]{1,6}([._-][a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,6}){0,2}",
+            path in "[a-z0-9]{1,6}([_-][a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,6}){0,2}",
             tag in prop::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,12}"),
         ) {
             let text = format!("{}{path}{}", host.as_ref().map(|h| format!("{h}/")).unwrap_or_default(),
