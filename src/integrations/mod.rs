@@ -1,9 +1,4 @@
-//! The world outside, one noun each: what is done on the host and how it can fail; no policy.
-
-pub mod apparmor;
-pub mod cgroup;
-pub mod cni;
-pub mod host;
+//! integrations
 pub mod images;
 pub mod layers;
 pub mod monitor;
