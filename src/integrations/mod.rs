@@ -1,4 +1,9 @@
-//! integrations
+//! The world outside, one noun each: what is done on the host and how it can fail; no policy.
+
+pub mod apparmor;
+pub mod cgroup;
+pub mod cni;
+pub mod host;
 pub mod images;
 pub mod layers;
 pub mod monitor;
