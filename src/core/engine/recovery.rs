@@ -177,10 +177,11 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
     for container in half {
         drop_half(shared, &backend, &pod, &container, link.as_ref()).await;
     }
+    // The pod first: of a rebuilt one there is no folder yet.
+    shared.records.save_pod(&pod)?;
     for container in &whole {
         shared.records.save_container(container)?;
     }
-    shared.records.save_pod(&pod)?;
     start(shared, backend, pod, whole, link, fate).await
 }
 
