@@ -311,6 +311,12 @@ pub fn container(config: Option<v1::ContainerConfig>) -> Result<ContainerConfig>
     })
 }
 
+/// Whether the request says anything of namespaces.
+pub fn has_namespace_options(config: Option<&v1::ContainerConfig>) -> bool {
+    let security = config.and_then(|c| c.linux.as_ref()).and_then(|l| l.security_context.as_ref());
+    security.is_some_and(|s| s.namespace_options.is_some())
+}
+
 /// Credentials of a pull.
 pub fn auth(auth: Option<v1::AuthConfig>) -> Option<RegistryAuth> {
     auth.map(|a| RegistryAuth {

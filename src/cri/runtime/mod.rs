@@ -87,7 +87,13 @@ impl v1::runtime_service_server::RuntimeService for Front {
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
         let request = request.into_inner();
-        let config = convert::container(request.config)?;
+        let own_namespaces = convert::has_namespace_options(request.config.as_ref());
+        let mut config = convert::container(request.config)?;
+        if !own_namespaces {
+            // A container that says nothing of namespaces gets those that its pod was made with.
+            config.security.namespaces =
+                self.engine.pod(self.scope, &request.pod_sandbox_id)?.config.security.namespaces.clone();
+        }
         let id = self.engine.create_container(self.scope, &request.pod_sandbox_id, config).await?;
         Ok(Response::new(v1::CreateContainerResponse { container_id: id.to_string() }))
     }
