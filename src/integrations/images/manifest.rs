@@ -232,7 +232,7 @@ pub fn parse(bytes: &[u8], media_type: &str) -> Result<Manifest, ManifestError> 
     let raw: RawManifest = json(what, bytes)?;
     let malformed = |why: &str| ManifestError::Malformed { what, why: why.into() };
     let own_type = raw.media_type.as_deref().unwrap_or(media_type);
-    if raw.schema_version == Some(1) || raw.fs_layers.is_some() || own_type.contains("manifest.v1+") {
+    if raw.schema_version == Some(1) || raw.fs_layers.is_some() || own_type.contains("distribution.manifest.v1+") {
         return Err(ManifestError::Unsupported("Docker image manifests of schema 1 are not supported".into()));
     }
     if raw.schema_version != Some(2) {

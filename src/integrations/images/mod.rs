@@ -325,7 +325,7 @@ impl Inner {
         let done = result.wait_for(Option::is_some).await.map(|done| done.clone());
         match done {
             Ok(Some(Ok(id))) => Ok(id),
-            Ok(Some(Err(e))) => Err(Error::because(e.kind(), e.to_string(), Shared(e))),
+            Ok(Some(Err(e))) => Err(shared(&e)),
             _ => Err(Error::internal(format!("pull of {digest} ended without a result"))),
         }
     }
@@ -382,20 +382,14 @@ impl Inner {
     }
 }
 
-/// A cause that several callers got.
-#[derive(Debug)]
-struct Shared(Arc<Error>);
-
-impl std::fmt::Display for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The error itself is the message before; here its causes follow.
-        let text = self.0.chain();
-        let own = self.0.to_string();
-        f.write_str(text.strip_prefix(&own).and_then(|t| t.strip_prefix(": ")).unwrap_or("see the log"))
+/// One failure for each of several callers.
+fn shared(e: &Error) -> Error {
+    let message = e.to_string();
+    match e.chain().strip_prefix(&message).and_then(|rest| rest.strip_prefix(": ")) {
+        Some(causes) => Error::because(e.kind(), message, causes),
+        None => Error::new(e.kind(), message),
     }
 }
-
-impl std::error::Error for Shared {}
 
 /// A pull under way; dropped when it ends, however it does.
 struct Running {
