@@ -181,7 +181,7 @@ async fn tags_move_and_images_survive_restarts() {
     let record = world.path("images/images").join(format!("{}.json", two.id.hex()));
     std::fs::write(&record, "{\"version\":1").unwrap();
     let world = world.restart().await;
-    assert_eq!(world.images.list().iter().map(|i| i.id.clone()).collect::<Vec<_>>(), [one.id.clone()]);
+    assert_eq!(world.images.list().iter().map(|i| i.id.clone()).collect::<Vec<_>>(), std::slice::from_ref(&one.id));
     assert_eq!(std::fs::read_dir(world.path("images/quarantine")).unwrap().count(), 1);
     assert_eq!(world.counts().0, 2);
     assert_eq!(world.images.collect_layers().await.unwrap_err().kind(), Kind::FailedPrecondition);
@@ -334,6 +334,48 @@ async fn mirrors_serve_but_names_stay() {
     world.hosts("quay.io", "server = 'x'\nsevrer = 'y'");
     let e = world.images.pull("quay.io/a", None).await.unwrap_err();
     assert!(e.chain().contains("quay.io/hosts.toml") && e.chain().contains("sevrer"), "{}", e.chain());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_verified_unless_told_otherwise() {
+    let (registry, ca) = Registry::start_tls();
+    registry.push(&simple("tls"), "x:1");
+    let name = format!("{}/x:1", registry.host);
+    let world = World::new().await;
+    let e = world.images.pull(&name, None).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Unavailable, "{}", e.chain());
+    assert!(e.chain().contains("certificate"), "{}", e.chain());
+    // A name for the same host that is not this machine by its looks: nothing but TLS is tried.
+    world.hosts("r.example", &format!("server = 'https://{}'\nca = '{}'", registry.host, ca.display()));
+    world.images.pull("r.example/x:1", None).await.unwrap();
+    let world = World::new().await;
+    world.hosts(&registry.host, "skip_verify = true");
+    world.images.pull(&name, None).await.unwrap();
+    world.hosts("other.example", &format!("server = 'https://{}'\nca = 'missing.pem'", registry.host));
+    let e = world.images.pull("other.example/x:1", None).await.unwrap_err();
+    assert!(e.chain().contains("missing.pem"), "{}", e.chain());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_left_is_removed() {
+    let world = World::new().await;
+    let dir = world.dir.path().to_path_buf();
+    for folder in ["overlay/tmp/half/fs/etc", "overlay/trash/old/fs", "images/tmp/x"] {
+        std::fs::create_dir_all(dir.join(folder)).unwrap();
+    }
+    std::fs::write(dir.join("images/images/.tmp-1-2-x.json"), "half").unwrap();
+    std::fs::create_dir_all(dir.join("overlay/layers").join("a".repeat(64)).join("fs")).unwrap();
+    let world = world.restart().await;
+    world.tasks.shutdown().await;
+    for (folder, count) in [
+        ("overlay/tmp", 0),
+        ("overlay/trash", 0),
+        ("overlay/layers", 0),
+        ("overlay/quarantine", 1),
+        ("images/images", 0),
+    ] {
+        assert_eq!(std::fs::read_dir(dir.join(folder)).unwrap().count(), count, "{folder}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -208,12 +208,28 @@ pub struct Registry {
 
 impl Registry {
     pub fn start() -> Self {
+        Self::start_with(tempfile::tempdir().unwrap(), "")
+    }
+
+    /// One that speaks TLS with a certificate of its own making, `ca.pem` in the folder returned.
+    pub fn start_tls() -> (Self, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("ca.pem"), dir.path().join("key.pem"));
+        let args = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test \
+            -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
+        let mut args: Vec<&str> = args.split_whitespace().collect();
+        args.extend(["-out", cert.to_str().unwrap(), "-keyout", key.to_str().unwrap()]);
+        run("/usr/bin/openssl", &args);
+        let tls = format!(", tls: {{certificate: {}, key: {}}}", cert.display(), key.display());
+        (Self::start_with(dir, &tls), cert)
+    }
+
+    fn start_with(dir: tempfile::TempDir, tls: &str) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let host = format!("127.0.0.1:{port}");
         let config = dir.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: '{host}'}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: '{host}'{tls}}}\n",
             dir.path().join("data").display()
         );
         std::fs::write(&config, text).unwrap();
