@@ -173,6 +173,9 @@ async fn tags_move_and_images_survive_restarts() {
     // A known digest needs no registry.
     drop(registry);
     assert_eq!(world.images.pull(&one.repo_digests[0], None).await.unwrap().id, one.id);
+    // Under another name it does: knowing a digest gives no right to a repository.
+    let other = one.repo_digests[0].replace("/app@", "/private@");
+    assert_eq!(world.images.pull(&other, None).await.unwrap_err().kind(), Kind::Unavailable);
 
     let before = world.images.list();
     let world = world.restart().await;

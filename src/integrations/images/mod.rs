@@ -273,6 +273,7 @@ impl Inner {
         self.read().values().find(|(r, _)| r.manifests.contains(digest)).map(|(r, _)| r.id.clone())
     }
 
+    /// What [`ImageStore::resolve`] finds.
     fn find(&self, reference: &str) -> Option<Digest> {
         let images = self.read();
         let digits = reference.strip_prefix("sha256:").unwrap_or(reference);

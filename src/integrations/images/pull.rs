@@ -28,10 +28,12 @@ impl Inner {
     ) -> Result<Arc<Image>> {
         // With a digest the tag is decoration: it may mean something else by now.
         let tags = if reference.digest().is_some() { Vec::new() } else { reference.tagged().into_iter().collect() };
-        if let Some(digest) = reference.digest()
-            && let Some(id) = self.by_manifest(digest)
+        // Under this very name the content can't have changed. Under another one the registry has to be asked, or
+        // whoever knows a digest could pull from a repository that it may not read.
+        if reference.digest().is_some()
+            && let Some(id) = self.find(&reference.to_string())
         {
-            return self.add_names(&id, tags, vec![reference.digested(digest)]).await;
+            return self.by_id(&id);
         }
         let session = Arc::new(self.registry.session(reference, auth)?);
         let top = session.manifest(reference.digest()).await?;
