@@ -49,7 +49,7 @@ fn every_verb_from_pull_to_removal() {
         wait_for("the image file system's usage", Duration::from_secs(30), || {
             let fs = crictl.json(&["imagefsinfo"]);
             let used = fs["status"]["imageFilesystems"][0]["usedBytes"]["value"].as_str()?;
-            used.parse::<u64>().ok().filter(|bytes| *bytes > size)
+            used.parse::<u64>().ok().filter(|bytes| *bytes >= size)
         });
 
         let pod = crictl.run_pod("p1");

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::platform::Platform;
 use crate::core::error::{Error, Kind};
 use crate::core::ids::Digest;
 use crate::core::ports::ImageConfig;
@@ -71,71 +72,6 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
-}
-
-/// An operating system and architecture as images name them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Platform {
-    /// "linux".
-    pub os: String,
-    /// "amd64", "arm64", ...
-    pub architecture: String,
-    /// "v8", ... or "".
-    pub variant: String,
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        if !self.variant.is_empty() {
-            write!(f, "/{}", self.variant)?;
-        }
-        Ok(())
-    }
-}
-
-impl Platform {
-    /// This machine's.
-    pub fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            "x86" => "386",
-            "powerpc64" => "ppc64le",
-            other => other,
-        };
-        Self { os: "linux".into(), architecture: architecture.into(), variant: String::new() }
-    }
-
-    /// How well `offered` fits: None not at all, else the smaller the better.
-    fn fit(&self, offered: &Platform) -> Option<u32> {
-        if self.os != offered.os || self.architecture != offered.architecture {
-            return None;
-        }
-        match (offered.architecture.as_str(), offered.variant.as_str()) {
-            (_, "") | ("amd64", "v1") | ("arm64", "v8") => Some(0),
-            ("amd64", level) if x86_level() >= level_number(level)? => Some(level_number(level)?),
-            _ => None,
-        }
-    }
-}
-
-fn level_number(level: &str) -> Option<u32> {
-    level.strip_prefix('v')?.parse().ok()
-}
-
-/// The x86-64 level of this machine.
-#[cfg(target_arch = "x86_64")]
-fn x86_level() -> u32 {
-    let v2 = std::is_x86_feature_detected!("sse4.2") && std::is_x86_feature_detected!("popcnt");
-    let v3 = v2 && std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("bmi2");
-    let v4 = v3 && std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw");
-    1 + u32::from(v2) + u32::from(v3) + u32::from(v4)
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn x86_level() -> u32 {
-    0
 }
 
 #[derive(Deserialize)]
@@ -232,7 +168,7 @@ pub fn parse(bytes: &[u8], media_type: &str) -> Result<Manifest, ManifestError> 
     let raw: RawManifest = json(what, bytes)?;
     let malformed = |why: &str| ManifestError::Malformed { what, why: why.into() };
     let own_type = raw.media_type.as_deref().unwrap_or(media_type);
-    if raw.schema_version == Some(1) || raw.fs_layers.is_some() || own_type.contains("docker.distribution.manifest.v1+") {
+    if raw.schema_version == Some(1) || raw.fs_layers.is_some() || own_type.contains("distribution.manifest.v1+") {
         return Err(ManifestError::Unsupported("Docker image manifests of schema 1 are not supported".into()));
     }
     if raw.schema_version != Some(2) {

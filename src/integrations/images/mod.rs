@@ -9,6 +9,8 @@ mod archive;
 mod assemble;
 mod load;
 pub mod manifest;
+pub mod platform;
+mod pull;
 mod record;
 mod source;
 
@@ -25,13 +27,12 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::{Image, ImageSource, ImageStore, LayerStore, RegistryAuth, Usage};
 use crate::core::reference::Reference;
-use crate::integrations::registry::{ManifestBytes, RegistryClient, RegistryConfig, Session};
+use crate::integrations::registry::{RegistryClient, RegistryConfig};
 use crate::utils::tasks::TaskSet;
 
-use assemble::Plan;
-use manifest::{Manifest, Platform};
+use platform::Platform;
+use pull::PullResult;
 use record::{Disk, Record};
-use source::RegistrySource;
 
 /// Shortest prefix of an id that names an image, in digits.
 const MIN_PREFIX: usize = 12;
@@ -76,7 +77,6 @@ struct Inner {
 }
 
 type Index = BTreeMap<Digest, (Record, Arc<Image>)>;
-type PullResult = Result<Digest, Arc<Error>>;
 
 pub(super) fn now_ns() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -273,95 +273,7 @@ impl Inner {
         self.read().values().find(|(r, _)| r.manifests.contains(digest)).map(|(r, _)| r.id.clone())
     }
 
-    async fn pull_reference(
-        self: &Arc<Self>,
-        reference: &Reference,
-        auth: Option<&RegistryAuth>,
-    ) -> Result<Arc<Image>> {
-        // With a digest the tag is decoration: it may mean something else by now.
-        let tags = if reference.digest().is_some() { Vec::new() } else { reference.tagged().into_iter().collect() };
-        if let Some(digest) = reference.digest()
-            && let Some(id) = self.by_manifest(digest)
-        {
-            return self.add_names(&id, tags, vec![reference.digested(digest)]).await;
-        }
-        let session = Arc::new(self.registry.session(reference, auth)?);
-        let top = session.manifest(reference.digest()).await?;
-        let digests = vec![reference.digested(&top.digest)];
-        if let Some(id) = self.by_manifest(&top.digest) {
-            return self.add_names(&id, tags, digests).await;
-        }
-        let id = self.join_pull(session, top, tags.clone(), digests.clone()).await?;
-        self.add_names(&id, tags, digests).await
-    }
-
-    /// Waits for the pull of this manifest, which is begun unless it is under way.
-    async fn join_pull(
-        self: &Arc<Self>,
-        session: Arc<Session>,
-        top: ManifestBytes,
-        tags: Vec<String>,
-        digests: Vec<String>,
-    ) -> Result<Digest> {
-        let digest = top.digest.clone();
-        let mut result = {
-            let mut pulls = lock(&self.pulls);
-            match pulls.get(&digest) {
-                Some(running) => running.clone(),
-                None => {
-                    let (sender, receiver) = watch::channel(None);
-                    pulls.insert(digest.clone(), receiver.clone());
-                    let running = Running { store: self.clone(), digest: digest.clone() };
-                    self.tasks.spawn(format!("pull {digest}"), async move {
-                        let done = running.store.pull_manifest(session, top, tags, digests).await.map_err(Arc::new);
-                        // First gone, then told: who asks after the answer begins anew.
-                        drop(running);
-                        sender.send_replace(Some(done));
-                    });
-                    receiver
-                }
-            }
-        };
-        let done = result.wait_for(Option::is_some).await.map(|done| done.clone());
-        match done {
-            Ok(Some(Ok(id))) => Ok(id),
-            Ok(Some(Err(e))) => Err(Error::because(e.kind(), e.to_string(), Shared(e))),
-            _ => Err(Error::internal(format!("pull of {digest} ended without a result"))),
-        }
-    }
-
-    async fn pull_manifest(
-        self: &Arc<Self>,
-        session: Arc<Session>,
-        top: ManifestBytes,
-        repo_tags: Vec<String>,
-        repo_digests: Vec<String>,
-    ) -> Result<Digest> {
-        let mut kept = vec![(top.digest.clone(), top.bytes.clone())];
-        let mut document = manifest::parse(&top.bytes, &top.media_type)?;
-        let mut nesting = 0;
-        let (config, layers) = loop {
-            match document {
-                Manifest::Image(config, layers) => break (config, layers),
-                Manifest::Index(entries) => {
-                    nesting += 1;
-                    if nesting > MAX_NESTING {
-                        return Err(Error::invalid("indexes are nested too deep"));
-                    }
-                    let entry = manifest::choose(&entries, &self.platform)?;
-                    let next = session.manifest(Some(&entry.descriptor.digest)).await?;
-                    document = manifest::parse(&next.bytes, &next.media_type)?;
-                    kept.push((next.digest, next.bytes));
-                }
-            }
-        };
-        let cancel = self.tasks.token().child_token();
-        let source = Arc::new(RegistrySource { session, tasks: self.tasks.clone(), cancel: cancel.clone() });
-        let plan =
-            Plan { source, config, config_bytes: None, layers, manifests: kept, repo_tags, repo_digests, cancel };
-        self.assemble(plan).await
-    }
-
+    /// What [`ImageStore::resolve`] finds.
     fn find(&self, reference: &str) -> Option<Digest> {
         let images = self.read();
         let digits = reference.strip_prefix("sha256:").unwrap_or(reference);
@@ -379,33 +291,6 @@ impl Inner {
             None => (|r| &r.repo_tags, reference.tagged()?),
         };
         images.values().find(|(r, _)| field(r).contains(&wanted)).map(|(r, _)| r.id.clone())
-    }
-}
-
-/// A cause that several callers got.
-#[derive(Debug)]
-struct Shared(Arc<Error>);
-
-impl std::fmt::Display for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The error itself is the message before; here its causes follow.
-        let text = self.0.chain();
-        let own = self.0.to_string();
-        f.write_str(text.strip_prefix(&own).and_then(|t| t.strip_prefix(": ")).unwrap_or("see the log"))
-    }
-}
-
-impl std::error::Error for Shared {}
-
-/// A pull under way; dropped when it ends, however it does.
-struct Running {
-    store: Arc<Inner>,
-    digest: Digest,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        lock(&self.store.pulls).remove(&self.digest);
     }
 }
 

@@ -6,13 +6,14 @@
 
 use std::io::{self, Read};
 
-use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
+use tar::{EntryType, Header};
+
+use super::pax::{decimal, parse_pax, pax_time};
 
 /// Largest pax header or GNU long name in bytes.
 pub const MAX_EXTENSION: u64 = 1 << 20;
-/// Most data runs in one sparse file.
-pub const MAX_RUNS: usize = 1 << 18;
-const BLOCK: u64 = 512;
+/// Archives are made of blocks of so many bytes.
+pub(super) const BLOCK: u64 = 512;
 
 /// Why an archive can't be read on.
 #[derive(Debug, thiserror::Error)]
@@ -94,23 +95,23 @@ pub struct Entry {
 /// Reads entries one after another; their data through [`TarReader::read_data`].
 pub struct TarReader<R> {
     inner: R,
-    at: u64,
+    pub(super) at: u64,
     /// Data of the present entry that was not read yet, then padding.
-    left: u64,
+    pub(super) left: u64,
     padding: u64,
 }
 
 /// Extensions that describe the next entry.
 #[derive(Default)]
-struct Extensions {
+pub(super) struct Extensions {
     long_path: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-    pax: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) pax: Vec<(Vec<u8>, Vec<u8>)>,
     seen: bool,
 }
 
 impl Extensions {
-    fn pax(&self, key: &str) -> Option<&[u8]> {
+    pub(super) fn pax(&self, key: &str) -> Option<&[u8]> {
         self.pax.iter().rev().find(|(k, _)| k == key.as_bytes()).map(|(_, v)| v.as_slice())
     }
 }
@@ -131,7 +132,7 @@ impl<R: Read> TarReader<R> {
         self.inner
     }
 
-    fn malformed(&self, why: impl Into<String>) -> TarError {
+    pub(super) fn malformed(&self, why: impl Into<String>) -> TarError {
         TarError::Malformed { at: self.at, why: why.into() }
     }
 
@@ -155,7 +156,7 @@ impl<R: Read> TarReader<R> {
         Ok(true)
     }
 
-    fn fill_all(&mut self, buffer: &mut [u8]) -> Result<(), TarError> {
+    pub(super) fn fill_all(&mut self, buffer: &mut [u8]) -> Result<(), TarError> {
         if buffer.is_empty() || self.fill(buffer)? {
             Ok(())
         } else {
@@ -344,183 +345,12 @@ impl<R: Read> TarReader<R> {
         entry.offset = self.at;
         Ok(entry)
     }
-
-    /// The old GNU form: the map is in the header and in blocks that follow it (not counted in the size).
-    fn gnu_sparse(&mut self, header: &Header, entry: &mut Entry) -> Result<(), TarError> {
-        let gnu = header.as_gnu().ok_or_else(|| self.malformed("a sparse file without a GNU header"))?;
-        let mut runs = Vec::new();
-        self.add_runs(&gnu.sparse, &mut runs)?;
-        let mut more = gnu.is_extended();
-        while more {
-            if runs.len() > MAX_RUNS {
-                return Err(self.malformed("a sparse file with too many runs"));
-            }
-            let mut next = GnuExtSparseHeader::new();
-            // Such blocks stand between header and data.
-            self.fill_all(next.as_mut_bytes())?;
-            self.add_runs(next.sparse(), &mut runs)?;
-            more = next.is_extended();
-        }
-        entry.real_size = gnu.real_size().map_err(|e| self.malformed(e.to_string()))?;
-        self.set_runs(entry, runs)
-    }
-
-    fn add_runs(&self, blocks: &[GnuSparseHeader], runs: &mut Vec<(u64, u64)>) -> Result<(), TarError> {
-        for block in blocks.iter().filter(|b| !b.is_empty()) {
-            let run = block.offset().and_then(|o| Ok((o, block.length()?)));
-            runs.push(run.map_err(|e| self.malformed(e.to_string()))?);
-        }
-        Ok(())
-    }
-
-    /// The pax forms: 0.0 and 0.1 have the map in the pax header, 1.0 at the start of the data.
-    fn pax_sparse(&mut self, extensions: &Extensions, entry: &mut Entry) -> Result<(), TarError> {
-        let real = extensions.pax("GNU.sparse.realsize").or_else(|| extensions.pax("GNU.sparse.size"));
-        entry.real_size =
-            real.and_then(decimal).ok_or_else(|| self.malformed("a sparse file without its real size"))?;
-        if let Some(name) = extensions.pax("GNU.sparse.name") {
-            entry.path = name.to_vec();
-        }
-        let mut runs = Vec::new();
-        if extensions.pax("GNU.sparse.major") == Some(b"1") {
-            let count = self.sparse_line()?;
-            if count > MAX_RUNS as u64 {
-                return Err(self.malformed("a sparse file with too many runs"));
-            }
-            for _ in 0..count {
-                runs.push((self.sparse_line()?, self.sparse_line()?));
-            }
-            // The map fills whole blocks.
-            let used = entry.size - self.left;
-            let mut rest = vec![0; usize::try_from((BLOCK - used % BLOCK) % BLOCK).unwrap_or(0)];
-            if (rest.len() as u64) > self.left {
-                return Err(self.malformed("a sparse map does not fit into its file"));
-            }
-            self.left -= rest.len() as u64;
-            self.fill_all(&mut rest)?;
-            entry.size = self.left;
-        } else if let Some(map) = extensions.pax("GNU.sparse.map") {
-            let numbers: Option<Vec<u64>> = map.split(|b| *b == b',').map(decimal).collect();
-            let numbers = numbers.filter(|n| n.len() % 2 == 0 && n.len() / 2 <= MAX_RUNS);
-            let numbers = numbers.ok_or_else(|| self.malformed("a sparse map is malformed"))?;
-            runs.extend(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])));
-        } else {
-            let all = |key: &str| {
-                let values = extensions.pax.iter().filter(|(k, _)| k == key.as_bytes());
-                values.map(|(_, v)| decimal(v)).collect::<Option<Vec<u64>>>()
-            };
-            let (offsets, lengths) = all("GNU.sparse.offset")
-                .zip(all("GNU.sparse.numbytes"))
-                .filter(|(o, l)| o.len() == l.len())
-                .ok_or_else(|| self.malformed("a sparse map is malformed"))?;
-            runs.extend(offsets.into_iter().zip(lengths));
-        }
-        self.set_runs(entry, runs)
-    }
-
-    /// One decimal number and a newline out of the entry's data.
-    fn sparse_line(&mut self) -> Result<u64, TarError> {
-        let mut text = Vec::with_capacity(21);
-        let mut byte = [0];
-        loop {
-            if self.read_data(&mut byte)? == 0 || text.len() > 20 {
-                return Err(self.malformed("a sparse map is malformed"));
-            }
-            if byte[0] == b'\n' {
-                return decimal(&text).ok_or_else(|| self.malformed("a sparse map is malformed"));
-            }
-            text.push(byte[0]);
-        }
-    }
-
-    fn set_runs(&self, entry: &mut Entry, runs: Vec<(u64, u64)>) -> Result<(), TarError> {
-        let (mut end, mut total) = (0_u64, 0_u64);
-        for (offset, length) in &runs {
-            let next = offset.checked_add(*length).filter(|next| *offset >= end && *next <= entry.real_size);
-            end = next.ok_or_else(|| self.malformed("a sparse file's runs overlap or leave the file"))?;
-            total = total.saturating_add(*length);
-        }
-        if total != entry.size {
-            return Err(self.malformed("a sparse file's runs do not add up to its data"));
-        }
-        entry.runs = Some(runs);
-        Ok(())
-    }
-}
-
-/// "length key=value\n" records; the length counts itself, and values may hold anything.
-fn parse_pax(mut data: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut records = Vec::new();
-    while !data.is_empty() {
-        // Some writers pad with NULs.
-        if data.iter().all(|b| *b == 0) {
-            break;
-        }
-        let space = data.iter().take(20).position(|b| *b == b' ')?;
-        let length = usize::try_from(decimal(&data[..space])?).ok()?;
-        if length <= space + 2 || length > data.len() || data[length - 1] != b'\n' {
-            return None;
-        }
-        let record = &data[space + 1..length - 1];
-        let equals = record.iter().position(|b| *b == b'=')?;
-        if equals == 0 || record[..equals].contains(&0) {
-            return None;
-        }
-        records.push((record[..equals].to_vec(), record[equals + 1..].to_vec()));
-        data = &data[length..];
-    }
-    Some(records)
-}
-
-fn decimal(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-/// Seconds with an optional sign and fraction.
-fn pax_time(text: &[u8]) -> Option<Time> {
-    let text = std::str::from_utf8(text).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let seconds: i64 = whole.parse().ok()?;
-    let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
-    let nanos: u32 = digits.parse().ok()?;
-    match (whole.starts_with('-'), nanos) {
-        // -1.25 is 0.75 s after -2.
-        (true, 1..) => Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos)),
-        _ => Some((seconds, nanos)),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn pax_records_may_hold_newlines() {
-        let mut data = b"19 SCHILY.xattr.a=b\n".to_vec();
-        data[..2].copy_from_slice(b"20");
-        data.extend_from_slice(b"12 k=\n\0\nxyz\n");
-        let records = parse_pax(&data).expect("records");
-        assert_eq!(records[0], (b"SCHILY.xattr.a".to_vec(), b"b".to_vec()));
-        assert_eq!(records[1], (b"k".to_vec(), b"\n\0\nxyz".to_vec()));
-        for bad in ["5 a=b", "99 a=b\n", "6 ab=\n!", "x a=b\n", "4 =\n"] {
-            assert!(parse_pax(bad.as_bytes()).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn times() {
-        assert_eq!(pax_time(b"1.5"), Some((1, 500_000_000)));
-        assert_eq!(pax_time(b"-1.25"), Some((-2, 750_000_000)));
-        assert_eq!(pax_time(b"12"), Some((12, 0)));
-        assert_eq!(pax_time(b"12x"), None);
-    }
 
     proptest! {
         #[test]

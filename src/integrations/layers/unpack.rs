@@ -17,6 +17,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use super::tar::{Entry, Kind, TarError, TarReader, Time};
+use super::whiteout::is_whiteout;
 use super::write;
 use crate::core::error::{Error, Kind as ErrorKind};
 use crate::core::ports::Usage;
@@ -181,21 +182,21 @@ fn drain<R: Read>(reader: TarReader<R>, buffer: &mut [u8]) -> Result<(), TarErro
     }
 }
 
-struct Unpacker {
-    root: Root,
-    whiteouts: Whiteouts,
+pub(super) struct Unpacker {
+    pub(super) root: Root,
+    pub(super) whiteouts: Whiteouts,
     limits: Limits,
-    result: Unpacked,
+    pub(super) result: Unpacked,
     entries: u64,
     remembered: usize,
     /// The folder of the last entry: most entries follow their siblings.
     parent: Option<(PathBuf, OwnedFd)>,
     /// The present entry removed something.
-    replaced: bool,
+    pub(super) replaced: bool,
     /// Folders whose times are set at the end, when nothing touches them any more.
     folders: Vec<(PathBuf, Option<Time>, Time)>,
     /// With [`Whiteouts::Apply`]: what this layer made.
-    made: HashSet<PathBuf>,
+    pub(super) made: HashSet<PathBuf>,
     buffer: Vec<u8>,
 }
 
@@ -289,71 +290,6 @@ impl Unpacker {
                 done => return done,
             }
         }
-    }
-
-    /// A whiteout in the way of `path` becomes an opaque folder: the layer removed a name and made a folder of it.
-    fn unhide(&mut self, path: &Path) -> io::Result<bool> {
-        if self.whiteouts != Whiteouts::Overlay {
-            return Ok(false);
-        }
-        let mut prefix = PathBuf::new();
-        for part in path.components() {
-            prefix.push(part);
-            let (parent, name) = self.root.open_parent(&prefix)?;
-            if is_whiteout(&parent, &name)? {
-                self.folder_over_whiteout(&parent, &name)?;
-                self.result.implicit.insert(prefix);
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn folder_over_whiteout(&mut self, parent: &OwnedFd, name: &CString) -> io::Result<()> {
-        fs::unlinkat(parent, name, AtFlags::empty())?;
-        fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-        set_opaque(parent, name)
-    }
-
-    fn opaque(&mut self, path: &Path, folder: &OwnedFd) -> io::Result<()> {
-        if self.whiteouts == Whiteouts::Overlay {
-            return write::set_xattr_at(folder.as_fd(), c".", "trusted.overlay.opaque", b"y");
-        }
-        let folder =
-            fs::openat(folder, ".", fs::OFlags::RDONLY | fs::OFlags::DIRECTORY | fs::OFlags::CLOEXEC, Mode::empty())?;
-        for entry in fs::Dir::read_from(&folder)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let child = path.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
-            if !matches!(name.to_bytes(), b"." | b"..") && !self.made.contains(&child) {
-                self.replaced = true;
-                remove_at(folder.as_fd(), name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn whiteout(&mut self, parent_path: &Path, parent: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
-        let name = CString::new(hidden).map_err(|_| io::Error::from(Errno::INVAL))?;
-        if self.whiteouts == Whiteouts::Apply {
-            if !self.made.contains(&parent_path.join(std::ffi::OsStr::from_bytes(hidden))) {
-                self.replaced = true;
-                remove_at(parent.as_fd(), &name)?;
-            }
-            return Ok(());
-        }
-        match fs::mknodat(parent, &name, FileType::CharacterDevice, Mode::empty(), 0) {
-            Ok(()) => self.result.usage.inodes += 1,
-            // This layer has it anew: a folder hides the parents' by being opaque, all else by being there.
-            Err(Errno::EXIST) => {
-                let stat = fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    set_opaque(parent, &name)?;
-                }
-            }
-            Err(e) => return Err(e.into()),
-        }
-        Ok(())
     }
 
     /// Makes what the entry says in the open folder `parent`, over whatever is there.
@@ -478,18 +414,6 @@ impl Unpacker {
             }
         }
         Ok(())
-    }
-}
-
-fn set_opaque(parent: &OwnedFd, name: &CString) -> io::Result<()> {
-    write::set_xattr_at(parent.as_fd(), name, "trusted.overlay.opaque", b"y")
-}
-
-fn is_whiteout(parent: &OwnedFd, name: &CString) -> io::Result<bool> {
-    match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0),
-        Err(Errno::NOENT) => Ok(false),
-        Err(e) => Err(e.into()),
     }
 }
 

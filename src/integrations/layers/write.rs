@@ -83,8 +83,11 @@ fn timestamps(atime: Option<Time>, mtime: Time) -> Timestamps {
     Timestamps { last_access: spec(atime.unwrap_or(mtime)), last_modification: spec(mtime) }
 }
 
+/// Names and values.
+type Attributes<'a> = Vec<(&'a [u8], &'a [u8])>;
+
 /// Attributes that layers may set: all but overlayfs's own, which would forge redirects and opaque folders.
-fn allowed(entry: &Entry) -> Result<Vec<(&[u8], &[u8])>, Failed> {
+fn allowed(entry: &Entry) -> Result<Attributes<'_>, Failed> {
     let mut list = Vec::new();
     for (name, value) in &entry.xattrs {
         if name.is_empty() || name.len() > 255 || name.contains(&0) {

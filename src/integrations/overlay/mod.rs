@@ -47,7 +47,10 @@ struct Inner {
     root: Utf8PathBuf,
     options: OverlayOptions,
     tasks: TaskSet,
+    /// Held for moments only, never across disk work.
     state: Mutex<State>,
+    /// Held by blocking work that changes which layers and root file systems there are.
+    changing: Mutex<()>,
     /// One apply per chain.
     applying: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     usage: Mutex<HashMap<ContainerId, MeasuredUsage>>,
@@ -66,6 +69,10 @@ struct State {
 }
 
 impl Inner {
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,6 +128,60 @@ impl Inner {
             }
         }
         Some(list)
+    }
+
+    /// Layers that neither `keep` nor a container needs, themselves or as parents.
+    fn unwanted(&self, keep: Vec<Digest>) -> Result<BTreeSet<Digest>> {
+        let state = self.state();
+        if state.rootfs.values().any(Option::is_none) {
+            return Err(Error::precondition(
+                "overlay store: the layers of a container can't be told, so none is removed",
+            ));
+        }
+        let mut wanted: HashSet<Digest> = keep.into_iter().collect();
+        wanted.extend(state.rootfs.values().flatten().flat_map(|meta| meta.chains.iter().cloned()));
+        let mut pending: Vec<Digest> = wanted.iter().cloned().collect();
+        while let Some(chain) = pending.pop() {
+            if let Some(parent) = state.layers.get(&chain).and_then(|meta| meta.parent.clone())
+                && wanted.insert(parent.clone())
+            {
+                pending.push(parent);
+            }
+        }
+        Ok(state.layers.keys().filter(|chain| !wanted.contains(chain)).cloned().collect())
+    }
+
+    /// The blocking part of [`LayerStore::create_rootfs`].
+    fn make_rootfs(&self, container: ContainerId, chains: Vec<Digest>) -> Result<()> {
+        let _alone = self.change();
+        {
+            let state = self.state();
+            match state.rootfs.get(&container) {
+                Some(Some(there)) if there.chains == chains => return Ok(()),
+                Some(_) => {
+                    return Err(Error::new(
+                        Kind::AlreadyExists,
+                        format!("container {}: it has a root file system of other layers", container.short()),
+                    ));
+                }
+                None => {}
+            }
+            if let Some(missing) = chains.iter().find(|c| !state.layers.contains_key(c)) {
+                return Err(Error::not_found(format!("layer {missing} is not in the overlay store")));
+            }
+        }
+        let meta = RootfsMeta { chains, boot_id: self.boot_id.clone() };
+        let folder = self.unique("tmp", container.as_str());
+        let lower = meta.chains.last().map(|top| self.layer_fs(top)).unwrap_or_default();
+        let made = state::make_rootfs(&folder, &lower, &meta)
+            .and_then(|()| state::rename(&folder, &self.container(&container)));
+        if let Err(e) = made {
+            // If that fails too, the next start removes it.
+            let _ = beneath::remove_tree(folder.as_std_path());
+            return Err(e.context(format!("root file system of container {}", container.short())));
+        }
+        self.state().rootfs.insert(container, Some(meta));
+        Ok(())
     }
 
     /// The blocking part of [`LayerStore::apply`].
@@ -200,6 +261,7 @@ impl OverlayStore {
             options,
             tasks,
             state: Mutex::new(state),
+            changing: Mutex::default(),
             applying: Mutex::default(),
             usage: Mutex::default(),
             _lock: lock,
@@ -259,27 +321,11 @@ impl LayerStore for OverlayStore {
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64> {
         let (store, keep) = (self.0.clone(), keep.to_vec());
         blocking(move || {
-            let mut state = store.state();
-            if state.rootfs.values().any(Option::is_none) {
-                return Err(Error::precondition(
-                    "overlay store: the layers of a container can't be told, so none is removed",
-                ));
-            }
-            let mut wanted: HashSet<Digest> = keep.into_iter().collect();
-            wanted.extend(state.rootfs.values().flatten().flat_map(|meta| meta.chains.iter().cloned()));
-            let mut pending: Vec<Digest> = wanted.iter().cloned().collect();
-            while let Some(chain) = pending.pop() {
-                if let Some(parent) = state.layers.get(&chain).and_then(|meta| meta.parent.clone())
-                    && wanted.insert(parent.clone())
-                {
-                    pending.push(parent);
-                }
-            }
-            let unwanted: BTreeSet<Digest> = state.layers.keys().filter(|c| !wanted.contains(c)).cloned().collect();
+            let _alone = store.change();
             let mut freed = 0;
-            for chain in unwanted {
+            for chain in store.unwanted(keep)? {
                 store.discard(&store.root.join("layers").join(chain.hex()))?;
-                freed += state.layers.remove(&chain).map_or(0, |meta| meta.usage.bytes);
+                freed += store.state().layers.remove(&chain).map_or(0, |meta| meta.usage.bytes);
             }
             Ok(freed)
         })
@@ -307,35 +353,7 @@ impl LayerStore for OverlayStore {
             )));
         }
         let (store, container, chains) = (self.0.clone(), container.clone(), chains.to_vec());
-        blocking(move || {
-            // Held throughout: retain_layers must not take a layer that is about to be in use.
-            let mut state = store.state();
-            match state.rootfs.get(&container) {
-                Some(Some(there)) if there.chains == chains => return Ok(()),
-                Some(_) => {
-                    return Err(Error::new(
-                        Kind::AlreadyExists,
-                        format!("container {}: it has a root file system of other layers", container.short()),
-                    ));
-                }
-                None => {}
-            }
-            if let Some(missing) = chains.iter().find(|c| !state.layers.contains_key(c)) {
-                return Err(Error::not_found(format!("layer {missing} is not in the overlay store")));
-            }
-            let meta = RootfsMeta { chains, boot_id: store.boot_id.clone() };
-            let folder = store.unique("tmp", container.as_str());
-            let lower = meta.chains.last().map(|top| store.layer_fs(top)).unwrap_or_default();
-            let made = state::make_rootfs(&folder, &lower, &meta)
-                .and_then(|()| state::rename(&folder, &store.container(&container)));
-            if let Err(e) = made {
-                let _ = beneath::remove_tree(folder.as_std_path());
-                return Err(e.context(format!("root file system of container {}", container.short())));
-            }
-            state.rootfs.insert(container, Some(meta));
-            Ok(())
-        })
-        .await
+        blocking(move || store.make_rootfs(container, chains)).await
     }
 
     async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd> {
@@ -371,9 +389,9 @@ impl LayerStore for OverlayStore {
     async fn remove_rootfs(&self, container: &ContainerId) -> Result<()> {
         let (store, container) = (self.0.clone(), container.clone());
         blocking(move || {
-            let mut state = store.state();
+            let _alone = store.change();
             store.discard(&store.container(&container))?;
-            state.rootfs.remove(&container);
+            store.state().rootfs.remove(&container);
             store.usage.lock().unwrap_or_else(PoisonError::into_inner).remove(&container);
             Ok(())
         })

@@ -130,11 +130,11 @@ impl Attempts {
         !host.fallback || self.last.as_ref().is_some_and(RegistryError::may_be_wrong_scheme)
     }
 
-    /// The last failure counts, as the last host is the registry itself unless configured otherwise; of two ways to one
-    /// host the first one's words are the better ones.
+    /// The last failure counts, as the last host is the registry itself unless configured otherwise. Where nothing was
+    /// reached in either of two ways to one host, the first one's words are the better ones.
     fn failed(&mut self, host: &Host, error: RegistryError) {
         tracing::debug!(host = host.name(), %error, "registry host failed");
-        if !host.fallback || self.last.is_none() {
+        if !host.fallback || !matches!(self.last, Some(RegistryError::Unreachable { .. })) {
             self.last = Some(error);
         }
     }
