@@ -77,6 +77,9 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let rootfs = state.join("rootfs");
     mounts::make_private(rootfs.as_std_path())?;
     private_dir(&rootfs.join("mnt"))?;
+    // As `ip netns` does it, before the first pod: namespaces pinned there are seen in every mount namespace.
+    std::fs::create_dir_all(NETNS_FOLDER).map_err(|e| Error::io(format!("make folder {NETNS_FOLDER}"), e))?;
+    mounts::make_shared(NETNS_FOLDER.as_ref())?;
     let hierarchy = Hierarchy::detect()?;
     let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
     let monitors = hierarchy.delegate()?;
