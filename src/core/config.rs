@@ -226,7 +226,7 @@ impl Default for Network {
             plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             conf_dir: "/etc/cni/net.d".into(),
             embedded: false,
-            embedded_subnet: "10.88.112.0/20".into(),
+            embedded_subnet: "10.213.0.0/20".into(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Its end, tidy or not, leaves pods running: monitors hold them, and the next daemon finds them.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -42,7 +43,7 @@ impl Command for Serve {
 fn start_logging(config: &Config) -> Result<()> {
     let filter = EnvFilter::try_new(&config.log.level)
         .with_context(|| format!("log.level {:?} is not a filter", config.log.level))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

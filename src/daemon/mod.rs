@@ -24,7 +24,7 @@ use crate::integrations::images::{ImagesConfig, LocalImageStore};
 use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
 use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
-use crate::integrations::overlay::OverlayStore;
+use crate::integrations::overlay::{OverlayOptions, OverlayStore};
 use crate::utils::pidfd;
 use crate::utils::tasks::TaskSet;
 
@@ -80,8 +80,8 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let hierarchy = Hierarchy::detect()?;
     let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
     let monitors = hierarchy.delegate()?;
-    let layers: Arc<dyn LayerStore> = Arc::new(OverlayStore::open(root.join("overlay"))?);
-    let images: Arc<dyn ImageStore> = LocalImageStore::open(images_config(config), layers.clone(), tasks.clone())?;
+    let layers: Arc<dyn LayerStore> = OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
+    let images: Arc<dyn ImageStore> = LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
         run_root: state.join("pods"),

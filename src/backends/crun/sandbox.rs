@@ -86,6 +86,7 @@ impl CrunBackend {
                     uts: shape.net,
                     hostname: pod.config.hostname.clone(),
                     sysctls: pod.config.sysctls.clone(),
+                    user: None,
                 },
             )
             .await?;

@@ -127,9 +127,17 @@ async fn rebuild(shared: &Arc<Shared>, id: &PodId) -> Option<Stored> {
             return None;
         }
     };
-    let containers = link.hello.containers.iter().filter_map(|c| records::decode(&c.info).ok()).collect();
+    let containers = link.hello.containers.iter().filter_map(rebuild_container).collect();
     tracing::warn!(pod = id.as_str(), "the record was lost; rebuilt from what the monitor keeps");
     Some((pod, containers))
+}
+
+/// The monitor was given the record while the container was being made: what it is now the monitor knows.
+fn rebuild_container(report: &monitor_v1::ContainerReport) -> Option<ContainerRecord> {
+    let mut record: ContainerRecord = records::decode(&report.info).ok()?;
+    record.phase = ContainerPhase::Created;
+    (record.pid, record.pid_start_time) = (report.pid, report.pid_start_time);
+    Some(record)
 }
 
 async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: Vec<ContainerRecord>) -> Result<()> {
@@ -169,10 +177,11 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
     for container in half {
         drop_half(shared, &backend, &pod, &container, link.as_ref()).await;
     }
+    // The pod first: of a rebuilt one there is no folder yet.
+    shared.records.save_pod(&pod)?;
     for container in &whole {
         shared.records.save_container(container)?;
     }
-    shared.records.save_pod(&pod)?;
     start(shared, backend, pod, whole, link, fate).await
 }
 

@@ -1,7 +1,7 @@
 //! Pinned namespaces of a pod without a pause process: made by a short-lived thread, kept by bind mounts.
 //!
 //! Called by the crun and lxc backends. The network namespace is pinned at `<netns folder>/cni-<uuid>` (where other
-//! tools look), the others at `<run>/pods/<pod>/ns/{ipc,uts,pid}`, where `net` is a link to the first. The uuid is
+//! tools look), the others at `<run>/pods/<pod>/ns/{user,ipc,uts,pid}`, where `net` links to the first. The uuid is
 //! made of the pod id's first half, so every path is known before it exists and a repeated call finds what an earlier
 //! one made. A crash leaves pinned namespaces of a known name: [`NamespacePins::list`] finds them for garbage
 //! collection, [`NamespacePins::create`] goes on where it ended.

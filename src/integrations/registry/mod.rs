@@ -10,7 +10,6 @@ pub mod hosts;
 mod transport;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -119,73 +118,81 @@ impl RegistryClient {
     }
 }
 
-impl Session {
-    /// Asks host after host; the last one's failure counts, as that is the registry itself unless configured otherwise.
-    async fn each<T, F>(&self, wanted: impl Fn(&Host) -> bool, ask: F) -> Result<T>
-    where
-        F: AsyncFn(&Connection) -> Result<T, RegistryError>,
-    {
-        let mut last: Option<RegistryError> = None;
-        for connection in self.connections.iter().filter(|c| wanted(&c.host)) {
-            if connection.host.fallback && !last.as_ref().is_some_and(RegistryError::may_be_wrong_scheme) {
-                continue;
-            }
-            match ask(connection).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::debug!(reference = %self.reference, %error, "registry host failed");
-                    // Of two ways to the same host the first one's words are the better ones.
-                    if !connection.host.fallback || last.is_none() {
-                        last = Some(error);
-                    }
-                }
-            }
-        }
-        Err(last.map_or_else(
-            || {
-                Error::new(
-                    Kind::FailedPrecondition,
-                    format!("no host of registry {} may be asked for this", self.reference.registry()),
-                )
-            },
-            Error::from,
-        ))
+/// Walks the hosts: which one is asked next, and whose failure counts in the end.
+#[derive(Default)]
+struct Attempts {
+    last: Option<RegistryError>,
+}
+
+impl Attempts {
+    /// Whether `host` should be asked now.
+    fn admits(&self, host: &Host) -> bool {
+        !host.fallback || self.last.as_ref().is_some_and(RegistryError::may_be_wrong_scheme)
     }
 
+    /// The last failure counts, as the last host is the registry itself unless configured otherwise; of two ways to one
+    /// host the first one's words are the better ones.
+    fn failed(&mut self, host: &Host, error: RegistryError) {
+        tracing::debug!(host = host.name(), %error, "registry host failed");
+        if !host.fallback || self.last.is_none() {
+            self.last = Some(error);
+        }
+    }
+
+    fn into_error(self, reference: &Reference) -> Error {
+        let none = || {
+            let registry = reference.registry();
+            Error::new(Kind::FailedPrecondition, format!("no host of registry {registry} may be asked for this"))
+        };
+        self.last.map_or_else(none, Error::from)
+    }
+}
+
+impl Session {
     /// The manifest or index of a tag or digest, compared with the digest if there is one.
     pub async fn manifest(&self, digest: Option<&Digest>) -> Result<ManifestBytes> {
-        let object = match digest {
-            Some(digest) => digest.as_str(),
-            None => self.reference.tag().unwrap_or("latest"),
-        };
-        let wanted = |host: &Host| if digest.is_some() { host.pull } else { host.resolve };
-        self.each(wanted, async |connection| {
-            let path = format!("{}/manifests/{object}", self.reference.repository());
-            let what = format!("manifest {}", self.reference.name());
-            let what = match digest {
-                Some(digest) => format!("{what}@{digest}"),
-                None => format!("{what}:{object}"),
-            };
-            let mut response = connection.get(&path, &MANIFEST_TYPES.join(", "), &what).await?;
-            let media_type = response
-                .headers()
-                .get(header::CONTENT_TYPE)
-                .and_then(|v| v.to_str().ok())
-                .map(|v| v.split(';').next().unwrap_or("").trim().to_owned())
-                .unwrap_or_default();
-            let told = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok()?.parse().ok());
-            let host = connection.host.name();
-            let bytes = transport::body(&mut response, &host, &what, MAX_MANIFEST, self.progress).await?;
-            let got = digest_of(&bytes);
-            if let Some(want) = digest.or(told.as_ref())
-                && *want != got
-            {
-                let what = format!("{what}: digest should be {want}");
-                return Err(RegistryError::Digest { host, what, got });
+        let mut attempts = Attempts::default();
+        for connection in &self.connections {
+            let host = &connection.host;
+            if !attempts.admits(host) || !(if digest.is_some() { host.pull } else { host.resolve }) {
+                continue;
             }
-            Ok(ManifestBytes { bytes: bytes.into(), media_type, digest: got })
-        })
-        .await
+            match self.manifest_from(connection, digest).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(e) => attempts.failed(host, e),
+            }
+        }
+        Err(attempts.into_error(&self.reference))
+    }
+
+    async fn manifest_from(
+        &self,
+        connection: &Connection,
+        digest: Option<&Digest>,
+    ) -> Result<ManifestBytes, RegistryError> {
+        let name = self.reference.name();
+        let (object, what) = match digest {
+            Some(digest) => (digest.as_str(), format!("manifest {name}@{digest}")),
+            None => {
+                let tag = self.reference.tag().unwrap_or("latest");
+                (tag, format!("manifest {name}:{tag}"))
+            }
+        };
+        let path = format!("{}/manifests/{object}", self.reference.repository());
+        let mut response = connection.get(&path, &MANIFEST_TYPES.join(", "), &what).await?;
+        let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+        let media_type = text(header::CONTENT_TYPE.as_str()).unwrap_or_default();
+        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
+        let told: Option<Digest> = text("docker-content-digest").and_then(|v| v.parse().ok());
+        let host = connection.host.name();
+        let bytes = transport::body(&mut response, &host, &what, MAX_MANIFEST, self.progress).await?;
+        let got = digest_of(&bytes);
+        if let Some(want) = digest.or(told.as_ref())
+            && *want != got
+        {
+            return Err(RegistryError::Digest { host, what: format!("{what}: digest should be {want}"), got });
+        }
+        Ok(ManifestBytes { bytes: bytes.into(), media_type, digest: got })
     }
 
     /// A small blob, whole and compared.
@@ -194,56 +201,62 @@ impl Session {
         if size > max {
             return Err(Error::invalid(format!("{what}: {size} bytes are more than the limit of {max}")));
         }
-        self.each(
-            |host| host.pull,
-            async |connection| {
-                let path = format!("{}/blobs/{digest}", self.reference.repository());
-                let mut response = connection.get(&path, "*/*", &what).await?;
-                let host = connection.host.name();
-                let bytes = transport::body(&mut response, &host, &what, size, self.progress).await?;
-                if bytes.len() as u64 != size {
-                    let why = format!("truncated: got {} of {size} bytes", bytes.len());
-                    return Err(RegistryError::Protocol { host, what: what.clone(), why });
-                }
-                let got = digest_of(&bytes);
-                if got != *digest {
-                    return Err(RegistryError::Digest { host, what: what.clone(), got });
-                }
-                Ok(bytes.into())
-            },
-        )
-        .await
+        let mut attempts = Attempts::default();
+        for connection in &self.connections {
+            if !attempts.admits(&connection.host) || !connection.host.pull {
+                continue;
+            }
+            match self.blob_from(connection, digest, size, &what).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(e) => attempts.failed(&connection.host, e),
+            }
+        }
+        Err(attempts.into_error(&self.reference))
     }
 
-    /// A blob as a stream, which the reader has to compare. Hosts up to `after` have been tried; None when none is left.
+    async fn blob_from(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        size: u64,
+        what: &str,
+    ) -> Result<Bytes, RegistryError> {
+        let path = format!("{}/blobs/{digest}", self.reference.repository());
+        let mut response = connection.get(&path, "*/*", what).await?;
+        let host = connection.host.name();
+        let bytes = transport::body(&mut response, &host, what, size, self.progress).await?;
+        if bytes.len() as u64 != size {
+            let why = format!("truncated: got {} of {size} bytes", bytes.len());
+            return Err(RegistryError::Protocol { host, what: what.to_owned(), why });
+        }
+        let got = digest_of(&bytes);
+        if got != *digest {
+            return Err(RegistryError::Digest { host, what: what.to_owned(), got });
+        }
+        Ok(bytes.into())
+    }
+
+    /// A blob as a stream, which the reader has to compare. Hosts up to number `after` are left out; None when none is
+    /// left to ask.
     pub async fn stream(&self, digest: &Digest, after: Option<usize>) -> Result<Option<BlobStream>> {
         let what = format!("blob {}@{digest}", self.reference.name());
-        let asked = AtomicBool::new(false);
-        let skip = after.map_or(0, |n| n + 1);
-        let done = self
-            .each(
-                |host| host.pull,
-                async |connection| {
-                    let index = self.connections.iter().position(|c| std::ptr::eq(c, connection)).unwrap_or(0);
-                    if index < skip {
-                        return Err(RegistryError::Protocol {
-                            host: connection.host.name(),
-                            what: what.clone(),
-                            why: "tried before".into(),
-                        });
-                    }
-                    asked.store(true, Ordering::Relaxed);
-                    let path = format!("{}/blobs/{digest}", self.reference.repository());
-                    let response = connection.get(&path, "*/*", &what).await?;
+        let path = format!("{}/blobs/{digest}", self.reference.repository());
+        let mut attempts = Attempts::default();
+        for (index, connection) in self.connections.iter().enumerate().skip(after.map_or(0, |n| n + 1)) {
+            if !attempts.admits(&connection.host) || !connection.host.pull {
+                continue;
+            }
+            match connection.get(&path, "*/*", &what).await {
+                Ok(response) => {
                     let host = connection.host.name();
-                    Ok(BlobStream { host, index, response, what: what.clone(), progress: self.progress })
-                },
-            )
-            .await;
-        match done {
-            Ok(stream) => Ok(Some(stream)),
-            Err(_) if skip > 0 && !asked.load(Ordering::Relaxed) => Ok(None),
-            Err(e) => Err(e),
+                    return Ok(Some(BlobStream { host, index, response, what, progress: self.progress }));
+                }
+                Err(e) => attempts.failed(&connection.host, e),
+            }
         }
+        if after.is_some() && attempts.last.is_none() {
+            return Ok(None);
+        }
+        Err(attempts.into_error(&self.reference))
     }
 }
