@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::crictl::{BIG, BUSYBOX, read_log, stream_lines};
+use support::crictl::{BIG, BUSYBOX, container_config, pod_config, read_log, stream_lines};
 use support::node::{Node, Options};
 use support::{describe, isolated, snapshot, wait_for};
 
@@ -173,6 +173,37 @@ fn exit_codes_signals_and_streams() {
         crictl.wait_exit(&id);
         let lines = stream_lines(&read_log(&log_path(&node, "codes", "flood")), "stdout");
         assert_eq!(lines, (1..=20_000).map(|n| n.to_string()).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn containers_share_the_pods_processes_when_asked() {
+    isolated("containers_share_the_pods_processes_when_asked", || {
+        let node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        // crictl's own examples ask for nothing, which means the pod's PID namespace.
+        let mut pod_config = pod_config("shared", &node.pod_logs("shared"));
+        pod_config["linux"] = serde_json::json!({"cgroup_parent": "/tests"});
+        let pod_file = crictl.file("pod-shared", &pod_config);
+        let pod = crictl.run(&["runp", &pod_file]);
+        let create = |name: &str, script: &str| {
+            let mut config = container_config(name, BUSYBOX, script);
+            config["linux"] = serde_json::json!({});
+            crictl.run(&["create", "--no-pull", &pod, &crictl.file(name, &config), &pod_file])
+        };
+        let sleeper = create("sleeper", "exec sleep 4321");
+        crictl.run(&["start", &sleeper]);
+        let looker = create("looker", "ps -o pid,args; [ $$ != 1 ]");
+        crictl.run(&["start", &looker]);
+        assert_eq!(crictl.wait_exit(&looker)["exitCode"], 0);
+        let seen = stream_lines(&read_log(&log_path(&node, "shared", "looker")), "stdout");
+        assert!(seen.iter().any(|l| l.contains("sleep 4321")), "{seen:?}");
+        crictl.run(&["stop", "-t", "1", &sleeper]);
+        assert_eq!(crictl.wait_exit(&sleeper)["exitCode"], 143);
+        assert_eq!(crictl.json(&["pods"])["items"][0]["state"], "SANDBOX_READY");
+        crictl.run(&["stopp", &pod]);
+        crictl.run(&["rmp", &pod]);
     });
 }
 

@@ -6,8 +6,9 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig,
-    PodSandboxMetadata, PullImageRequest,
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -62,7 +63,14 @@ pub fn pod(name: &str, logs: &Path) -> PodSandboxConfig {
         }),
         hostname: name.to_owned(),
         log_directory: logs.join(name).display().to_string(),
-        linux: Some(LinuxPodSandboxConfig { cgroup_parent: "/tests".into(), ..Default::default() }),
+        linux: Some(LinuxPodSandboxConfig {
+            cgroup_parent: "/tests".into(),
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(own_pid_namespace()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -74,8 +82,20 @@ pub fn container(name: &str, image: &str, script: &str) -> ContainerConfig {
         image: Some(image_spec(image)),
         command: ["/bin/sh", "-c", script].map(String::from).to_vec(),
         log_path: format!("{name}.log"),
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(own_pid_namespace()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
+}
+
+/// What the kubelet asks for: network and IPC are the pod's, PIDs the container's.
+fn own_pid_namespace() -> NamespaceOption {
+    NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() }
 }
 
 /// The request to create a container in a pod.

@@ -130,7 +130,7 @@ pub fn container_config(name: &str, image: &str, script: &str) -> Value {
         "envs": [{"key": "GREETING", "value": "hello"}],
         "labels": {"app": "test", "container": name},
         "log_path": format!("{name}/0.log"),
-        "linux": {},
+        "linux": {"security_context": {"namespace_options": {"pid": 1}}},
     })
 }
 

@@ -241,7 +241,7 @@ embedded = false
 [images]
 config_path = ["{dir}/certs.d"]
 "#,
-        level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "debug".into()),
+        level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
         crun = options.crun,
         plugins = quoted.join(", "),
