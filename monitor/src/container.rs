@@ -69,6 +69,8 @@ pub struct Process {
     pub start_time: u64,
     /// None: it had ended already.
     pub pidfd: Option<OwnedFd>,
+    /// The session that it was in at first; 0: unknown. A runtime may make the session before the process.
+    pub session: i32,
 }
 
 impl Process {
@@ -221,7 +223,7 @@ impl Server {
             }
             Action::KillProgram => {
                 if let Some(pid) = container.program {
-                    proctree::kill_tree(pid);
+                    proctree::kill_tree(pid, None);
                 }
             }
             Action::KillInit => {
@@ -279,10 +281,14 @@ impl Server {
                     self.refuse_shutdown(failure);
                 }
             }
+            Action::RemoveFiles => {
+                if let Some(stdio) = &container.plan.stdio {
+                    stdio::remove(stdio);
+                }
+            }
             Action::Forget => {
                 if let Some(container) = self.containers.remove(id) {
                     self.end_relays(&Owner::Container(id.into()));
-                    stdio::remove(&container.plan.stdio.unwrap_or_default());
                     if let Some((watch, token)) = container.oom {
                         self.poll.unwatch(watch.fd());
                         self.poll.forget(token);
@@ -396,22 +402,22 @@ impl Server {
         let pid = text.trim().parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| Failure::invalid(format!("{pid_file}: no pid in it")))?;
         let number = pid.as_raw_pid();
-        let start_time = proctree::stat(number).map_or(0, |s| s.start_time);
+        let (start_time, session) = proctree::stat(number).map_or((0, 0), |s| (s.start_time, s.session));
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
         match self.reaper.fate(pid, since) {
-            Fate::Ended(ended) => Ok((Process { pid: number, start_time: 0, pidfd: None }, Some(ended))),
+            Fate::Ended(ended) => Ok((Process { pid: number, start_time: 0, pidfd: None, session: 0 }, Some(ended))),
             Fate::Child => {
                 let pidfd = pidfd.map_err(|e| Failure::errno(format_args!("pidfd_open {pid}"), e))?;
-                Ok((Process { pid: number, start_time, pidfd: Some(pidfd) }, None))
+                Ok((Process { pid: number, start_time, pidfd: Some(pidfd), session }, None))
             }
             Fate::Foreign => {
                 let Ok(pidfd) = pidfd else {
                     let note = "the process ended before it could be watched and was not this monitor's child";
                     let ended = Ended { code: 255, signal: 0, at: clock::now_ns(), note };
-                    return Ok((Process { pid: number, start_time: 0, pidfd: None }, Some(ended)));
+                    return Ok((Process { pid: number, start_time: 0, pidfd: None, session: 0 }, Some(ended)));
                 };
                 self.watch_foreign(number, &pidfd)?;
-                Ok((Process { pid: number, start_time, pidfd: Some(pidfd) }, None))
+                Ok((Process { pid: number, start_time, pidfd: Some(pidfd), session }, None))
             }
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lxcri_monitor_proto::v1::{self, reply::Body};
 
 use crate::connection::Asker;
-use crate::container::Process;
+use crate::container::{Container, Process};
 use crate::failure::{Failure, Result};
 use crate::proctree;
 use crate::program::{self, Descriptors, Running};
@@ -143,7 +143,7 @@ impl Server {
         if process_ended.is_none()
             && let Err(failure) = self.exec_terminal(id)
         {
-            proctree::kill_tree(pid);
+            proctree::kill_tree(pid, None);
             if let Some(exec) = self.execs.remove(id) {
                 self.reply(exec.asker, Err(failure));
             }
@@ -199,8 +199,14 @@ impl Server {
         let Some(exec) = self.execs.get_mut(id) else { return };
         exec.killed = true;
         exec.deadline = Some(Instant::now() + AGAIN);
-        for pid in [exec.program, exec.process.as_ref().map(|p| p.pid)].into_iter().flatten() {
-            proctree::kill_tree(pid);
+        if let Some(pid) = exec.program {
+            proctree::kill_tree(pid, None);
+        }
+        if let Some(process) = &exec.process {
+            // A session that it shares with the container's main process is not its own.
+            let shared = |c: &Container| c.init.as_ref().is_some_and(|i| i.session == process.session);
+            let own = !self.containers.values().any(shared);
+            proctree::kill_tree(process.pid, own.then_some(process.session));
         }
         self.end_relays(&Owner::ExecOutput(id.into()));
     }

@@ -104,7 +104,7 @@ impl Server {
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| Failure::errno("the init's pidfd", e))?;
             let pid = pid.as_raw_pid();
             let start_time = proctree::stat(pid).map_or(0, |s| s.start_time);
-            Ok(Process { pid, start_time, pidfd: Some(pidfd) })
+            Ok(Process { pid, start_time, pidfd: Some(pidfd), session: 0 })
         });
         let answer = result.map(|process| {
             let body = Body::InitStarted(v1::InitStarted { pid: process.pid, pid_start_time: process.start_time });

@@ -75,7 +75,9 @@ pub enum Action {
     AnswerDelete(bool),
     /// StartContainer does not fit the state.
     RefuseStart,
-    /// Remove FIFOs and forget the container.
+    /// Remove FIFOs and sockets: before any answer says that nothing is left.
+    RemoveFiles,
+    /// Forget the container.
     Forget,
 }
 
@@ -234,6 +236,7 @@ impl Lifecycle {
 
     fn gone(&mut self, undo: bool, out: &mut Vec<Action>) {
         self.phase = Phase::Gone;
+        out.push(Action::RemoveFiles);
         if undo {
             out.push(Action::AnswerCreate(false));
         }
@@ -379,7 +382,7 @@ mod tests {
         assert_eq!(life.next(Event::Ended(Program::Delete)), [Action::CloseLog]);
         assert_eq!(
             life.next(Event::LogClosed),
-            [Action::AnswerCreate(false), Action::AnswerDelete(true), Action::Forget]
+            [Action::RemoveFiles, Action::AnswerCreate(false), Action::AnswerDelete(true), Action::Forget]
         );
     }
 }

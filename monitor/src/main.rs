@@ -25,6 +25,7 @@ mod relay;
 mod server;
 mod setup;
 mod stdio;
+mod trim;
 mod writer;
 
 use std::io::Write;

@@ -3,6 +3,7 @@
 //! Fails with the system call; a token of something that is gone names nothing and is skipped.
 
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 pub use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, Result};
+
+use crate::trim::Code;
 
 /// Something that became ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +33,15 @@ pub enum Source {
     Foreign(i32),
 }
 
+/// Without an event for this long, the pod is quiet.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// The set.
 pub struct Poll {
+    /// Found when it is quiet for the first time.
+    code: Option<Code>,
+    /// Nothing has happened since the code's memory was given back.
+    quiet: bool,
     epoll: OwnedFd,
     next: u64,
     sources: BTreeMap<u64, Source>,
@@ -42,7 +52,7 @@ impl Poll {
     /// An empty set.
     pub fn new() -> Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, next: 0, sources: BTreeMap::new(), ready: Vec::with_capacity(16) })
+        Ok(Self { code: None, quiet: false, epoll, next: 0, sources: BTreeMap::new(), ready: Vec::with_capacity(16) })
     }
 
     /// A new name for `source`, watched by nothing yet. Never used twice.
@@ -85,13 +95,32 @@ impl Poll {
     /// Waits until something is ready or the time is up.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<(u64, Source)>> {
         // Rounded up: a timer that is waited for is due when we wake.
-        let timeout = timeout
-            .map(|t| t + Duration::from_millis(1))
-            .map(|t| rustix::time::Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
+        let timeout = timeout.map(|t| t + Duration::from_millis(1));
+        let first = match timeout {
+            _ if self.quiet => timeout,
+            Some(timeout) if timeout <= QUIET => Some(timeout),
+            _ => Some(QUIET),
+        };
         self.ready.clear();
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.ready), timeout.as_ref()) {
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.ready), first.map(timespec).as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e),
+        }
+        if !self.ready.is_empty() {
+            self.quiet = false;
+        } else if first != timeout {
+            let code = self.code.get_or_insert_with(Code::find);
+            self.quiet = true;
+            let rest = timeout.map(|t| timespec(t.saturating_sub(QUIET)));
+            let mut events = [const { MaybeUninit::uninit() }; 16];
+            match code.sleep(self.epoll.as_fd(), &mut events, rest.as_ref()) {
+                Ok(events) => {
+                    self.quiet = events.is_empty();
+                    self.ready.extend_from_slice(events);
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
         }
         let named = |event: &epoll::Event| {
             let token = event.data.u64();
@@ -104,4 +133,8 @@ impl Poll {
     pub fn knows(&self, token: u64) -> bool {
         self.sources.contains_key(&token)
     }
+}
+
+fn timespec(time: Duration) -> rustix::time::Timespec {
+    rustix::time::Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
 }

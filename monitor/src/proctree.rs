@@ -39,16 +39,21 @@ fn parse(text: &str) -> Option<Stat> {
     Some(Stat { parent, group, session, start_time, zombie })
 }
 
-/// Kills `root`, its descendants, and what is in the session or process group that it leads (children whose parent
-/// died are not its descendants any more). Each is stopped when found and the search repeated until it finds no new
+/// Kills `root`, its descendants, and what is in `session` or in a process group or session that `root` leads
+/// (children whose parent died are not its descendants any more). Each is stopped when found and the search repeated until it finds no new
 /// one, so that a process that forks can't outrun it.
-pub fn kill_tree(root: i32) {
+pub fn kill_tree(root: i32, session: Option<i32>) {
     let mut found: BTreeMap<i32, OwnedFd> = BTreeMap::new();
     let own = std::process::id() as i32;
+    let session = session.filter(|s| *s > 1 && stat(own).is_none_or(|own| own.session != *s));
     for _ in 0..32 {
         let mut new = false;
         for (pid, stat) in all() {
-            let related = pid == root || stat.session == root || stat.group == root || found.contains_key(&stat.parent);
+            let related = pid == root
+                || stat.session == root
+                || stat.group == root
+                || session == Some(stat.session)
+                || found.contains_key(&stat.parent);
             if !related || pid == own || pid == 1 || stat.zombie || found.contains_key(&pid) {
                 continue;
             }

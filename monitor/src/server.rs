@@ -310,7 +310,7 @@ impl Server {
             if running.deadline <= now {
                 running.overdue = true;
                 running.kill_at(now + AGAIN);
-                proctree::kill_tree(*pid);
+                proctree::kill_tree(*pid, None);
             }
         }
         self.exec_timers(now);

@@ -3,7 +3,7 @@
 
 mod harness;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 
 use harness::*;
@@ -35,12 +35,6 @@ fn started(client: &mut Client, id: u64) -> i32 {
         Body::ExecStarted(started) => started.pid,
         other => panic!("{other:?}"),
     }
-}
-
-fn read_all(mut file: std::fs::File) -> String {
-    let mut text = String::new();
-    file.read_to_string(&mut text).unwrap();
-    text
 }
 
 #[test]
@@ -258,6 +252,7 @@ fn the_pods_init_is_nobody_in_an_empty_root() {
     enter.args(["-t", &pid.to_string(), "--pid", "sh", "-c", "(sh -c 'sleep 0.05 & :' &) ; sleep 0.01"]);
     assert!(enter.status().unwrap().success());
     until("no zombie is left", || descendants(pid).is_empty());
+    // SAFETY: a plain system call.
     unsafe { libc::kill(pid, libc::SIGTERM) };
     let exit = client.event("its end", |e| match e {
         Body::InitExited(e) => e.exit.clone(),

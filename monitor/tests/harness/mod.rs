@@ -4,8 +4,8 @@
 #![allow(dead_code, unsafe_code, clippy::disallowed_methods, clippy::unwrap_used)]
 
 use std::cell::{Cell, RefCell};
-use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -47,6 +47,7 @@ impl Pod {
         let (s, r) = (socket.as_raw_fd(), record.as_raw_fd());
         let mut command = Command::new(program);
         command.arg("--pod").arg("test").arg("--run-dir").arg(dir.path()).env_clear().stdin(Stdio::null());
+        // SAFETY: dup2 only, on numbers that are open until spawn returns.
         unsafe {
             command.pre_exec(move || {
                 if libc::dup2(s, 3) < 0 || libc::dup2(r, 4) < 0 {
@@ -160,6 +161,7 @@ impl Drop for Pod {
             self.pids.borrow_mut().extend(children);
         }
         for pid in self.pids.borrow().iter() {
+            // SAFETY: a plain system call.
             unsafe { libc::kill(*pid, libc::SIGKILL) };
         }
     }
@@ -329,6 +331,24 @@ pub fn pipe() -> (std::fs::File, OwnedFd) {
     (std::fs::File::from(r), w)
 }
 
+/// Reads to the end, which must come.
+pub fn read_all(mut file: std::fs::File) -> String {
+    let end = Instant::now() + LONG;
+    let mut bytes = Vec::new();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "no end of {:?}", String::from_utf8_lossy(&bytes));
+        let timeout = rustix::time::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        if poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&timeout)).unwrap() > 0 {
+            let mut buffer = [0; 4096];
+            match file.read(&mut buffer).unwrap() {
+                0 => return String::from_utf8(bytes).unwrap(),
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+}
+
 pub fn null() -> OwnedFd {
     std::fs::File::options().read(true).write(true).open("/dev/null").unwrap().into()
 }
@@ -340,10 +360,4 @@ pub fn write_file(path: &Path, text: &str) {
 pub fn folder(path: PathBuf) -> PathBuf {
     std::fs::create_dir_all(&path).unwrap();
     path
-}
-
-/// The same descriptor under another owner.
-pub fn dup(fd: impl AsFd) -> OwnedFd {
-    let raw = fd.as_fd().try_clone_to_owned().unwrap().into_raw_fd();
-    unsafe { OwnedFd::from_raw_fd(raw) }
 }

@@ -181,7 +181,7 @@ async fn execs_end_time_out_and_are_dropped() {
     let world = World::new();
     let link = world.supervisor.spawn(&world.pod, vec![]).await.expect("spawn");
     let id = ContainerId::new();
-    link.monitor.create(world.plan(&id, "sleep 1000"), None).await.expect("create");
+    link.monitor.create(world.plan(&id, "exec sleep 1000"), None).await.expect("create");
     link.monitor.start(&id).await.expect("start");
     let exec = |name: &str, command: &str| v1::Exec {
         container_id: id.to_string(),
