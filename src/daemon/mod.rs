@@ -83,8 +83,10 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let hierarchy = Hierarchy::detect()?;
     let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
     let monitors = hierarchy.delegate()?;
-    let layers: Arc<dyn LayerStore> = OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
-    let images: Arc<dyn ImageStore> = LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
+    let layers: Arc<dyn LayerStore> =
+        OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
+    let images: Arc<dyn ImageStore> =
+        LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
         run_root: state.join("pods"),
