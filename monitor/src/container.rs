@@ -472,7 +472,11 @@ impl Server {
             }
             return;
         };
-        if let Some(container) = self.containers.get_mut(&id) {
+        if let Some(container) = self.containers.get_mut(&id)
+            && let (Phase::Opening, Event::LogOpened(_))
+            | (Phase::Draining, Event::Drained)
+            | (Phase::Closing { .. }, Event::LogClosed) = (container.life.phase(), event)
+        {
             container.writer_until = None;
         }
         self.container_event(&id, event);
