@@ -1,8 +1,8 @@
-//! Compiles `proto/cri.proto` (the CRI v1 contract) for tonic with a pure Rust parser: no protoc is needed.
+//! Compiles `proto/cri.proto` (the CRI v1 contract) and `proto/local.proto` for tonic with a pure Rust parser: no protoc is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=proto/cri.proto");
-    let files = protox::compile(["cri.proto"], ["proto"])?;
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile(["cri.proto", "local.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)

@@ -1,4 +1,4 @@
-//! The CRI v1 wire types, generated from `proto/cri.proto`; used by `cri` (server) and `cli` (client).
+//! The CRI v1 wire types, generated from `proto/cri.proto` and `proto/local.proto`; used by `cri` (server) and `cli` (client).
 //!
 //! Nothing here can fail or leave anything behind.
 
@@ -6,6 +6,12 @@
 #[allow(missing_docs, clippy::all)]
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
+}
+
+/// Messages and service of package `lxcri.local.v1`; the proto file documents them.
+#[allow(missing_docs, clippy::all)]
+pub mod local {
+    tonic::include_proto!("lxcri.local.v1");
 }
 
 impl std::fmt::Debug for v1::AuthConfig {

@@ -8,5 +8,6 @@ pub mod backends;
 pub mod cli;
 pub mod core;
 pub mod cri;
+pub mod daemon;
 pub mod integrations;
 pub mod utils;

@@ -1,1 +1,159 @@
-//! cli
+//! The command line: a registry of commands, each one file, all speaking gRPC to the daemon's sockets.
+//!
+//! Sees `core::config`, the wire types and nothing else of the daemon; `serve` is registered from outside (`daemon`).
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, and the process's own for `run` and `exec`.
+
+// Printing is what a command line is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod client;
+mod crilog;
+mod exec;
+mod images;
+mod logs;
+mod ps;
+mod pull;
+mod rm;
+mod run;
+mod stop;
+mod version;
+
+use anyhow::Result;
+use camino::Utf8PathBuf;
+use clap::{Arg, ArgMatches};
+
+use crate::core::config::Config;
+
+/// What every command gets.
+pub struct Context {
+    /// The configuration that was read.
+    pub config: Config,
+    /// The daemon's local socket: `--local-socket`, else the configuration's.
+    pub local_socket: Utf8PathBuf,
+}
+
+/// A command of the registry. Implement it and pass it to [`Registry::register`] to add one of your own.
+#[async_trait::async_trait]
+pub trait Command: Send + Sync {
+    /// The word on the command line.
+    fn name(&self) -> &'static str;
+    /// Other words for it.
+    fn aliases(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// One line for `help`.
+    fn about(&self) -> &'static str;
+    /// Its arguments.
+    fn arguments(&self) -> Vec<Arg> {
+        Vec::new()
+    }
+    /// Does it; the answer is the exit code.
+    async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8>;
+}
+
+/// The commands of a program.
+#[derive(Default)]
+pub struct Registry {
+    commands: Vec<Box<dyn Command>>,
+}
+
+impl Registry {
+    /// The commands that need nothing but the daemon's sockets.
+    pub fn builtin() -> Self {
+        let mut registry = Self::default();
+        registry.register(run::Run);
+        registry.register(pull::Pull);
+        registry.register(images::Images);
+        registry.register(ps::Ps);
+        registry.register(logs::Logs);
+        registry.register(exec::Exec);
+        registry.register(stop::Stop);
+        registry.register(rm::Rm);
+        registry.register(version::Version);
+        registry
+    }
+
+    /// Adds a command; a later one of the same name replaces an earlier one.
+    pub fn register(&mut self, command: impl Command + 'static) {
+        self.commands.retain(|c| c.name() != command.name());
+        self.commands.push(Box::new(command));
+    }
+
+    fn clap(&self) -> clap::Command {
+        let path = |name: &'static str, help: &'static str| {
+            Arg::new(name)
+                .long(name)
+                .global(true)
+                .value_name("PATH")
+                .value_parser(clap::value_parser!(Utf8PathBuf))
+                .help(help)
+        };
+        let base = clap::Command::new("proxmox-lxcri")
+            .about("A Kubernetes CRI runtime for Proxmox nodes")
+            .version(env!("CARGO_PKG_VERSION"))
+            .subcommand_required(true)
+            .arg_required_else_help(true)
+            .arg(path("config", "Configuration file (default: /etc/proxmox-lxcri/config.toml)"))
+            .arg(path("local-socket", "The daemon's local socket (default: the configuration's)"));
+        self.commands.iter().fold(base, |base, c| {
+            let sub = clap::Command::new(c.name()).about(c.about()).visible_aliases(c.aliases().iter().copied());
+            base.subcommand(sub.args(c.arguments()))
+        })
+    }
+
+    /// Parses `arguments` (the program's name first), runs the command, prints its failure; the exit code.
+    pub async fn main(&self, arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+        let matches = match self.clap().try_get_matches_from(arguments) {
+            Ok(matches) => matches,
+            Err(e) => {
+                let _ = e.print();
+                return if e.use_stderr() { 2 } else { 0 };
+            }
+        };
+        match self.dispatch(&matches).await {
+            Ok(code) => code,
+            Err(e) => {
+                eprintln!("proxmox-lxcri: {e:#}");
+                1
+            }
+        }
+    }
+
+    async fn dispatch(&self, matches: &ArgMatches) -> Result<u8> {
+        let (name, sub) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command"))?;
+        let command =
+            self.commands.iter().find(|c| c.name() == name).ok_or_else(|| anyhow::anyhow!("no command {name:?}"))?;
+        let config = Config::load(sub.get_one::<Utf8PathBuf>("config").map(|p| p.as_path()))
+            .map_err(|e| anyhow::anyhow!(e.chain()))?;
+        let local_socket =
+            sub.get_one::<Utf8PathBuf>("local-socket").cloned().unwrap_or_else(|| config.server.local_listen.clone());
+        command.run(&Context { config, local_socket }, sub).await
+    }
+}
+
+/// A required argument.
+fn required(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).required(true).value_name(name).help(help)
+}
+
+/// All that follows, flags included.
+fn rest(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).num_args(0..).trailing_var_arg(true).allow_hyphen_values(true).value_name(name).help(help)
+}
+
+/// A switch.
+fn switch(name: &'static str, short: Option<char>, help: &'static str) -> Arg {
+    let arg = Arg::new(name).long(name).action(clap::ArgAction::SetTrue).help(help);
+    match short {
+        Some(c) => arg.short(c),
+        None => arg,
+    }
+}
+
+fn strings(matches: &ArgMatches, name: &str) -> Vec<String> {
+    matches.get_many::<String>(name).map(|v| v.cloned().collect()).unwrap_or_default()
+}
+
+fn string(matches: &ArgMatches, name: &str) -> String {
+    matches.get_one::<String>(name).cloned().unwrap_or_default()
+}

@@ -124,6 +124,32 @@ impl StdError for Error {
     }
 }
 
+/// A host program that failed: its deadline, a missing tool and a full process table keep their class.
+impl From<crate::utils::process::SpawnError> for Error {
+    fn from(e: crate::utils::process::SpawnError) -> Self {
+        use crate::utils::process::SpawnError;
+        let kind = match &e {
+            SpawnError::Deadline { .. } => Kind::DeadlineExceeded,
+            SpawnError::Missing { .. } => Kind::FailedPrecondition,
+            SpawnError::Start { source, .. } => match source.raw_os_error() {
+                Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Kind::ResourceExhausted,
+                Some(libc::EACCES | libc::EPERM) => Kind::PermissionDenied,
+                _ => Kind::Internal,
+            },
+            SpawnError::Invalid { .. }
+            | SpawnError::TooMuch { .. }
+            | SpawnError::Io { .. }
+            | SpawnError::Failed { .. } => Kind::Internal,
+        };
+        let message = e.to_string();
+        match e {
+            // The cause's text must not be lost with the variant that carried it.
+            SpawnError::Start { source, .. } | SpawnError::Io { source, .. } => Error::because(kind, message, source),
+            _ => Error::new(kind, message),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,17 @@
 //! The engine room: types, decisions and ports. Knows no wire format, no tool and no backend.
 //!
-//! Everything outside is reached through the traits in [`ports`].
+//! Everything outside is reached through the traits in [`ports`] and [`backend`].
 
+pub mod backend;
+pub mod blocking;
+pub mod caps;
+pub mod config;
+pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod ports;
+pub mod records;
+pub mod reference;
+pub mod signals;
 pub mod spec;
+pub mod state;

@@ -115,6 +115,16 @@ pub trait LayerStore: Send + Sync {
         tar: Box<dyn std::io::Read + Send>,
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<Usage>;
+    /// Whether layers may be unpacked before their parent is committed. If not, `apply` needs a committed parent from
+    /// its beginning; if so, only when `verify` has returned.
+    fn parallel_unpack(&self) -> bool {
+        false
+    }
+    /// What a committed layer takes, from memory; None if it is not there or not known.
+    fn layer_usage(&self, chain: &Digest) -> Option<Usage> {
+        let _ = chain;
+        None
+    }
     /// Forgets layers that are not in `keep`; those in use by a container stay. Returns the bytes freed.
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64>;
     /// Makes the container's writable root on the layers `chains` (base first, at least one). Repeatable.

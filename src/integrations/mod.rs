@@ -1,3 +1,13 @@
-//! integrations
+//! The world outside, one noun each: what is done on the host and how it can fail; no policy.
 
+pub mod apparmor;
+pub mod cgroup;
+pub mod cni;
+pub mod host;
+pub mod images;
+pub mod layers;
 pub mod monitor;
+pub mod mounts;
+pub mod netns;
+pub mod overlay;
+pub mod registry;

@@ -1,4 +1,7 @@
 //! Small tools without policy that every layer may use.
 
 pub mod atomic;
+pub mod beneath;
+pub mod pidfd;
+pub mod process;
 pub mod tasks;

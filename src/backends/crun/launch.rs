@@ -1,0 +1,333 @@
+//! Launch plans: looks up what the OCI spec needs, writes the bundle, and says which calls of crun run it.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxSeccomp, Spec};
+
+use super::CrunBackend;
+use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
+use crate::core::backend::{ExecContext, Launch, LaunchContext};
+use crate::core::blocking::blocking;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ports::monitor_v1;
+use crate::core::spec::{ContainerConfig, Device, Mount, Profile};
+use crate::integrations::apparmor;
+use crate::utils::atomic::{self, Durability};
+use crate::utils::beneath;
+
+/// passwd and group files of an image larger than this are refused.
+const USERS_MAX: u64 = 4 << 20;
+/// Seccomp profiles larger than this are refused.
+const PROFILE_MAX: u64 = 1 << 20;
+
+impl CrunBackend {
+    pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
+        let LaunchContext {
+            pod,
+            facts,
+            pod_dir,
+            run_dir,
+            rootfs_mount_point,
+            id,
+            config,
+            image,
+            rootfs,
+            target,
+            log_path,
+        } = context;
+        let rootfs =
+            rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
+        let found = {
+            let (security, image_user) = (config.security.clone(), image.config.user.clone());
+            let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
+            blocking(move || look_up(rootfs, &security, &image_user, &mounts, &devices)).await?
+        };
+        let parent = self.parent(pod)?;
+        let mut input = SpecInput {
+            pod,
+            facts,
+            pod_dir,
+            config,
+            image,
+            user: &found.user,
+            rootfs: rootfs_mount_point,
+            cgroups_path: &parent.oci_path(id),
+            target_pidns: target.map(|t| format!("/proc/{}/ns/pid", t.pid)),
+            mount_sources: found.sources,
+            devices: found.devices,
+            seccomp: None,
+            apparmor: self.apparmor(config)?,
+            pids_limit: self.config.pids_limit,
+            default_caps: self.config.default_caps,
+            host: &self.host,
+        };
+        input.seccomp = self.seccomp(&input)?;
+        let spec = oci::plan(&input)?;
+        let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
+        write(&run_dir.join("config.json"), &text)?;
+        let kill_with_init = linux::shares_pids(&input);
+        let oom = spec.process().as_ref().and_then(|p| p.oom_score_adj()).unwrap_or(0);
+        let (log, pid_file) = (run_dir.join("crun.log"), run_dir.join("pid"));
+        let console = self.console_socket(id.as_str());
+        let mut create = vec!["create", "--bundle", run_dir.as_str(), "--pid-file", pid_file.as_str()];
+        if config.tty {
+            create.extend(["--console-socket", console.as_str()]);
+        }
+        create.push(id.as_str());
+        let folders = self.hierarchy.container(&parent, id);
+        let plan = monitor_v1::CreateContainer {
+            id: id.to_string(),
+            create: Some(self.call(&log, oom, &create)),
+            start: Some(self.call(&log, 0, &["start", id.as_str()])),
+            delete: Some(self.call(&log, 0, &["delete", "--force", id.as_str()])),
+            pid_file: pid_file.to_string(),
+            stdio: Some(monitor_v1::Stdio {
+                terminal: config.tty,
+                console_socket: if config.tty { console.to_string() } else { String::new() },
+                stdin: if config.stdin && !config.tty { run_dir.join("stdin").to_string() } else { String::new() },
+                stdout: run_dir.join("stdout").to_string(),
+                stderr: run_dir.join("stderr").to_string(),
+                stdin_once: config.stdin_once,
+                uid: found.user.uid,
+                gid: found.user.gid,
+            }),
+            log_path: log_path.map(ToString::to_string).unwrap_or_default(),
+            log_line_max: self.config.log_line_max,
+            exit_path: run_dir.join("exit.json").to_string(),
+            rootfs_mount_point: rootfs_mount_point.to_string(),
+            cgroups: Some(monitor_v1::Cgroups { memory: folders.memory.to_string(), kill: folders.kill.to_string() }),
+            kill_with_init,
+            info: Vec::new(),
+        };
+        Ok(Launch { plan, user: found.user, stop_signal: stop_signal(config, &image.config.stop_signal) })
+    }
+
+    /// Short: a socket's path has at most 107 bytes.
+    fn console_socket(&self, id: &str) -> Utf8PathBuf {
+        self.config.state.join("console").join(&id[..id.len().min(32)])
+    }
+
+    fn apparmor(&self, config: &ContainerConfig) -> Result<Option<String>> {
+        self.check_apparmor(&config.security.apparmor)?;
+        let name = match &config.security.apparmor {
+            Profile::Unconfined => return Ok(None),
+            Profile::RuntimeDefault if !self.host.apparmor || config.security.privileged => return Ok(None),
+            Profile::RuntimeDefault => apparmor::DEFAULT_PROFILE,
+            Profile::Localhost(name) => name,
+        };
+        if !apparmor::is_loaded(name)? {
+            return Err(Error::precondition(format!("AppArmor profile {name:?} is not loaded")));
+        }
+        Ok(Some(name.to_string()))
+    }
+
+    fn seccomp(&self, input: &SpecInput<'_>) -> Result<Option<LinuxSeccomp>> {
+        if input.config.security.privileged {
+            return Ok(None);
+        }
+        match &input.config.security.seccomp {
+            Profile::Unconfined => Ok(None),
+            Profile::RuntimeDefault => Ok(Some(seccomp::runtime_default(oci::process::bounding(input)?)?)),
+            Profile::Localhost(name) => {
+                let path = self.seccomp_path(name)?;
+                let missing = |e| Error::because(Kind::InvalidArgument, format!("seccomp profile {path}"), e);
+                if std::fs::metadata(&path).map_err(missing)?.len() > PROFILE_MAX {
+                    return Err(Error::invalid(format!("seccomp profile {path} is larger than {PROFILE_MAX} bytes")));
+                }
+                Ok(Some(seccomp::parse(&std::fs::read_to_string(&path).map_err(missing)?, path.as_str())?))
+            }
+        }
+    }
+
+    /// The kubelet gives absolute paths, people relative ones below the kubelet's folder.
+    fn seccomp_path(&self, name: &str) -> Result<Utf8PathBuf> {
+        let name = name.strip_prefix("localhost/").unwrap_or(name);
+        if Utf8Path::new(name).components().any(|c| matches!(c, camino::Utf8Component::ParentDir)) {
+            return Err(Error::invalid(format!("seccomp profile {name:?} has .. in it")));
+        }
+        Ok(self.config.seccomp_root.join(name))
+    }
+
+    pub(super) fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+        let ExecContext { container, run_dir, exec_id, command, tty, .. } = context;
+        let bundle = run_dir.join("config.json");
+        let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
+        let spec: Spec = serde_json::from_slice(&text)
+            .map_err(|e| Error::because(Kind::Internal, format!("the bundle of container {}", container.id), e))?;
+        let mut process = spec.process().clone().ok_or_else(|| Error::internal("a bundle without a process"))?;
+        process.set_args(Some(command.to_vec()));
+        process.set_terminal(Some(tty));
+        if tty && let Some(env) = process.env_mut() {
+            env.retain(|e| !e.starts_with("TERM="));
+            env.push("TERM=xterm".to_string());
+        }
+        let oom = process.oom_score_adj().unwrap_or(0);
+        let files = ExecFiles::of(run_dir, exec_id);
+        let text =
+            serde_json::to_vec(&process).map_err(|e| Error::because(Kind::Internal, "encode the exec's process", e))?;
+        write(&files.process, &text)?;
+        let console = self.console_socket(exec_id);
+        let mut verb = vec!["exec", "--detach", "--pid-file", files.pid.as_str(), "--process", files.process.as_str()];
+        if tty {
+            verb.extend(["--console-socket", console.as_str()]);
+        }
+        verb.push(container.id.as_str());
+        Ok(monitor_v1::Exec {
+            container_id: container.id.to_string(),
+            exec_id: exec_id.to_string(),
+            program: Some(self.call(&files.log, oom, &verb)),
+            pid_file: files.pid.to_string(),
+            terminal: tty,
+            console_socket: if tty { console.to_string() } else { String::new() },
+            ..Default::default()
+        })
+    }
+}
+
+struct ExecFiles {
+    process: Utf8PathBuf,
+    pid: Utf8PathBuf,
+    log: Utf8PathBuf,
+}
+
+impl ExecFiles {
+    fn of(run_dir: &Utf8Path, exec_id: &str) -> Self {
+        let file = |kind: &str| run_dir.join(format!("exec-{exec_id}.{kind}"));
+        Self { process: file("json"), pid: file("pid"), log: file("log") }
+    }
+}
+
+pub(super) fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
+    let files = ExecFiles::of(run_dir, exec_id);
+    for path in [files.process, files.pid, files.log] {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// What was looked up in the image and on the node.
+struct Found {
+    user: crate::core::records::ResolvedUser,
+    sources: Vec<String>,
+    devices: Vec<(LinuxDevice, String)>,
+}
+
+fn look_up(
+    rootfs: OwnedFd,
+    security: &crate::core::spec::ContainerSecurity,
+    image_user: &str,
+    mounts: &[Mount],
+    devices: &[Device],
+) -> Result<Found> {
+    let root = beneath::Root::from_fd(rootfs);
+    let text = |path: &str| match root.read_file(path, USERS_MAX) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(String::new())
+        }
+        Err(e) => Err(Error::io(format!("read /{path} of the image"), e)),
+    };
+    let user = users::resolve(security, image_user, &text("etc/passwd")?, &text("etc/group")?)?;
+    let sources = mounts.iter().map(mount_source).collect::<Result<_>>()?;
+    let mut found = Vec::new();
+    if security.privileged {
+        host_devices(Utf8Path::new("/dev"), Utf8Path::new("/dev"), "rwm", &mut found)?;
+    }
+    for d in devices {
+        requested_device(d, &mut found)?;
+    }
+    Ok(Found { user, sources, devices: found })
+}
+
+/// The source with its links resolved; a folder is made where nothing is, as users of hostPath expect.
+fn mount_source(m: &Mount) -> Result<String> {
+    if m.image.is_some() {
+        return Ok(String::new());
+    }
+    let path = Utf8Path::new(&m.host_path);
+    if !path.is_absolute() {
+        return Err(Error::invalid(format!("mount at {:?}: source {path:?} is not absolute", m.container_path)));
+    }
+    let named = |e| Error::because(Kind::InvalidArgument, format!("mount at {:?}: source {path}", m.container_path), e);
+    match path.canonicalize_utf8() {
+        Ok(path) => Ok(path.to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(path).map_err(named)?;
+            Ok(path.canonicalize_utf8().map_err(named)?.to_string())
+        }
+        Err(e) => Err(named(e)),
+    }
+}
+
+fn requested_device(d: &Device, found: &mut Vec<(LinuxDevice, String)>) -> Result<()> {
+    let path = Utf8Path::new(&d.host_path)
+        .canonicalize_utf8()
+        .map_err(|e| Error::because(Kind::InvalidArgument, format!("device {:?}", d.host_path), e))?;
+    let meta = std::fs::metadata(&path).map_err(|e| Error::io(format!("device {path}"), e))?;
+    let to = if d.container_path.is_empty() { path.clone() } else { Utf8PathBuf::from(&d.container_path) };
+    if meta.is_dir() {
+        return host_devices(&path, &to, &d.permissions, found);
+    }
+    match device(&to, &meta)? {
+        Some(device) => {
+            found.push((device, d.permissions.clone()));
+            Ok(())
+        }
+        None => Err(Error::invalid(format!("device {:?} is no device", d.host_path))),
+    }
+}
+
+/// All device nodes below a folder, but terminals and what every container has of its own.
+fn host_devices(
+    folder: &Utf8Path,
+    to: &Utf8Path,
+    permissions: &str,
+    found: &mut Vec<(LinuxDevice, String)>,
+) -> Result<()> {
+    const OWN: [&str; 11] =
+        ["pts", "shm", "fd", "mqueue", "console", "null", "zero", "full", "random", "urandom", "tty"];
+    let entries = folder.read_dir_utf8().map_err(|e| Error::io(format!("list {folder}"), e))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if folder == "/dev" && (OWN.contains(&name) || name == "ptmx" || name == ".udev" || name == "lxc") {
+            continue;
+        }
+        // Nodes come and go while we look.
+        let Ok(meta) = entry.metadata() else { continue };
+        if meta.is_dir() {
+            host_devices(entry.path(), &to.join(name), permissions, found)?;
+        } else if let Some(device) = device(&to.join(name), &meta)? {
+            found.push((device, permissions.to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn device(path: &Utf8Path, meta: &std::fs::Metadata) -> Result<Option<LinuxDevice>> {
+    let kind = match meta.file_type() {
+        t if t.is_char_device() => LinuxDeviceType::C,
+        t if t.is_block_device() => LinuxDeviceType::B,
+        _ => return Ok(None),
+    };
+    let device = LinuxDeviceBuilder::default()
+        .path(path.as_std_path())
+        .typ(kind)
+        .major(i64::from(rustix::fs::major(meta.rdev())))
+        .minor(i64::from(rustix::fs::minor(meta.rdev())))
+        .file_mode(meta.mode() & 0o7777)
+        .uid(meta.uid())
+        .gid(meta.gid())
+        .build();
+    oci::built(device).map(Some)
+}
+
+/// The request's, else the image's, else SIGTERM.
+fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
+    config.stop_signal.or_else(|| crate::core::signals::number(image)).unwrap_or(libc::SIGTERM)
+}
+
+fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
+    atomic::write(path.as_std_path(), text, 0o600, Durability::Process)
+        .map_err(|e| Error::io(format!("write {path}"), e))
+}

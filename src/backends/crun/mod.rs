@@ -1,0 +1,233 @@
+//! Handler `crun`: a pod is a set of pinned namespaces and a cgroup, a container an OCI bundle that crun (or any OCI
+//! runtime with its command line) runs under the pod's monitor.
+//!
+//! `sandbox` makes and takes down the pod, `launch` plans containers and execs; the OCI spec itself is `backends::oci`.
+//! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
+//! container's removal takes away.
+
+mod files;
+mod launch;
+mod sandbox;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+use tokio_util::sync::CancellationToken;
+
+use super::oci::HostFacts;
+use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext};
+use crate::core::caps::CapSet;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::core::ports::{Monitor, NetworkNotReady, PodNetwork, monitor_v1};
+use crate::core::records::{PodRecord, SandboxFacts};
+use crate::core::spec::{NamespaceMode, Profile, SandboxConfig};
+use crate::integrations::cgroup::{Driver, Hierarchy, Parent};
+use crate::integrations::netns::NamespacePins;
+use crate::integrations::{apparmor, host};
+use crate::utils::process::Spawn;
+
+/// PATH of crun itself.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Settings of the handler.
+#[derive(Debug, Clone)]
+pub struct CrunConfig {
+    /// crun, absolute.
+    pub program: Utf8PathBuf,
+    /// Longest call of it.
+    pub timeout: Duration,
+    /// State folder of the daemon.
+    pub state: Utf8PathBuf,
+    /// Who makes cgroups.
+    pub driver: Driver,
+    /// Longest log line in bytes.
+    pub log_line_max: u32,
+    /// Most processes of a container; 0: no limit.
+    pub pids_limit: i64,
+    /// Capabilities of containers that ask for nothing.
+    pub default_caps: CapSet,
+    /// Folder of Localhost seccomp profiles with relative names.
+    pub seccomp_root: Utf8PathBuf,
+}
+
+/// The backend.
+pub struct CrunBackend {
+    config: CrunConfig,
+    host: HostFacts,
+    hierarchy: Hierarchy,
+    pins: NamespacePins,
+    network: Arc<dyn PodNetwork>,
+    /// Identity of the program that answered `--version`: it is asked again only when it changes.
+    probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
+}
+
+impl CrunBackend {
+    /// Looks at the node; a crun that is missing is no error here, but in [`Backend::probe`].
+    pub async fn new(
+        config: CrunConfig,
+        hierarchy: Hierarchy,
+        pins: NamespacePins,
+        network: Arc<dyn PodNetwork>,
+    ) -> Result<Self> {
+        let powers = host::powers()?;
+        let v2 = matches!(hierarchy.mode, crate::integrations::cgroup::Mode::Unified);
+        let facts = HostFacts {
+            cgroup_v2: v2,
+            swap_limit: hierarchy.can_limit_swap(),
+            hugetlb: hierarchy.has_controller("hugetlb"),
+            apparmor: apparmor::is_enabled(),
+            selinux: host::selinux(),
+            bounding: powers.bounding,
+            sys_resource: powers.effective.has("SYS_RESOURCE"),
+            oom_score_adj: powers.oom_score_adj,
+            nofile_hard: powers.nofile_hard,
+            recursive_read_only: false,
+        };
+        let mut this = Self { config, host: facts, hierarchy, pins, network, probed: std::sync::Mutex::new(None) };
+        this.host.recursive_read_only = this.knows_recursive_read_only().await;
+        if this.host.apparmor
+            && let Err(e) = apparmor::load_default().await
+        {
+            tracing::warn!(error = e.chain(), "containers with the default AppArmor profile will be refused");
+        }
+        Ok(this)
+    }
+
+    /// crun from 1.8.5 on has `features`, which lists mount options as JSON.
+    async fn knows_recursive_read_only(&self) -> bool {
+        let features = Spawn::new(self.config.program.as_str(), ["features"]).env("PATH", PATH).run_ok().await;
+        let Ok(output) = features else { return false };
+        let parsed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        parsed["mountOptions"].as_array().is_some_and(|o| o.iter().any(|v| v == "rro"))
+    }
+
+    fn root(&self) -> Utf8PathBuf {
+        self.config.state.join("crun")
+    }
+
+    /// A call of crun; what it says of its own failures goes to `log`.
+    fn call(&self, log: &Utf8Path, oom_score_adj: i32, verb: &[&str]) -> monitor_v1::Program {
+        let root = self.root();
+        let mut args = vec!["--root", root.as_str(), "--log", log.as_str()];
+        if self.config.driver == Driver::Systemd {
+            args.push("--systemd-cgroup");
+        }
+        args.extend(verb);
+        monitor_v1::Program {
+            path: self.config.program.to_string(),
+            args: args.into_iter().map(String::from).collect(),
+            env: vec![format!("PATH={PATH}")],
+            cwd: String::new(),
+            deadline_ms: u32::try_from(self.config.timeout.as_millis()).unwrap_or(u32::MAX),
+            error_log: log.to_string(),
+            oom_score_adj,
+        }
+    }
+
+    fn parent(&self, pod: &PodRecord) -> Result<Parent> {
+        Ok(Parent::new(self.config.driver, &pod.config.cgroup_parent, &pod.id)?)
+    }
+
+    /// Whether the profile can be had on this node.
+    fn check_apparmor(&self, profile: &Profile) -> Result<()> {
+        match profile {
+            Profile::Localhost(name) if !self.host.apparmor => Err(Error::precondition(format!(
+                "AppArmor profile {name:?} is asked for, but this kernel has AppArmor off"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for CrunBackend {
+    fn handler(&self) -> &'static str {
+        "crun"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { user_namespaces: false, recursive_read_only_mounts: self.host.recursive_read_only }
+    }
+
+    async fn probe(&self) -> Result<()> {
+        if let Some(why) = self.hierarchy.crun_refusal() {
+            return Err(Error::precondition(why));
+        }
+        let program = &self.config.program;
+        let missing =
+            |e| Error::because(Kind::FailedPrecondition, format!("OCI runtime {program} (handlers.crun.path)"), e);
+        let meta = std::fs::metadata(program).map_err(missing)?;
+        let seen = (meta.len(), meta.modified().map_err(missing)?);
+        if *self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Some(seen) {
+            return Ok(());
+        }
+        Spawn::new(program.as_str(), ["--version"])
+            .env("PATH", PATH)
+            .deadline(Duration::from_secs(10))
+            .run_ok()
+            .await
+            .map_err(|e| Error::because(Kind::FailedPrecondition, "the OCI runtime does not work", e))?;
+        *self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(seen);
+        Ok(())
+    }
+
+    fn check(&self, pod: &SandboxConfig) -> Result<()> {
+        let named = |e: Error| e.context(format!("pod {}/{}", pod.metadata.namespace, pod.metadata.name));
+        if pod.security.namespaces.user.is_some() {
+            return Err(named(Error::new(
+                Kind::Unimplemented,
+                "user namespaces are not supported by this handler yet",
+            )));
+        }
+        if pod.security.namespaces.pid == NamespaceMode::Target {
+            return Err(named(Error::invalid("a sandbox has no target PID namespace")));
+        }
+        self.check_apparmor(&pod.security.apparmor).map_err(named)?;
+        Parent::new(self.config.driver, &pod.cgroup_parent, &crate::core::ids::PodId::new())
+            .map_err(|e| named(e.into()))?;
+        files::bandwidth(&pod.annotations).map_err(named)?;
+        Ok(())
+    }
+
+    async fn ensure_sandbox(
+        &self,
+        pod: &PodRecord,
+        pod_dir: &Utf8Path,
+        monitor: &dyn Monitor,
+        journal: &mut dyn Journal,
+        cancel: &CancellationToken,
+    ) -> Result<SandboxFacts> {
+        self.make_sandbox(pod, pod_dir, monitor, journal, cancel).await
+    }
+
+    async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch> {
+        self.plan_launch(context).await
+    }
+
+    async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+        self.plan_exec(context)
+    }
+
+    fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str) {
+        launch::remove_exec_files(run_dir, exec_id);
+    }
+
+    async fn remove_container(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
+        self.force_remove(&self.parent(pod)?, container).await
+    }
+
+    async fn teardown(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Result<()> {
+        self.take_down(pod, pod_dir).await
+    }
+
+    async fn network_status(&self) -> std::result::Result<(), NetworkNotReady> {
+        self.network.status().await
+    }
+
+    async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
+        self.sweep(pods, containers).await
+    }
+}

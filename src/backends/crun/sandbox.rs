@@ -1,0 +1,276 @@
+//! The crun pod: pinned namespaces, /dev/shm, its files, its cgroup, its network, and for a shared PID namespace its
+//! init. Each is noted in the journal before it is made; [`CrunBackend::take_down`] works from those notes.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use tokio_util::sync::CancellationToken;
+
+use super::{CrunBackend, PATH, files};
+use crate::core::backend::Journal;
+use crate::core::blocking::blocking;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::{ContainerId, PodId};
+use crate::core::ports::{Monitor, NetworkRequest, NetworkResult, monitor_v1};
+use crate::core::records::{PodRecord, Resource, SandboxFacts};
+use crate::core::spec::NamespaceMode;
+use crate::integrations::cgroup::{self, Driver, Parent};
+use crate::integrations::mounts;
+use crate::integrations::netns::{Pinned, Wanted};
+use crate::utils::atomic::{self, Durability};
+use crate::utils::pidfd::ProcessId;
+use crate::utils::process::Spawn;
+
+/// Size of a pod's /dev/shm in bytes.
+const SHM: u64 = 64 << 20;
+/// How long killed processes may take to leave a cgroup.
+const KILL: Duration = Duration::from_secs(10);
+
+const CGROUP: &str = "cgroup";
+const NAMESPACES: &str = "namespaces";
+const SHM_MOUNT: &str = "shm";
+const INIT: &str = "init";
+const NETWORK: &str = "network";
+
+fn resource(kind: &str, name: impl Into<String>) -> Resource {
+    Resource { kind: kind.into(), name: name.into() }
+}
+
+/// What the pod has of its own.
+struct Shape {
+    net: bool,
+    ipc: bool,
+    shared_pids: bool,
+}
+
+impl Shape {
+    fn of(pod: &PodRecord) -> Self {
+        let n = &pod.config.security.namespaces;
+        Self {
+            net: n.network == NamespaceMode::Pod,
+            ipc: n.ipc == NamespaceMode::Pod,
+            shared_pids: n.pid == NamespaceMode::Pod,
+        }
+    }
+}
+
+impl CrunBackend {
+    pub(super) async fn make_sandbox(
+        &self,
+        pod: &PodRecord,
+        pod_dir: &Utf8Path,
+        monitor: &dyn Monitor,
+        journal: &mut dyn Journal,
+        cancel: &CancellationToken,
+    ) -> Result<SandboxFacts> {
+        let shape = Shape::of(pod);
+        let parent = self.parent(pod)?;
+        let shm = pod_dir.join("shm");
+        let mut notes = vec![resource(CGROUP, &pod.config.cgroup_parent), resource(NAMESPACES, pod.id.as_str())];
+        if shape.ipc {
+            notes.push(resource(SHM_MOUNT, shm.as_str()));
+        }
+        if shape.net {
+            notes.push(resource(NETWORK, self.pins.netns_path(&pod.id)));
+        }
+        journal.note(notes)?;
+        let (hierarchy, parent_in, id) = (self.hierarchy.clone(), parent.clone(), pod.id.clone());
+        blocking(move || Ok(hierarchy.create_parent(&parent_in, &id)?)).await?;
+        let pinned = self
+            .pins
+            .create(
+                &pod.id,
+                Wanted {
+                    net: shape.net,
+                    ipc: shape.ipc,
+                    uts: shape.net,
+                    hostname: pod.config.hostname.clone(),
+                    sysctls: pod.config.sysctls.clone(),
+                    user: None,
+                },
+            )
+            .await?;
+        if shape.ipc {
+            let path = shm.clone();
+            blocking(move || Ok(mounts::mount_shm(path.as_std_path(), SHM)?)).await?;
+        }
+        let pidns = match shape.shared_pids {
+            true => Some(self.start_init(pod, &parent, &pinned, monitor, journal).await?),
+            false => None,
+        };
+        let network = match shape.net {
+            true => self.connect(pod, cancel).await?,
+            false => NetworkResult::default(),
+        };
+        self.write_files(pod, pod_dir, &network)?;
+        Ok(SandboxFacts {
+            netns: pinned.net,
+            ipcns: pinned.ipc,
+            utsns: pinned.uts,
+            pidns,
+            shm: shape.ipc.then_some(shm),
+            cgroup_parent: parent.relative().to_string(),
+            network,
+        })
+    }
+
+    async fn start_init(
+        &self,
+        pod: &PodRecord,
+        parent: &Parent,
+        pinned: &Pinned,
+        monitor: &dyn Monitor,
+        journal: &mut dyn Journal,
+    ) -> Result<Utf8PathBuf> {
+        let (hierarchy, parent, id) = (self.hierarchy.clone(), parent.clone(), pod.id.clone());
+        let cgroups = blocking(move || Ok(hierarchy.create_init(&parent, &id)?)).await?;
+        let path = |p: &Option<Utf8PathBuf>| p.as_ref().map(ToString::to_string).unwrap_or_default();
+        let request = monitor_v1::StartInit {
+            cgroups: cgroups.iter().map(ToString::to_string).collect(),
+            namespaces: vec![String::new(), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
+        };
+        let pid = monitor.start_init(request).await?;
+        let identity =
+            ProcessId::of(pid).map_err(|e| Error::io(format!("the init of pod {} (pid {pid})", pod.id), e))?;
+        journal.note(vec![resource(INIT, format!("{}:{}:{}", identity.pid, identity.start_time, identity.boot_id))])?;
+        Ok(self.pins.pin_pid(&pod.id, pid).await?)
+    }
+
+    async fn connect(&self, pod: &PodRecord, cancel: &CancellationToken) -> Result<NetworkResult> {
+        let request = self.network_request(pod)?;
+        match cancel.run_until_cancelled(self.network.add(&request)).await {
+            Some(result) => result.map_err(|e| e.context(format!("connect pod {}", pod.id))),
+            None => Err(Error::new(Kind::Aborted, format!("pod {} was stopped while it was connected", pod.id))),
+        }
+    }
+
+    fn network_request(&self, pod: &PodRecord) -> Result<NetworkRequest> {
+        let (ingress_bps, egress_bps) = files::bandwidth(&pod.config.annotations)?;
+        let m = &pod.config.metadata;
+        Ok(NetworkRequest {
+            pod: pod.id.clone(),
+            name: m.name.clone(),
+            namespace: m.namespace.clone(),
+            uid: m.uid.clone(),
+            netns: self.pins.netns_path(&pod.id),
+            port_mappings: pod.config.port_mappings.iter().filter(|p| p.host_port != 0).cloned().collect(),
+            ingress_bps,
+            egress_bps,
+            dns: pod.config.dns.clone(),
+            cgroup_path: format!("/{}", self.parent(pod)?.relative()),
+        })
+    }
+
+    fn write_files(&self, pod: &PodRecord, pod_dir: &Utf8Path, network: &NetworkResult) -> Result<()> {
+        let node_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let own_network = Shape::of(pod).net;
+        let hostname = match pod.config.hostname.as_str() {
+            "" => node_file("/proc/sys/kernel/hostname").trim().to_string(),
+            name => name.to_string(),
+        };
+        let hosts = if own_network { files::hosts(&hostname, &network.ips) } else { node_file("/etc/hosts") };
+        let resolv = match &pod.config.dns {
+            Some(dns) if *dns != Default::default() => files::resolv_conf(dns),
+            _ => node_file("/etc/resolv.conf"),
+        };
+        for (name, text) in [("hostname", format!("{hostname}\n")), ("hosts", hosts), ("resolv.conf", resolv)] {
+            let path = pod_dir.join(name);
+            atomic::write(path.as_std_path(), text.as_bytes(), 0o644, Durability::Process)
+                .map_err(|e| Error::io(format!("write {path}"), e))?;
+        }
+        Ok(())
+    }
+
+    /// Takes down what the notes name, the network first (its plugins need the netns); goes on after a failure.
+    pub(super) async fn take_down(&self, pod: &PodRecord, _pod_dir: &Utf8Path) -> Result<()> {
+        let mut first = Ok(());
+        for note in pod.resources.iter().rev() {
+            let done = match note.kind.as_str() {
+                NETWORK => self.network.del(&self.network_request(pod)?).await,
+                INIT => end_init(&note.name),
+                SHM_MOUNT => {
+                    let path = Utf8PathBuf::from(&note.name);
+                    blocking(move || Ok(mounts::unmount(path.as_std_path())?)).await
+                }
+                NAMESPACES => self.pins.unpin(&pod.id).await.map_err(Error::from),
+                CGROUP => {
+                    let (hierarchy, parent, id) = (self.hierarchy.clone(), self.parent(pod)?, pod.id.clone());
+                    blocking(move || Ok(hierarchy.remove_parent(&parent, &id)?)).await
+                }
+                other => {
+                    Err(Error::internal(format!("pod {} owns a {other:?}, which this version does not know", pod.id)))
+                }
+            };
+            if let Err(e) = done {
+                tracing::error!(pod = pod.id.as_str(), kind = note.kind, error = e.chain(), "can't take it down");
+                first = first.and(Err(e.context(format!("take down the {} of pod {}", note.kind, pod.id))));
+            }
+        }
+        first
+    }
+
+    /// Kills and removes a container that no monitor holds.
+    pub(super) async fn force_remove(&self, parent: &Parent, container: &ContainerId) -> Result<()> {
+        let folders = self.hierarchy.container(parent, container);
+        blocking(move || Ok(cgroup::kill(&folders.kill, KILL)?)).await?;
+        self.delete(container).await
+    }
+
+    async fn delete(&self, container: &ContainerId) -> Result<()> {
+        let known = self.root().join(container.as_str());
+        if !known.try_exists().map_err(|e| Error::io(format!("look at {known}"), e))? {
+            return Ok(());
+        }
+        let root = self.root();
+        let mut args = vec!["--root", root.as_str()];
+        if self.config.driver == Driver::Systemd {
+            args.push("--systemd-cgroup");
+        }
+        args.extend(["delete", "--force", container.as_str()]);
+        Spawn::new(self.config.program.as_str(), args).env("PATH", PATH).deadline(self.config.timeout).run_ok().await?;
+        Ok(())
+    }
+
+    /// Removes what no pod of `pods` and no container of `containers` claims.
+    pub(super) async fn sweep(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
+        let live: Vec<PodId> = pods.iter().map(|p| p.id.clone()).collect();
+        let root = self.root();
+        let known = blocking(move || {
+            std::fs::create_dir_all(&root).map_err(|e| Error::io(format!("make {root}"), e))?;
+            let entries = root.read_dir_utf8().map_err(|e| Error::io(format!("list {root}"), e))?;
+            Ok(entries.flatten().filter_map(|e| e.file_name().parse::<ContainerId>().ok()).collect::<Vec<_>>())
+        })
+        .await?;
+        for id in known.iter().filter(|id| !containers.contains(id)) {
+            tracing::info!(container = id.as_str(), "removing a container of crun's that nobody claims");
+            self.delete(id).await?;
+        }
+        self.network.gc(&live).await?;
+        for (pod, _) in self.pins.list().await.map_err(Error::from)? {
+            if !live.contains(&pod) {
+                tracing::info!(pod = pod.as_str(), "removing namespaces that nobody claims");
+                let shm = self.config.state.join("pods").join(pod.as_str()).join("shm");
+                blocking(move || Ok(mounts::unmount(shm.as_std_path())?)).await?;
+                self.pins.unpin(&pod).await.map_err(Error::from)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Kills the init that a note names; one that is gone is success.
+fn end_init(note: &str) -> Result<()> {
+    let mut parts = note.split(':');
+    let identity = (|| {
+        let (pid, start, boot) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(ProcessId { pid: pid.parse().ok()?, start_time: start.parse().ok()?, boot_id: boot.to_string() })
+    })();
+    let Some(identity) = identity else {
+        return Err(Error::internal(format!("the note of an init {note:?} can't be read")));
+    };
+    let failed = |e| Error::io(format!("end the pod's init (pid {})", identity.pid), e);
+    match identity.open().map_err(failed)? {
+        Some(fd) => crate::utils::pidfd::signal(&fd, libc::SIGKILL).map_err(failed),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,144 @@
+//! The mounts section: what every container has, the pod's own files, and what was asked for.
+
+use oci_spec::runtime::{Mount, MountBuilder};
+
+use super::{SpecInput, built};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::spec::{self, NamespaceMode, Propagation};
+
+/// Mount options that may be asked for by name.
+const OPTIONS: [&str; 12] = [
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noexec",
+    "exec",
+    "noatime",
+    "atime",
+    "nodiratime",
+    "diratime",
+    "relatime",
+    "nosymfollow",
+];
+
+pub(super) fn plan(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
+    let asked = |path: &str| input.config.mounts.iter().any(|m| clean(&m.container_path) == path);
+    let mut mounts = base(input)?;
+    if !asked("/dev/shm") {
+        let source = input.facts.shm.as_ref().map_or("/dev/shm", |s| s.as_str());
+        mounts.push(mount("/dev/shm", "bind", source, &["rbind", "nosuid", "nodev", "noexec", "rw", "rprivate"])?);
+    }
+    let access = if input.config.security.readonly_rootfs { "ro" } else { "rw" };
+    for (path, file) in [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")] {
+        if !asked(path) {
+            mounts.push(mount(path, "bind", input.pod_dir.join(file).as_str(), &["rbind", "rprivate", access])?);
+        }
+    }
+    // Parents before what lies below them; equals keep their order, so that a later one wins.
+    let mut wanted = Vec::new();
+    for (m, source) in input.config.mounts.iter().zip(&input.mount_sources) {
+        wanted.push(requested(input, m, source)?);
+    }
+    wanted.sort_by_key(|m| m.destination().components().count());
+    mounts.extend(wanted);
+    Ok(mounts)
+}
+
+fn base(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
+    let privileged = input.config.security.privileged;
+    let sys = if privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+    ];
+    // A message queue file system belongs to the IPC namespace: with the host's it is the host's.
+    if input.config.security.namespaces.ipc == NamespaceMode::Node {
+        mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"])?);
+    } else {
+        mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?);
+    }
+    mounts.push(mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys])?);
+    mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys])?);
+    Ok(mounts)
+}
+
+fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mount> {
+    let named = |e: Error| e.context(format!("mount at {:?}", m.container_path));
+    if !m.container_path.starts_with('/') {
+        return Err(Error::invalid(format!(
+            "mount at {:?}: the path in the container is not absolute",
+            m.container_path
+        )));
+    }
+    if m.image.is_some() {
+        return Err(named(Error::new(Kind::Unimplemented, "image volumes are not supported yet")));
+    }
+    if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
+        return Err(named(Error::new(Kind::Unimplemented, "idmapped mounts are not supported yet")));
+    }
+    let mut options = vec!["rbind"];
+    options.push(match m.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    });
+    match (m.recursive_read_only, m.readonly) {
+        (true, true) => {
+            if m.propagation != Propagation::Private {
+                return Err(named(Error::invalid("a recursively read-only mount can't propagate")));
+            }
+            if !input.host.recursive_read_only {
+                return Err(named(Error::new(
+                    Kind::Unimplemented,
+                    "the OCI runtime knows no recursively read-only mounts",
+                )));
+            }
+            options.push("rro");
+        }
+        (true, false) => return Err(named(Error::invalid("recursively read-only, but not read-only"))),
+        (false, true) => options.push("ro"),
+        (false, false) => options.push("rw"),
+    }
+    for option in &m.options {
+        match OPTIONS.iter().find(|o| *o == option) {
+            Some(known) => options.push(known),
+            None => return Err(named(Error::invalid(format!("mount option {option:?} is not known")))),
+        }
+    }
+    mount(&m.container_path, "bind", source, &options)
+}
+
+/// Whether any mount lets something out, and how far the root must let it.
+pub(super) fn root_propagation(input: &SpecInput<'_>) -> Option<String> {
+    let any = |p| input.config.mounts.iter().any(|m| m.propagation == p);
+    if any(Propagation::Bidirectional) {
+        Some("rshared".into())
+    } else if any(Propagation::HostToContainer) {
+        Some("rslave".into())
+    } else {
+        None
+    }
+}
+
+fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount> {
+    built(
+        MountBuilder::default()
+            .destination(destination)
+            .typ(kind)
+            .source(source)
+            .options(options.iter().map(|o| o.to_string()).collect::<Vec<_>>())
+            .build(),
+    )
+}
+
+/// Without a trailing slash or doubled ones.
+fn clean(path: &str) -> String {
+    format!("/{}", path.split('/').filter(|p| !p.is_empty() && *p != ".").collect::<Vec<_>>().join("/"))
+}

@@ -1,0 +1,108 @@
+//! A connection to the daemon's local socket, and the few calls that several commands share.
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use camino::Utf8Path;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::api::local::local_service_client::LocalServiceClient;
+use crate::api::v1;
+use crate::api::v1::image_service_client::ImageServiceClient;
+use crate::api::v1::runtime_service_client::RuntimeServiceClient;
+
+/// Largest answer that is taken, in bytes.
+const MAX_MESSAGE: usize = 80 << 20;
+
+/// Clients of the three services.
+pub struct Client {
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub image: ImageServiceClient<Channel>,
+    pub local: LocalServiceClient<Channel>,
+}
+
+impl Client {
+    /// Connects; says what to do when no daemon listens.
+    pub async fn connect(socket: &Utf8Path) -> Result<Self> {
+        let channel = Endpoint::from_shared(format!("unix:{socket}"))
+            .with_context(|| format!("socket {socket}"))?
+            .connect()
+            .await
+            .with_context(|| format!("no daemon answers at {socket}: start one with `proxmox-lxcri serve`"))?;
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            image: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            local: LocalServiceClient::new(channel),
+        })
+    }
+
+    /// The one container whose id begins with `id`, or whose pod's name or container's name is `id`.
+    pub async fn container(&mut self, id: &str) -> Result<v1::Container> {
+        let all = self.containers().await?;
+        let named = |c: &&v1::Container| c.id.starts_with(id) || c.metadata.as_ref().is_some_and(|m| m.name == id);
+        let mut hits = all.iter().filter(named);
+        match (hits.next(), hits.next()) {
+            (Some(c), None) => Ok(c.clone()),
+            (None, _) => bail!("no container {id:?}"),
+            (Some(_), Some(_)) => bail!("more than one container is {id:?}: give more of its id"),
+        }
+    }
+
+    /// All containers.
+    pub async fn containers(&mut self) -> Result<Vec<v1::Container>> {
+        Ok(called(self.runtime.list_containers(v1::ListContainersRequest::default()).await)?.containers)
+    }
+
+    /// Status of a container.
+    pub async fn container_status(&mut self, id: &str) -> Result<v1::ContainerStatus> {
+        let request = v1::ContainerStatusRequest { container_id: id.to_string(), verbose: false };
+        called(self.runtime.container_status(request).await)?
+            .status
+            .ok_or_else(|| anyhow!("container {id} has no status"))
+    }
+
+    /// Status of a pod.
+    pub async fn pod_status(&mut self, id: &str) -> Result<v1::PodSandboxStatus> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_string(), verbose: false };
+        called(self.runtime.pod_sandbox_status(request).await)?.status.ok_or_else(|| anyhow!("pod {id} has no status"))
+    }
+
+    /// Stops and removes a pod and the logs of its containers.
+    pub async fn remove_pod(&mut self, id: &str) -> Result<()> {
+        let pod = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_string() };
+        called(self.runtime.remove_pod_sandbox(pod).await)?;
+        Ok(())
+    }
+
+    /// The image's id; fetched or read first when it is not here.
+    pub async fn ensure_image(&mut self, image: &str) -> Result<String> {
+        if is_file_source(image) {
+            return Ok(self.load(image, "").await?.id);
+        }
+        let spec = v1::ImageSpec { image: image.to_string(), ..Default::default() };
+        let request = v1::ImageStatusRequest { image: Some(spec.clone()), verbose: false };
+        if let Some(found) = called(self.image.image_status(request).await)?.image {
+            return Ok(found.id);
+        }
+        let request = v1::PullImageRequest { image: Some(spec), ..Default::default() };
+        Ok(called(self.image.pull_image(request).await)?.image_ref)
+    }
+
+    /// Takes an image from a file or folder.
+    pub async fn load(&mut self, source: &str, name: &str) -> Result<crate::api::local::LoadedImage> {
+        let (kind, path) = source.split_once(':').unwrap_or((source, ""));
+        let absolute = std::path::absolute(path).with_context(|| format!("path {path:?}"))?;
+        let source = format!("{kind}:{}", absolute.display());
+        let request = crate::api::local::LoadImageRequest { source: source.clone(), name: name.to_string() };
+        let images = called(self.local.load_image(request).await)?.images;
+        images.into_iter().next().ok_or_else(|| anyhow!("{source}: no image in it"))
+    }
+}
+
+/// Whether an image is named by a file and not by a reference.
+pub fn is_file_source(image: &str) -> bool {
+    ["oci:", "oci-archive:", "docker-archive:"].iter().any(|p| image.starts_with(p))
+}
+
+/// An answer's content; a failure as its message alone.
+pub fn called<T>(answer: Result<tonic::Response<T>, tonic::Status>) -> Result<T> {
+    answer.map(tonic::Response::into_inner).map_err(|s| anyhow!("{}", s.message()))
+}

@@ -1,0 +1,214 @@
+//! `run`: a local pod with one container; its output here, its exit code as ours.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use camino::Utf8PathBuf;
+use clap::{Arg, ArgMatches};
+
+use super::client::{Client, called};
+use super::crilog::Follower;
+use super::{Command, Context, required, rest, string, strings, switch};
+use crate::api::v1;
+
+/// Where the logs of local pods are.
+const LOG_ROOT: &str = "/var/log/proxmox-lxcri/local";
+/// How often the log and the state are looked at.
+const PERIOD: Duration = Duration::from_millis(50);
+/// Hidden from the container: they tell of or change the node.
+const MASKED: [&str; 8] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+/// Not writable in the container.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+pub(super) struct Run;
+
+#[async_trait::async_trait]
+impl Command for Run {
+    fn name(&self) -> &'static str {
+        "run"
+    }
+    fn about(&self) -> &'static str {
+        "Run a local pod with one container (a kubelet does not see it)"
+    }
+    fn arguments(&self) -> Vec<Arg> {
+        vec![
+            switch("rm", None, "Remove the pod when its container ends"),
+            switch("detach", Some('d'), "Print the container's id and leave it running"),
+            switch("host-network", None, "Use the node's network"),
+            Arg::new("name").long("name").value_name("NAME").help("Name of pod and container (default: made up)"),
+            Arg::new("handler")
+                .long("handler")
+                .value_name("HANDLER")
+                .help("Runtime handler (default: the configuration's)"),
+            Arg::new("env")
+                .long("env")
+                .short('e')
+                .value_name("NAME=VALUE")
+                .action(clap::ArgAction::Append)
+                .help("Environment variable"),
+            required(
+                "IMAGE",
+                "Reference of an image (fetched when absent), its id, oci:DIR, oci-archive:FILE or docker-archive:FILE",
+            ),
+            rest("CMD", "Replaces the image's command"),
+        ]
+    }
+    async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
+        let mut client = Client::connect(&context.local_socket).await?;
+        let image = client.ensure_image(&string(matches, "IMAGE")).await?;
+        let uid = uuid::Uuid::new_v4().simple().to_string();
+        let name = match string(matches, "name") {
+            empty if empty.is_empty() => format!("run-{}", &uid[..8]),
+            name => name,
+        };
+        let pod_config = pod_config(&name, &uid, matches.get_flag("host-network"));
+        let request =
+            v1::RunPodSandboxRequest { config: Some(pod_config.clone()), runtime_handler: string(matches, "handler") };
+        let pod = called(client.runtime.run_pod_sandbox(request).await)?.pod_sandbox_id;
+        let started = start(&mut client, &pod, &pod_config, container_config(&name, image, matches)?).await;
+        let container = match started {
+            Ok(container) => container,
+            Err(e) => {
+                remove(&mut client, &pod, &pod_config.log_directory).await.context("after a failed start")?;
+                return Err(e);
+            }
+        };
+        if matches.get_flag("detach") {
+            println!("{container}");
+            return Ok(0);
+        }
+        let code = follow(&mut client, &container).await;
+        if matches.get_flag("rm") {
+            remove(&mut client, &pod, &pod_config.log_directory).await?;
+        }
+        code
+    }
+}
+
+fn pod_config(name: &str, uid: &str, host_network: bool) -> v1::PodSandboxConfig {
+    let network = if host_network { v1::NamespaceMode::Node } else { v1::NamespaceMode::Pod };
+    v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata {
+            name: name.to_string(),
+            uid: uid.to_string(),
+            namespace: "local".to_string(),
+            attempt: 0,
+        }),
+        hostname: if host_network { String::new() } else { name.chars().take(63).collect() },
+        log_directory: format!("{LOG_ROOT}/{uid}"),
+        linux: Some(v1::LinuxPodSandboxConfig {
+            security_context: Some(v1::LinuxSandboxSecurityContext {
+                namespace_options: Some(namespaces(network)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn namespaces(network: v1::NamespaceMode) -> v1::NamespaceOption {
+    v1::NamespaceOption { network: network.into(), pid: v1::NamespaceMode::Container.into(), ..Default::default() }
+}
+
+fn container_config(name: &str, image: String, matches: &ArgMatches) -> Result<v1::ContainerConfig> {
+    let mut envs = Vec::new();
+    for line in strings(matches, "env") {
+        let (key, value) = line.split_once('=').with_context(|| format!("--env {line:?} is not NAME=VALUE"))?;
+        envs.push(v1::KeyValue { key: key.to_string(), value: value.as_bytes().to_vec() });
+    }
+    let network = if matches.get_flag("host-network") { v1::NamespaceMode::Node } else { v1::NamespaceMode::Pod };
+    let default = v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::RuntimeDefault.into(),
+        localhost_ref: String::new(),
+    };
+    Ok(v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: name.to_string(), attempt: 0 }),
+        image: Some(v1::ImageSpec { image, user_specified_image: string(matches, "IMAGE"), ..Default::default() }),
+        args: strings(matches, "CMD"),
+        envs,
+        log_path: "0.log".to_string(),
+        linux: Some(v1::LinuxContainerConfig {
+            security_context: Some(v1::LinuxContainerSecurityContext {
+                namespace_options: Some(namespaces(network)),
+                masked_paths: MASKED.map(String::from).to_vec(),
+                readonly_paths: READ_ONLY.map(String::from).to_vec(),
+                seccomp: Some(default),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    })
+}
+
+async fn start(
+    client: &mut Client,
+    pod: &str,
+    pod_config: &v1::PodSandboxConfig,
+    config: v1::ContainerConfig,
+) -> Result<String> {
+    let request = v1::CreateContainerRequest {
+        pod_sandbox_id: pod.to_string(),
+        config: Some(config),
+        sandbox_config: Some(pod_config.clone()),
+    };
+    let container_id = called(client.runtime.create_container(request).await)?.container_id;
+    let request = v1::StartContainerRequest { container_id: container_id.clone() };
+    called(client.runtime.start_container(request).await)?;
+    Ok(container_id)
+}
+
+/// Prints the container's output until it ends; Ctrl-C stops it.
+async fn follow(client: &mut Client, container: &str) -> Result<u8> {
+    let mut log: Option<Follower> = None;
+    let mut interrupts = 0;
+    loop {
+        let status = client.container_status(container).await?;
+        if log.is_none() {
+            log = Follower::open(&Utf8PathBuf::from(&status.log_path)).ok();
+        }
+        // The state was asked before the log is read: of a container that has ended nothing is missed.
+        if let Some(log) = &mut log {
+            log.print_available().context("print the container's output")?;
+        }
+        if status.state() == v1::ContainerState::ContainerExited {
+            if !matches!(status.reason.as_str(), "Completed" | "Error") {
+                eprintln!("proxmox-lxcri: {}: {}", status.reason, status.message);
+            }
+            return Ok(status.exit_code.clamp(0, 255) as u8);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            _ = tokio::signal::ctrl_c() => {
+                interrupts += 1;
+                let timeout = if interrupts > 1 { 0 } else { 10 };
+                let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
+                called(client.runtime.stop_container(request).await)?;
+            }
+        }
+    }
+}
+
+async fn remove(client: &mut Client, pod: &str, log_directory: &str) -> Result<()> {
+    client.remove_pod(pod).await?;
+    remove_logs(log_directory)
+}
+
+/// Removes the log folder of a local pod; others are a kubelet's.
+pub(super) fn remove_logs(log_directory: &str) -> Result<()> {
+    let folder = Utf8PathBuf::from(log_directory);
+    if folder.parent().map(camino::Utf8Path::as_str) != Some(LOG_ROOT) {
+        return Ok(());
+    }
+    crate::utils::beneath::remove_tree(folder.as_std_path()).with_context(|| format!("remove logs in {folder}"))
+}

@@ -1,0 +1,118 @@
+//! What a backend is: it turns "this pod" into its own kind of unit and "this container" into a plan that the
+//! pod's monitor runs. The engine decides when; a backend never does.
+
+use std::os::fd::BorrowedFd;
+
+use async_trait::async_trait;
+use camino::Utf8Path;
+use tokio_util::sync::CancellationToken;
+
+use super::error::Result;
+use super::ids::ContainerId;
+use super::ports::{Image, Monitor, monitor_v1};
+use super::records::{ContainerRecord, PodRecord, ResolvedUser, Resource, SandboxFacts};
+use super::spec::ContainerConfig;
+
+/// What a backend can do, as data; shown in Status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// Pods with their own user namespace.
+    pub user_namespaces: bool,
+    /// Mounts that are read-only with everything below them.
+    pub recursive_read_only_mounts: bool,
+}
+
+/// Notes what a pod is about to own, on disk, before it is made.
+pub trait Journal: Send {
+    /// Returns once the notes are written; noting twice is fine.
+    fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
+}
+
+/// A container about to be made.
+pub struct LaunchContext<'a> {
+    /// Its pod, Ready.
+    pub pod: &'a PodRecord,
+    /// What the pod's unit is.
+    pub facts: &'a SandboxFacts,
+    /// Folder of the pod under the state folder.
+    pub pod_dir: &'a Utf8Path,
+    /// Folder of the container below it; exists, is empty and private.
+    pub run_dir: &'a Utf8Path,
+    /// Empty folder that the root file system will be mounted on.
+    pub rootfs_mount_point: &'a Utf8Path,
+    /// Id.
+    pub id: &'a ContainerId,
+    /// As asked for, environment included.
+    pub config: &'a ContainerConfig,
+    /// Its image.
+    pub image: &'a Image,
+    /// Root of its (detached) root file system, to look at.
+    pub rootfs: BorrowedFd<'a>,
+    /// The container whose PID namespace it joins, with NamespaceMode::Target.
+    pub target: Option<&'a ContainerRecord>,
+    /// Absolute; None: no log.
+    pub log_path: Option<&'a Utf8Path>,
+}
+
+/// How to launch it.
+pub struct Launch {
+    /// For the monitor.
+    pub plan: monitor_v1::CreateContainer,
+    /// Whom it runs as.
+    pub user: ResolvedUser,
+    /// Signal that asks it to end.
+    pub stop_signal: i32,
+}
+
+/// A process to run in a container.
+pub struct ExecContext<'a> {
+    /// Its pod.
+    pub pod: &'a PodRecord,
+    /// The container, running.
+    pub container: &'a ContainerRecord,
+    /// Folder of the container.
+    pub run_dir: &'a Utf8Path,
+    /// Unique; names the files of this exec in `run_dir`, which the caller removes by [`Backend::end_exec`].
+    pub exec_id: &'a str,
+    /// Program and arguments.
+    pub command: &'a [String],
+    /// With a terminal.
+    pub tty: bool,
+}
+
+/// A kind of pod. Each verb may be repeated after a crash at any point of an earlier try.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// Handler name ("crun").
+    fn handler(&self) -> &'static str;
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+    /// Whether it can work now; the message says what is missing and what to do.
+    async fn probe(&self) -> Result<()>;
+    /// Refuses what this backend can't honour, before anything is made.
+    fn check(&self, pod: &super::spec::SandboxConfig) -> Result<()>;
+    /// Makes the pod's unit; on failure the engine calls [`Backend::teardown`]. `cancel` ends waits for the outside.
+    async fn ensure_sandbox(
+        &self,
+        pod: &PodRecord,
+        pod_dir: &Utf8Path,
+        monitor: &dyn Monitor,
+        journal: &mut dyn Journal,
+        cancel: &CancellationToken,
+    ) -> Result<SandboxFacts>;
+    /// Writes what the launch needs into the container's folder and says how to launch it.
+    async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch>;
+    /// As `launch_plan`, for an exec.
+    async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
+    /// Removes the files of an exec.
+    fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str);
+    /// Kills and removes a container without its monitor; unknown is success.
+    async fn remove_container(&self, pod: &PodRecord, container: &ContainerId) -> Result<()>;
+    /// Takes down everything that the journal notes, network first; goes on after a failure and reports the first.
+    /// What is gone is success. Called by StopPodSandbox and after a failed create.
+    async fn teardown(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Result<()>;
+    /// Whether pods can be connected now (for NetworkReady).
+    async fn network_status(&self) -> std::result::Result<(), super::ports::NetworkNotReady>;
+    /// Takes away what belongs to no pod or container of these; called at start, when nothing is in quarantine.
+    async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()>;
+}

@@ -1,0 +1,312 @@
+//! The node's configuration: one TOML file, every key with a default, unknown keys refused by name.
+//!
+//! Read once at start by `serve` (and by the CLI for the sockets' paths). Errors name file, line and key.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Kind, Result};
+
+/// Where the configuration is read from when nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/proxmox-lxcri/config.toml";
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Version of this format: 1.
+    pub version: Option<u32>,
+    /// Sockets and folders.
+    pub server: Server,
+    /// Log output.
+    pub log: Log,
+    /// How containers run.
+    pub runtime: Runtime,
+    /// Programs of the handlers.
+    pub handlers: Handlers,
+    /// Where images come from.
+    pub images: Images,
+    /// How pods are connected.
+    pub network: Network,
+}
+
+/// Sockets and folders.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// CRI socket.
+    pub listen: Utf8PathBuf,
+    /// Socket of our own CLI, with its own (local) pods.
+    pub local_listen: Utf8PathBuf,
+    /// What must survive a reboot: records, images, layers.
+    pub root: Utf8PathBuf,
+    /// What lives as long as the boot: sockets, bundles, FIFOs.
+    pub state: Utf8PathBuf,
+    /// Largest gRPC message in bytes, either way.
+    pub grpc_max_message_size: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: "/run/proxmox-lxcri/proxmox-lxcri.sock".into(),
+            local_listen: "/run/proxmox-lxcri/local.sock".into(),
+            root: "/var/lib/proxmox-lxcri".into(),
+            state: "/run/proxmox-lxcri".into(),
+            grpc_max_message_size: 80 << 20,
+        }
+    }
+}
+
+/// Log output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// "info", or per module: "info,proxmox_lxcri::integrations=debug".
+    pub level: String,
+    /// Lines as text or JSON.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// systemd, by scopes and slices: what a Proxmox node has.
+    Systemd,
+    /// The runtime itself, by folders.
+    Cgroupfs,
+}
+
+/// How containers run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runtime {
+    /// Handler of pods that name none.
+    pub default_handler: String,
+    /// None: systemd where it runs as init on cgroup v2, else cgroupfs.
+    pub cgroup_driver: Option<CgroupDriver>,
+    /// The monitor's program; None: beside ours, else /usr/libexec/proxmox-lxcri/.
+    pub monitor_path: Option<Utf8PathBuf>,
+    /// Longest log line in bytes before it is cut in several.
+    pub log_line_max: u32,
+    /// Seconds that output of an exec is still read after its end.
+    pub exec_sync_drain: u64,
+    /// Largest number of processes of a container; 0: the kubelet's choice.
+    pub pids_limit: i64,
+    /// Capabilities of containers that ask for nothing.
+    pub default_capabilities: Vec<String>,
+    /// Folder of Localhost seccomp profiles with relative names (absolute ones are the kubelet's).
+    pub seccomp_root: Utf8PathBuf,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self {
+            default_handler: "crun".into(),
+            cgroup_driver: None,
+            monitor_path: None,
+            log_line_max: 16 << 10,
+            exec_sync_drain: 2,
+            pids_limit: 0,
+            default_capabilities: [
+                "CHOWN",
+                "DAC_OVERRIDE",
+                "FSETID",
+                "FOWNER",
+                "MKNOD",
+                "NET_RAW",
+                "SETGID",
+                "SETUID",
+                "SETFCAP",
+                "SETPCAP",
+                "NET_BIND_SERVICE",
+                "SYS_CHROOT",
+                "KILL",
+                "AUDIT_WRITE",
+            ]
+            .map(String::from)
+            .to_vec(),
+            seccomp_root: "/var/lib/kubelet/seccomp".into(),
+        }
+    }
+}
+
+/// Programs of the handlers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Handlers {
+    /// Handler `crun`.
+    pub crun: CrunHandler,
+}
+
+/// Handler `crun`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CrunHandler {
+    /// The OCI runtime, absolute.
+    pub path: Utf8PathBuf,
+    /// Longest time that one call of it may take, in seconds.
+    pub timeout: u64,
+}
+
+impl Default for CrunHandler {
+    fn default() -> Self {
+        Self { path: "/usr/bin/crun".into(), timeout: 60 }
+    }
+}
+
+/// Where images come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Folders with `<host>/hosts.toml`, first match wins.
+    pub config_path: Vec<Utf8PathBuf>,
+    /// Layers of one image fetched at once.
+    pub max_concurrent_downloads: usize,
+    /// Seconds without a byte before a pull is given up.
+    pub progress_timeout: u64,
+    /// Registry of names without one.
+    pub default_registry: String,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self {
+            config_path: vec!["/etc/proxmox-lxcri/certs.d".into(), "/etc/containerd/certs.d".into()],
+            max_concurrent_downloads: 3,
+            progress_timeout: 60,
+            default_registry: "docker.io".into(),
+        }
+    }
+}
+
+impl Images {
+    /// `progress_timeout` as a duration.
+    pub fn progress_timeout(&self) -> Duration {
+        Duration::from_secs(self.progress_timeout.max(1))
+    }
+}
+
+/// How pods are connected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Folders of CNI plugins.
+    pub plugin_dirs: Vec<Utf8PathBuf>,
+    /// Folder of CNI configurations.
+    pub conf_dir: Utf8PathBuf,
+    /// Use a bridge network of our own when `conf_dir` holds no configuration.
+    pub embedded: bool,
+    /// Its IPv4 subnet.
+    pub embedded_subnet: String,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            conf_dir: "/etc/cni/net.d".into(),
+            embedded: false,
+            embedded_subnet: "10.213.0.0/20".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path`; without one [`DEFAULT_PATH`], whose absence means the defaults.
+    pub fn load(path: Option<&Utf8Path>) -> Result<Self> {
+        let (path, must) = path.map_or((Utf8Path::new(DEFAULT_PATH), false), |p| (p, true));
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path.as_str()),
+            Err(e) if !must && e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(Error::io(format!("read configuration {path}"), e)),
+        }
+    }
+
+    /// Parses and checks the text of a file that errors call `name`.
+    pub fn parse(text: &str, name: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text)
+            .map_err(|e| Error::because(Kind::InvalidArgument, format!("configuration {name}"), e))?;
+        config.check().map_err(|e| e.context(format!("configuration {name}")))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !matches!(self.version, None | Some(1)) {
+            return Err(Error::invalid(format!("version: {:?} is not known, this is version 1", self.version)));
+        }
+        let absolute = [
+            ("server.listen", &self.server.listen),
+            ("server.local_listen", &self.server.local_listen),
+            ("server.root", &self.server.root),
+            ("server.state", &self.server.state),
+            ("handlers.crun.path", &self.handlers.crun.path),
+            ("network.conf_dir", &self.network.conf_dir),
+            ("runtime.seccomp_root", &self.runtime.seccomp_root),
+        ];
+        for (key, path) in absolute {
+            if !path.is_absolute() {
+                return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
+            }
+        }
+        for path in [&self.server.listen, &self.server.local_listen] {
+            if path.as_str().len() > 107 {
+                return Err(Error::invalid(format!("{path}: a socket's path has at most 107 bytes")));
+            }
+        }
+        // <state>/pods/<64 digits>/containers/<64 digits>/console.sock has to fit, too: see backends::crun.
+        if self.runtime.log_line_max < 256 {
+            return Err(Error::invalid("runtime.log_line_max: at least 256 bytes"));
+        }
+        if self.runtime.default_handler != "crun" {
+            return Err(Error::invalid(format!(
+                "runtime.default_handler: {:?} is not a handler of this build (crun)",
+                self.runtime.default_handler
+            )));
+        }
+        for capability in &self.runtime.default_capabilities {
+            super::caps::parse(capability).map_err(|e| e.context("runtime.default_capabilities"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_is_the_default() {
+        assert_eq!(Config::parse("", "x").expect("empty"), Config::default());
+        Config::default().check().expect("defaults fit");
+    }
+
+    #[test]
+    fn refusals_name_key_and_line() {
+        let e = Config::parse("version = 1\n[server]\nlisten_on = \"/x\"\n", "c.toml").expect_err("unknown key");
+        assert!(e.chain().contains("listen_on") && e.chain().contains("line 3"), "{}", e.chain());
+        let e = Config::parse("[server]\nroot = \"var\"\n", "c.toml").expect_err("relative");
+        assert!(e.chain().contains("server.root"), "{}", e.chain());
+        let e = Config::parse("[runtime]\ndefault_handler = \"runc\"\n", "c.toml").expect_err("unknown handler");
+        assert!(e.chain().contains("runc"), "{}", e.chain());
+    }
+}

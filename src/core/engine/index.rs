@@ -1,0 +1,194 @@
+//! What is known of all pods, in memory: the source of every list and status. Written only by the pods' tasks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::pod::PodHandle;
+use crate::core::error::{Error, Result};
+use crate::core::ids::{ContainerId, PodId};
+use crate::core::ports::Monitor;
+use crate::core::records::{ContainerRecord, PodRecord};
+use crate::core::spec::{Owner, PodMetadata};
+use crate::core::state::{ContainerPhase, PodPhase};
+
+/// Whose pods a caller sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those made through the CRI socket.
+    Cri,
+    /// All.
+    Local,
+}
+
+impl Scope {
+    fn sees(self, owner: Owner) -> bool {
+        self == Self::Local || owner == Owner::Cri
+    }
+}
+
+struct Entry {
+    handle: PodHandle,
+    record: Arc<PodRecord>,
+    containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
+    monitor: Option<Arc<dyn Monitor>>,
+    unclaimed: bool,
+}
+
+/// The index.
+#[derive(Default)]
+pub(super) struct Index {
+    pods: BTreeMap<PodId, Entry>,
+    owners: BTreeMap<ContainerId, PodId>,
+    names: HashMap<(bool, PodMetadata), PodId>,
+}
+
+fn name_key(owner: Owner, metadata: &PodMetadata) -> (bool, PodMetadata) {
+    (owner == Owner::Local, metadata.clone())
+}
+
+impl Index {
+    pub(super) fn insert(&mut self, record: &PodRecord, containers: &[ContainerRecord], handle: PodHandle) {
+        self.names.insert(name_key(record.owner, &record.config.metadata), record.id.clone());
+        for c in containers {
+            self.owners.insert(c.id.clone(), record.id.clone());
+        }
+        let entry = Entry {
+            handle,
+            record: Arc::new(record.clone()),
+            containers: containers.iter().map(|c| (c.id.clone(), Arc::new(c.clone()))).collect(),
+            monitor: None,
+            unclaimed: false,
+        };
+        self.pods.insert(record.id.clone(), entry);
+    }
+
+    pub(super) fn remove(&mut self, id: &PodId) {
+        if let Some(entry) = self.pods.remove(id) {
+            self.release_name(&entry.record);
+            for c in entry.containers.keys() {
+                self.owners.remove(c);
+            }
+        }
+    }
+
+    /// Frees the pod's name for the next sandbox of that name.
+    pub(super) fn release_name(&mut self, record: &PodRecord) {
+        let key = name_key(record.owner, &record.config.metadata);
+        if self.names.get(&key) == Some(&record.id) {
+            self.names.remove(&key);
+        }
+    }
+
+    pub(super) fn publish_pod(&mut self, record: &PodRecord) {
+        if let Some(entry) = self.pods.get_mut(&record.id) {
+            entry.record = Arc::new(record.clone());
+        }
+    }
+
+    pub(super) fn publish_container(&mut self, record: &ContainerRecord) {
+        if let Some(entry) = self.pods.get_mut(&record.pod) {
+            entry.containers.insert(record.id.clone(), Arc::new(record.clone()));
+            self.owners.insert(record.id.clone(), record.pod.clone());
+        }
+    }
+
+    pub(super) fn forget_container(&mut self, pod: &PodId, id: &ContainerId) {
+        if let Some(entry) = self.pods.get_mut(pod) {
+            entry.containers.remove(id);
+        }
+        self.owners.remove(id);
+    }
+
+    pub(super) fn set_monitor(&mut self, pod: &PodId, monitor: Option<Arc<dyn Monitor>>) {
+        if let Some(entry) = self.pods.get_mut(pod) {
+            entry.monitor = monitor;
+        }
+    }
+
+    /// The pod was made, but nobody waited for it.
+    pub(super) fn set_unclaimed(&mut self, pod: &PodId) {
+        if let Some(entry) = self.pods.get_mut(pod) {
+            entry.unclaimed = true;
+        }
+    }
+
+    /// Whether the pod was unclaimed; from now on it is not.
+    pub(super) fn claim(&mut self, pod: &PodId) -> bool {
+        self.pods.get_mut(pod).is_some_and(|e| std::mem::take(&mut e.unclaimed))
+    }
+
+    pub(super) fn by_name(&self, owner: Owner, metadata: &PodMetadata) -> Option<&PodId> {
+        self.names.get(&name_key(owner, metadata))
+    }
+
+    pub(super) fn phase_and_handle(&self, id: &PodId) -> Option<(PodPhase, PodHandle)> {
+        self.pods.get(id).map(|e| (e.record.phase, e.handle.clone()))
+    }
+
+    pub(super) fn monitor(&self, pod: &PodId) -> Option<Arc<dyn Monitor>> {
+        self.pods.get(pod).and_then(|e| e.monitor.clone())
+    }
+
+    pub(super) fn pod(&self, id: &PodId) -> Option<Arc<PodRecord>> {
+        self.pods.get(id).map(|e| e.record.clone())
+    }
+
+    pub(super) fn container(&self, id: &ContainerId) -> Option<Arc<ContainerRecord>> {
+        self.pods.get(self.owners.get(id)?)?.containers.get(id).cloned()
+    }
+
+    pub(super) fn find_pod(&self, scope: Scope, id: &str) -> Result<Option<(PodId, PodHandle)>> {
+        let seen = |id: &PodId| self.pods.get(id).is_some_and(|e| scope.sees(e.record.owner));
+        let found = by_prefix(id, "pod sandbox", self.pods.keys().filter(|k| k.as_str().starts_with(id) && seen(k)))?;
+        Ok(found.and_then(|k| self.pods.get(&k).map(|e| (k.clone(), e.handle.clone()))))
+    }
+
+    pub(super) fn find_container(&self, scope: Scope, id: &str) -> Result<Option<(ContainerId, PodHandle)>> {
+        let handle_of = |c: &ContainerId| {
+            let entry = self.pods.get(self.owners.get(c)?)?;
+            scope.sees(entry.record.owner).then(|| entry.handle.clone())
+        };
+        let hits = self.owners.keys().filter(|k| k.as_str().starts_with(id) && handle_of(k).is_some());
+        Ok(by_prefix(id, "container", hits)?.and_then(|k| handle_of(&k).map(|h| (k, h))))
+    }
+
+    /// Every pod, those being created included: what garbage collection must not touch.
+    pub(super) fn all_pods(&self) -> Vec<PodRecord> {
+        self.pods.values().map(|e| PodRecord::clone(&e.record)).collect()
+    }
+
+    pub(super) fn all_container_ids(&self) -> Vec<ContainerId> {
+        self.owners.keys().cloned().collect()
+    }
+
+    pub(super) fn pods(&self, scope: Scope) -> Vec<Arc<PodRecord>> {
+        let shown = |e: &&Entry| scope.sees(e.record.owner) && e.record.phase != PodPhase::Creating;
+        let mut all: Vec<_> = self.pods.values().filter(shown).map(|e| e.record.clone()).collect();
+        all.sort_by_key(|r| r.created_at);
+        all
+    }
+
+    pub(super) fn containers(&self, scope: Scope) -> Vec<Arc<ContainerRecord>> {
+        let entries = self.pods.values().filter(|e| scope.sees(e.record.owner));
+        let shown = |c: &&Arc<ContainerRecord>| c.phase != ContainerPhase::Creating;
+        let mut all: Vec<_> = entries.flat_map(|e| e.containers.values()).filter(shown).cloned().collect();
+        all.sort_by_key(|r| r.created_at);
+        all
+    }
+}
+
+/// The one id that starts with `prefix`, as crictl shortens them; two are an error, an exact hit wins.
+fn by_prefix<'a, K: Clone + AsRef<str> + 'a>(
+    prefix: &str,
+    what: &str,
+    mut hits: impl Iterator<Item = &'a K>,
+) -> Result<Option<K>> {
+    if prefix.is_empty() {
+        return Err(Error::invalid(format!("the id of a {what} is missing")));
+    }
+    let first = hits.next();
+    match (first, hits.next()) {
+        (Some(_), Some(_)) => Err(Error::invalid(format!("more than one {what} begins with {prefix:?}"))),
+        (hit, _) => Ok(hit.cloned()),
+    }
+}

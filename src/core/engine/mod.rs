@@ -1,0 +1,317 @@
+//! The engine: owns every pod, decides and acts through the ports. One task per pod ([`pod`]) makes all its changes;
+//! this file is what callers see: requests are queued to that task, lists and statuses are answered from memory.
+//!
+//! Called by `cri` and by the library's users. Fails with `core::error::Error`. A crash at any point leaves records
+//! on disk and monitors running; [`recovery`] takes up from there.
+
+mod container_ops;
+mod exec;
+mod index;
+mod orphans;
+mod pod;
+mod recovery;
+mod sandbox_ops;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use tokio::sync::{mpsc, oneshot};
+
+use super::backend::Backend;
+use super::error::{Error, Kind, Result};
+use super::ids::{ContainerId, PodId};
+use super::ports::{Clock, ImageStore, LayerStore, Supervisor};
+use super::records::{ContainerRecord, PodRecord, RecordStore};
+use super::spec::{ContainerConfig, Owner, SandboxConfig};
+use super::state::PodPhase;
+use crate::utils::tasks::TaskSet;
+
+pub use exec::ExecOutput;
+use index::Index;
+pub use index::Scope;
+use pod::{Command, PodHandle, PodTask};
+pub use recovery::RecoveryReport;
+
+/// Requests that may wait for one pod before more are refused.
+const QUEUE: usize = 64;
+
+/// Folders and figures of the engine.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// State folder (`/run/proxmox-lxcri`).
+    pub state: Utf8PathBuf,
+    /// Handler of pods that name none.
+    pub default_handler: String,
+    /// How long output of an exec is read after its end.
+    pub exec_drain: Duration,
+    /// This boot.
+    pub boot_id: String,
+}
+
+/// Everything outside, behind its port.
+pub struct Ports {
+    /// One per handler.
+    pub backends: Vec<Arc<dyn Backend>>,
+    /// Root file systems.
+    pub layers: Arc<dyn LayerStore>,
+    /// Images.
+    pub images: Arc<dyn ImageStore>,
+    /// Monitors.
+    pub supervisor: Arc<dyn Supervisor>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What the pods' tasks share.
+struct Shared {
+    config: EngineConfig,
+    ports: Ports,
+    records: RecordStore,
+    index: RwLock<Index>,
+    tasks: TaskSet,
+}
+
+/// The engine; cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+impl Shared {
+    fn backend(&self, handler: &str) -> Result<Arc<dyn Backend>> {
+        let name = if handler.is_empty() { &self.config.default_handler } else { handler };
+        self.ports.backends.iter().find(|b| b.handler() == name).cloned().ok_or_else(|| {
+            let known: Vec<_> = self.ports.backends.iter().map(|b| b.handler()).collect();
+            Error::invalid(format!("no runtime handler {name:?}; there is {}", known.join(", ")))
+        })
+    }
+
+    fn pod_dir(&self, pod: &PodId) -> Utf8PathBuf {
+        self.config.state.join("pods").join(pod.as_str())
+    }
+
+    fn run_dir(&self, pod: &PodId, container: &ContainerId) -> Utf8PathBuf {
+        self.pod_dir(pod).join("containers").join(container.as_str())
+    }
+
+    fn index(&self) -> std::sync::RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> std::sync::RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    /// An engine without pods; [`Engine::recover`] finds those of an earlier daemon.
+    pub fn new(config: EngineConfig, ports: Ports, records: RecordStore, tasks: TaskSet) -> Self {
+        Self { shared: Arc::new(Shared { config, ports, records, index: RwLock::new(Index::default()), tasks }) }
+    }
+
+    /// All backends, the default first.
+    pub fn backends(&self) -> Vec<Arc<dyn Backend>> {
+        let mut all = self.shared.ports.backends.clone();
+        all.sort_by_key(|b| b.handler() != self.shared.config.default_handler);
+        all
+    }
+
+    /// The images.
+    pub fn images(&self) -> &Arc<dyn ImageStore> {
+        &self.shared.ports.images
+    }
+
+    /// The root file systems.
+    pub fn layers(&self) -> &Arc<dyn LayerStore> {
+        &self.shared.ports.layers
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.ports.clock
+    }
+
+    // ------------------------------------------------------------------------------------------ pods
+
+    /// Makes a pod. A second call with the same metadata while the first is at work joins it.
+    pub async fn run_sandbox(&self, owner: Owner, config: SandboxConfig, handler: &str) -> Result<PodId> {
+        let backend = self.shared.backend(handler)?;
+        backend.check(&config)?;
+        loop {
+            match self.reserve(owner, &config, &backend)? {
+                Reservation::Mine { id, handle } => {
+                    return handle.ask(|reply| Command::Setup { reply }).await.map(|()| id);
+                }
+                Reservation::Claimed(id) => return Ok(id),
+                Reservation::Join { id, handle } => {
+                    // Its task ends when the first try fails: then the name is free and this call makes the pod.
+                    match handle.ask(|reply| Command::AwaitSetup { reply }).await {
+                        Err(e) if e.kind() == Kind::Aborted => continue,
+                        other => return other.map(|()| id),
+                    }
+                }
+            }
+        }
+    }
+
+    fn reserve(&self, owner: Owner, config: &SandboxConfig, backend: &Arc<dyn Backend>) -> Result<Reservation> {
+        let mut index = self.shared.index_mut();
+        if let Some(id) = index.by_name(owner, &config.metadata) {
+            let id = id.clone();
+            if index.claim(&id) {
+                return Ok(Reservation::Claimed(id));
+            }
+            let (phase, handle) = index.phase_and_handle(&id).ok_or_else(|| Error::internal("name without a pod"))?;
+            if phase == PodPhase::Creating {
+                return Ok(Reservation::Join { id, handle });
+            }
+            let m = &config.metadata;
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!(
+                    "pod {}/{} (uid {}, attempt {}) is sandbox {id} already",
+                    m.namespace, m.name, m.uid, m.attempt
+                ),
+            ));
+        }
+        let record = PodRecord {
+            id: PodId::new(),
+            owner,
+            handler: backend.handler().to_string(),
+            config: config.clone(),
+            created_at: self.shared.ports.clock.now_ns(),
+            boot_id: self.shared.config.boot_id.clone(),
+            phase: PodPhase::Creating,
+            resources: Vec::new(),
+            facts: None,
+        };
+        let id = record.id.clone();
+        let handle = PodTask::start(&self.shared, &mut index, backend.clone(), record, Vec::new(), None);
+        Ok(Reservation::Mine { id, handle })
+    }
+
+    /// Ends everything in the pod and frees its network. Unknown is success; so is a second time.
+    pub async fn stop_sandbox(&self, scope: Scope, id: &str) -> Result<()> {
+        let Some(handle) = self.shared.index().find_pod(scope, id)?.map(|(_, h)| h) else { return Ok(()) };
+        handle.cancel.cancel();
+        gone_is_done(handle.ask(|reply| Command::Stop { reply }).await)
+    }
+
+    /// Stops the pod if need be and forgets it with its containers. Unknown is success.
+    pub async fn remove_sandbox(&self, scope: Scope, id: &str) -> Result<()> {
+        let Some(handle) = self.shared.index().find_pod(scope, id)?.map(|(_, h)| h) else { return Ok(()) };
+        handle.cancel.cancel();
+        gone_is_done(handle.ask(|reply| Command::Remove { reply }).await)
+    }
+
+    /// All pods that `scope` sees (those being created are not among them), oldest first.
+    pub fn pods(&self, scope: Scope) -> Vec<Arc<PodRecord>> {
+        self.shared.index().pods(scope)
+    }
+
+    /// A pod by id or unique prefix.
+    pub fn pod(&self, scope: Scope, id: &str) -> Result<Arc<PodRecord>> {
+        let index = self.shared.index();
+        match index.find_pod(scope, id)? {
+            Some((id, _)) => index.pod(&id).ok_or_else(|| unknown_pod(id.as_str())),
+            None => Err(unknown_pod(id)),
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------ containers
+
+    /// Makes a container in a pod.
+    pub async fn create_container(&self, scope: Scope, pod: &str, config: ContainerConfig) -> Result<ContainerId> {
+        let handle = self.shared.index().find_pod(scope, pod)?.map(|(_, h)| h).ok_or_else(|| unknown_pod(pod))?;
+        handle.ask(|reply| Command::CreateContainer { config: Box::new(config), reply }).await
+    }
+
+    /// Lets it run.
+    pub async fn start_container(&self, scope: Scope, id: &str) -> Result<()> {
+        let (id, handle) = self.container_handle(scope, id)?;
+        handle.ask(|reply| Command::StartContainer { id, reply }).await
+    }
+
+    /// Asks it to end, and kills it after `grace` (zero: at once). Not running is success; unknown is NotFound.
+    pub async fn stop_container(&self, scope: Scope, id: &str, grace: Duration) -> Result<()> {
+        let Ok((id, handle)) = self.container_handle(scope, id) else { return Ok(()) };
+        gone_is_done(handle.ask(|reply| Command::StopContainer { id, grace, reply }).await)
+    }
+
+    /// Ends and forgets it. Unknown is success.
+    pub async fn remove_container(&self, scope: Scope, id: &str) -> Result<()> {
+        let found = self.shared.index().find_container(scope, id)?;
+        let Some((id, handle)) = found else { return Ok(()) };
+        gone_is_done(handle.ask(|reply| Command::RemoveContainer { id, reply }).await)
+    }
+
+    fn container_handle(&self, scope: Scope, id: &str) -> Result<(ContainerId, PodHandle)> {
+        self.shared.index().find_container(scope, id)?.ok_or_else(|| unknown_container(id))
+    }
+
+    /// All containers that `scope` sees, oldest first.
+    pub fn containers(&self, scope: Scope) -> Vec<Arc<ContainerRecord>> {
+        self.shared.index().containers(scope)
+    }
+
+    /// A container by id or unique prefix.
+    pub fn container(&self, scope: Scope, id: &str) -> Result<Arc<ContainerRecord>> {
+        let index = self.shared.index();
+        match index.find_container(scope, id)? {
+            Some((id, _)) => index.container(&id).ok_or_else(|| unknown_container(id.as_str())),
+            None => Err(unknown_container(id)),
+        }
+    }
+
+    /// Pids for `status --verbose`: the pod's monitor.
+    pub fn monitor_pid(&self, pod: &PodId) -> Option<i32> {
+        self.shared.index().monitor(pod).map(|m| m.pid())
+    }
+
+    /// Folder of a container under the state folder.
+    pub fn container_run_dir(&self, container: &ContainerRecord) -> Utf8PathBuf {
+        self.shared.run_dir(&container.pod, &container.id)
+    }
+}
+
+enum Reservation {
+    /// The caller makes it.
+    Mine { id: PodId, handle: PodHandle },
+    /// It was made for a caller that did not wait; it is this caller's now.
+    Claimed(PodId),
+    /// Somebody is making it.
+    Join { id: PodId, handle: PodHandle },
+}
+
+fn unknown_pod(id: &str) -> Error {
+    Error::not_found(format!("no pod sandbox {id:?}"))
+}
+
+fn unknown_container(id: &str) -> Error {
+    Error::not_found(format!("no container {id:?}"))
+}
+
+/// A pod whose task has ended is gone: for verbs that want it gone that is success.
+fn gone_is_done(result: Result<()>) -> Result<()> {
+    match result {
+        Err(e) if e.kind() == Kind::Aborted => Ok(()),
+        other => other,
+    }
+}
+
+impl PodHandle {
+    /// Queues a command and waits for its answer. A full queue is ResourceExhausted, a task that ended Aborted.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.try_send(command(reply)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => {
+                Error::new(Kind::ResourceExhausted, format!("{QUEUE} requests wait for this pod already"))
+            }
+            mpsc::error::TrySendError::Closed(_) => Error::new(Kind::Aborted, "the pod is gone"),
+        })?;
+        answer.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, "the pod went away")))
+    }
+}

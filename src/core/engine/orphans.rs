@@ -1,0 +1,111 @@
+//! Containers whose monitor is gone: their processes run on. Each is watched by a pidfd until it ends, and can be
+//! killed and removed; exec, attach and log rotation need a monitor and are refused. The exit code of such a
+//! process can't be had by us and is 255 with the reason, never 0.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use super::Shared;
+use crate::core::backend::Backend;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::core::ports::{ExecExit, Monitor, MonitorEvent, MonitorLink, monitor_v1};
+use crate::core::records::{ContainerRecord, PodRecord};
+use crate::utils::pidfd;
+
+/// Why a code is 255.
+const NOTE: &str = "its monitor died before it: the exit code is not known";
+
+struct NoMonitor {
+    backend: Arc<dyn Backend>,
+    pod: PodRecord,
+    pids: HashMap<ContainerId, Arc<OwnedFd>>,
+}
+
+/// Watches `running` in place of their monitor.
+pub(super) fn watch(
+    shared: &Arc<Shared>,
+    backend: Arc<dyn Backend>,
+    pod: &PodRecord,
+    running: Vec<ContainerRecord>,
+) -> MonitorLink {
+    let (sender, events) = mpsc::channel(running.len().max(1));
+    let mut pids = HashMap::new();
+    for container in running {
+        let fd = process_of(shared, &container).open().ok().flatten().map(Arc::new);
+        if let Some(fd) = &fd {
+            pids.insert(container.id.clone(), fd.clone());
+        }
+        let (sender, shared_in, id) = (sender.clone(), shared.clone(), container.id);
+        shared.tasks.spawn_cancellable(format!("watch {}", id.short()), async move {
+            if let Some(fd) = fd {
+                let _ = pidfd::ended(fd).await;
+            }
+            let exit = monitor_v1::Exit {
+                code: 255,
+                finished_at: shared_in.ports.clock.now_ns(),
+                note: NOTE.into(),
+                ..Default::default()
+            };
+            let _ = sender.send(MonitorEvent::ContainerExited(id, exit)).await;
+        });
+    }
+    let monitor = Arc::new(NoMonitor { backend, pod: pod.clone(), pids });
+    MonitorLink { monitor, hello: monitor_v1::HelloReply::default(), events }
+}
+
+/// The init of a container that was made in this boot.
+pub(super) fn process_of(shared: &Shared, container: &ContainerRecord) -> pidfd::ProcessId {
+    pidfd::ProcessId {
+        pid: container.pid,
+        start_time: container.pid_start_time,
+        boot_id: shared.config.boot_id.clone(),
+    }
+}
+
+impl NoMonitor {
+    fn refuse<T>(&self) -> Result<T> {
+        Err(Error::new(Kind::Unavailable, format!("the monitor of pod {} is gone", self.pod.id)))
+    }
+}
+
+#[async_trait]
+impl Monitor for NoMonitor {
+    fn pid(&self) -> i32 {
+        0
+    }
+    async fn create(&self, _: monitor_v1::CreateContainer, _: Option<OwnedFd>) -> Result<monitor_v1::Created> {
+        self.refuse()
+    }
+    async fn start(&self, _: &ContainerId) -> Result<i64> {
+        self.refuse()
+    }
+    async fn signal(&self, container: &ContainerId, signal: i32, _all: bool) -> Result<()> {
+        match self.pids.get(container) {
+            Some(fd) => pidfd::signal(fd, signal).map_err(|e| Error::io(format!("signal container {container}"), e)),
+            None => Ok(()),
+        }
+    }
+    async fn delete(&self, container: &ContainerId) -> Result<()> {
+        self.backend.remove_container(&self.pod, container).await
+    }
+    async fn exec(&self, _: monitor_v1::Exec, _: [Option<OwnedFd>; 3]) -> Result<ExecExit> {
+        self.refuse()
+    }
+    async fn reopen_log(&self, _: &ContainerId) -> Result<()> {
+        self.refuse()
+    }
+    async fn start_init(&self, _: monitor_v1::StartInit) -> Result<i32> {
+        self.refuse()
+    }
+    async fn set_pod_info(&self, _: Vec<u8>) -> Result<()> {
+        Ok(())
+    }
+    async fn shutdown(&self, _: bool) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! The task that owns one pod: takes commands from its bounded queue one after the other, hears its monitor, and
+//! keeps the clock of stops under way. `sandbox_ops` and `container_ops` hold what it does.
+//!
+//! ```text
+//! callers ──Command──> [queue] ──┐
+//! monitor ──MonitorEvent─────────┼──> PodTask ──> records on disk, index in memory, monitor, backend
+//! graces of stops ───────────────┘
+//! ```
+//! A stop or removal of the pod cancels `PodHandle::cancel` before it is queued, so that it also ends the wait of a
+//! create that hangs. A panic here is logged by the task set; the pod's callers then get Aborted, and the next start
+//! of the daemon takes the pod up from its record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::index::Index;
+use super::{QUEUE, Shared};
+use crate::core::backend::Backend;
+use crate::core::blocking::blocking;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::{ContainerId, PodId};
+use crate::core::ports::{Monitor, MonitorEvent, MonitorLink};
+use crate::core::records::{self, ContainerRecord, PodRecord};
+use crate::core::spec::ContainerConfig;
+use crate::core::state::PodPhase;
+
+type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// A request to a pod's task.
+pub(super) enum Command {
+    Setup { reply: Reply<()> },
+    AwaitSetup { reply: Reply<()> },
+    CreateContainer { config: Box<ContainerConfig>, reply: Reply<ContainerId> },
+    StartContainer { id: ContainerId, reply: Reply<()> },
+    StopContainer { id: ContainerId, grace: Duration, reply: Reply<()> },
+    RemoveContainer { id: ContainerId, reply: Reply<()> },
+    Stop { reply: Reply<()> },
+    Remove { reply: Reply<()> },
+}
+
+/// How others reach the task.
+#[derive(Clone)]
+pub(super) struct PodHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) cancel: CancellationToken,
+}
+
+/// A StopContainer that waits for its container's end.
+pub(super) struct StopWait {
+    pub(super) id: ContainerId,
+    pub(super) deadline: Instant,
+    pub(super) killed: bool,
+    pub(super) reply: Option<Reply<()>>,
+}
+
+/// Whether the task goes on.
+#[derive(PartialEq, Eq)]
+pub(super) enum Next {
+    GoOn,
+    End,
+}
+
+/// The task's own state.
+pub(super) struct PodTask {
+    pub(super) shared: Arc<Shared>,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) pod: PodRecord,
+    pub(super) containers: BTreeMap<ContainerId, ContainerRecord>,
+    /// Containers made for a caller that did not wait.
+    pub(super) unclaimed: Vec<ContainerId>,
+    pub(super) monitor: Option<Arc<dyn Monitor>>,
+    pub(super) events: Option<mpsc::Receiver<MonitorEvent>>,
+    pub(super) cancel: CancellationToken,
+    pub(super) stops: Vec<StopWait>,
+    /// When a failed clean-up is tried again.
+    pub(super) retry: Option<(Instant, Duration)>,
+    commands: mpsc::Receiver<Command>,
+}
+
+impl PodTask {
+    /// Puts the pod into the index and starts its task.
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        index: &mut Index,
+        backend: Arc<dyn Backend>,
+        pod: PodRecord,
+        containers: Vec<ContainerRecord>,
+        link: Option<MonitorLink>,
+    ) -> PodHandle {
+        let (sender, commands) = mpsc::channel(QUEUE);
+        let handle = PodHandle { commands: sender, cancel: CancellationToken::new() };
+        index.insert(&pod, &containers, handle.clone());
+        let (monitor, events) = link.map_or((None, None), |l| (Some(l.monitor), Some(l.events)));
+        index.set_monitor(&pod.id, monitor.clone());
+        let id = pod.id.clone();
+        let task = Self {
+            shared: shared.clone(),
+            backend,
+            pod,
+            containers: containers.into_iter().map(|c| (c.id.clone(), c)).collect(),
+            unclaimed: Vec::new(),
+            monitor,
+            events,
+            cancel: handle.cancel.clone(),
+            stops: Vec::new(),
+            retry: None,
+            commands,
+        };
+        shared.tasks.spawn_cancellable(format!("pod {}", id.short()), PodTask::run(Box::new(task)));
+        handle
+    }
+
+    async fn run(mut self: Box<Self>) {
+        self.resume().await;
+        loop {
+            let deadline = self.stops.iter().map(|s| s.deadline).chain(self.retry.map(|(at, _)| at)).min();
+            let next = tokio::select! {
+                biased;
+                event = next_event(&mut self.events) => { self.on_event(event).await; Next::GoOn }
+                () = sleep_until(deadline) => self.on_deadline().await,
+                command = self.commands.recv() => match command {
+                    Some(command) => Box::pin(self.on_command(command)).await,
+                    None => Next::End,
+                },
+            };
+            if next == Next::End {
+                break;
+            }
+        }
+        // Whoever still waits in the queue is told by the closing of their reply channels.
+        self.shared.index_mut().remove(&self.pod.id);
+    }
+
+    async fn on_command(&mut self, command: Command) -> Next {
+        match command {
+            Command::Setup { reply } => {
+                let done = self.setup().await;
+                let failed = done.is_err();
+                if failed && self.retry.is_none() {
+                    // The name is free before the caller hears of the failure: it retries with the same one.
+                    self.shared.index_mut().remove(&self.pod.id);
+                }
+                if reply.send(done).is_err() && !failed {
+                    self.shared.index_mut().set_unclaimed(&self.pod.id);
+                }
+                if failed && self.retry.is_none() { Next::End } else { Next::GoOn }
+            }
+            Command::AwaitSetup { reply } => {
+                let made = self.pod.phase == PodPhase::Ready;
+                answer(reply, if made { Ok(()) } else { Err(Error::new(Kind::Aborted, "the pod was not made")) })
+            }
+            Command::CreateContainer { config, reply } => {
+                let done = self.create_container(*config).await;
+                if let Err(Ok(id)) = reply.send(done) {
+                    self.unclaimed.push(id);
+                }
+                Next::GoOn
+            }
+            Command::StartContainer { id, reply } => answer(reply, self.start_container(&id).await),
+            Command::StopContainer { id, grace, reply } => {
+                self.stop_container(id, grace, reply).await;
+                Next::GoOn
+            }
+            Command::RemoveContainer { id, reply } => answer(reply, self.remove_container(&id).await),
+            Command::Stop { reply } => answer(reply, self.stop_sandbox().await),
+            Command::Remove { reply } => {
+                let done = self.remove_sandbox().await;
+                let next = if done.is_ok() { Next::End } else { Next::GoOn };
+                if next == Next::End {
+                    self.shared.index_mut().remove(&self.pod.id);
+                }
+                let _ = reply.send(done);
+                next
+            }
+        }
+    }
+
+    pub(super) async fn on_event(&mut self, event: Option<MonitorEvent>) {
+        match event {
+            Some(MonitorEvent::ContainerExited(id, exit)) => self.on_exit(&id, exit).await,
+            Some(MonitorEvent::InitExited(exit)) => self.on_init_exit(exit).await,
+            Some(MonitorEvent::LogTrouble(id, what)) if what.is_empty() => {
+                tracing::info!(container = id.as_str(), "the log can be written again");
+            }
+            Some(MonitorEvent::LogTrouble(id, what)) => {
+                tracing::warn!(container = id.as_str(), what, "the log can't be written; output waits");
+            }
+            Some(MonitorEvent::Gone) | None => self.on_monitor_gone(),
+        }
+    }
+
+    async fn on_deadline(&mut self) -> Next {
+        self.kill_overdue().await;
+        match self.retry {
+            Some((at, _)) if at <= Instant::now() => self.retry_cleanup().await,
+            _ => Next::GoOn,
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------- records
+
+    pub(super) fn publish_pod(&self) {
+        self.shared.index_mut().publish_pod(&self.pod);
+    }
+
+    pub(super) async fn save_pod(&self) -> Result<()> {
+        let (store, pod) = (self.shared.records.clone(), self.pod.clone());
+        blocking(move || store.save_pod(&pod)).await
+    }
+
+    /// Writes the record, then shows it to lists.
+    pub(super) async fn save_container(&self, record: &ContainerRecord) -> Result<()> {
+        let (store, copy) = (self.shared.records.clone(), record.clone());
+        blocking(move || store.save_container(&copy)).await?;
+        self.shared.index_mut().publish_container(record);
+        Ok(())
+    }
+
+    /// Gives the monitor the record to keep, so that a lost record can be rebuilt from it.
+    pub(super) async fn tell_monitor(&self) {
+        if let (Some(monitor), Ok(info)) = (&self.monitor, records::encode(&self.pod))
+            && let Err(e) = monitor.set_pod_info(info).await
+        {
+            tracing::warn!(pod = self.pod.id.as_str(), error = e.chain(), "the monitor did not take the pod's record");
+        }
+    }
+
+    pub(super) fn set_monitor(&mut self, link: Option<MonitorLink>) {
+        let (monitor, events) = link.map_or((None, None), |l| (Some(l.monitor), Some(l.events)));
+        self.shared.index_mut().set_monitor(&self.pod.id, monitor.clone());
+        (self.monitor, self.events) = (monitor, events);
+    }
+
+    pub(super) fn the_monitor(&self) -> Result<Arc<dyn Monitor>> {
+        self.monitor.clone().ok_or_else(|| Error::new(Kind::Unavailable, format!("pod {} has no monitor", self.pod.id)))
+    }
+
+    pub(super) fn id(&self) -> &PodId {
+        &self.pod.id
+    }
+}
+
+fn answer<T>(reply: Reply<T>, done: Result<T>) -> Next {
+    let _ = reply.send(done);
+    Next::GoOn
+}
+
+/// The next event; never, while there is no monitor.
+pub(super) async fn next_event(events: &mut Option<mpsc::Receiver<MonitorEvent>>) -> Option<MonitorEvent> {
+    match events {
+        Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

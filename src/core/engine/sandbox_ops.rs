@@ -1,0 +1,243 @@
+//! What a pod's task does for the pod itself: make it, stop it, forget it.
+//!
+//! A create that fails is taken back whole. What can't be taken back at once (a CNI plugin that fails to free an
+//! address) keeps the record in phase Stopping, frees the name, and is tried again until it succeeds.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::pod::{Next, PodTask, next_event};
+use crate::core::backend::Journal;
+use crate::core::blocking::blocking;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::core::ports::{MonitorEvent, monitor_v1};
+use crate::core::records::{self, PodRecord, RecordStore, Resource};
+use crate::core::state::{ContainerPhase, PodPhase, PodRequest, Verdict};
+
+/// How long processes that were killed may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// First and last pause between tries of a clean-up.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Writes notes into the pod's record.
+struct RecordJournal {
+    pod: PodRecord,
+    store: RecordStore,
+}
+
+impl Journal for RecordJournal {
+    fn note(&mut self, resources: Vec<Resource>) -> Result<()> {
+        let before = self.pod.resources.len();
+        for resource in resources {
+            if !self.pod.resources.contains(&resource) {
+                self.pod.resources.push(resource);
+            }
+        }
+        if self.pod.resources.len() == before { Ok(()) } else { self.store.save_pod(&self.pod) }
+    }
+}
+
+impl PodTask {
+    /// RunPodSandbox. On failure nothing is left, or a retry is set.
+    pub(super) async fn setup(&mut self) -> Result<()> {
+        let started = Instant::now();
+        match self.make_sandbox().await {
+            Ok(()) => {
+                let m = &self.pod.config.metadata;
+                tracing::info!(
+                    pod = self.pod.id.as_str(),
+                    name = m.name,
+                    namespace = m.namespace,
+                    handler = self.pod.handler,
+                    ms = started.elapsed().as_millis() as u64,
+                    "pod runs"
+                );
+                Ok(())
+            }
+            Err(e) => {
+                self.pod.phase = PodPhase::Stopping;
+                if let Err(left) = self.take_back().await {
+                    tracing::error!(
+                        pod = self.pod.id.as_str(),
+                        error = left.chain(),
+                        "a failed create can't be taken back yet"
+                    );
+                    self.publish_pod();
+                    self.shared.index_mut().release_name(&self.pod);
+                    self.retry = Some((Instant::now() + RETRY.0, RETRY.0));
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn make_sandbox(&mut self) -> Result<()> {
+        self.save_pod().await?;
+        let pod_dir = self.shared.pod_dir(self.id());
+        let folder = pod_dir.clone();
+        blocking(move || make_private_dir(&folder)).await?;
+        let link = self.shared.ports.supervisor.spawn(self.id(), records::encode(&self.pod)?).await?;
+        self.set_monitor(Some(link));
+        let monitor = self.the_monitor()?;
+        let mut journal = RecordJournal { pod: self.pod.clone(), store: self.shared.records.clone() };
+        let made = self.backend.ensure_sandbox(&self.pod, &pod_dir, &*monitor, &mut journal, &self.cancel).await;
+        self.pod.resources = journal.pod.resources;
+        self.pod.facts = Some(made?);
+        if self.cancel.is_cancelled() {
+            return Err(Error::new(Kind::Aborted, format!("pod {} was stopped while it was made", self.pod.id)));
+        }
+        self.pod.phase = PodPhase::Ready;
+        self.save_pod().await?;
+        self.tell_monitor().await;
+        self.publish_pod();
+        Ok(())
+    }
+
+    /// Undoes all that was made of the pod and forgets it.
+    async fn take_back(&mut self) -> Result<()> {
+        self.end_monitor().await?;
+        self.backend.teardown(&self.pod, &self.shared.pod_dir(self.id())).await?;
+        self.forget().await
+    }
+
+    /// The retry of a clean-up that failed.
+    pub(super) async fn retry_cleanup(&mut self) -> Next {
+        match self.take_back().await {
+            Ok(()) => {
+                tracing::info!(pod = self.pod.id.as_str(), "what a failed create had left is gone");
+                Next::End
+            }
+            Err(e) => {
+                let pause = self.retry.map_or(RETRY.0, |(_, p)| (p * 2).min(RETRY.1));
+                tracing::warn!(
+                    pod = self.pod.id.as_str(),
+                    error = e.chain(),
+                    next_s = pause.as_secs(),
+                    "clean-up fails still"
+                );
+                self.retry = Some((Instant::now() + pause, pause));
+                Next::GoOn
+            }
+        }
+    }
+
+    /// StopPodSandbox: everything in it ends, its network and namespaces go; containers stay, exited.
+    pub(super) async fn stop_sandbox(&mut self) -> Result<()> {
+        if self.pod.phase.verdict(PodRequest::Stop) == Verdict::Done {
+            return Ok(());
+        }
+        self.pod.phase = PodPhase::Stopping;
+        self.save_pod().await?;
+        self.publish_pod();
+        self.end_containers().await?;
+        self.end_monitor().await?;
+        self.backend.teardown(&self.pod, &self.shared.pod_dir(self.id())).await?;
+        self.pod.phase = PodPhase::NotReady;
+        self.pod.resources.clear();
+        self.save_pod().await?;
+        self.publish_pod();
+        tracing::info!(pod = self.pod.id.as_str(), "pod stopped");
+        Ok(())
+    }
+
+    /// RemovePodSandbox.
+    pub(super) async fn remove_sandbox(&mut self) -> Result<()> {
+        self.stop_sandbox().await?;
+        self.pod.phase = PodPhase::Removing;
+        self.save_pod().await?;
+        for id in self.containers.keys().cloned().collect::<Vec<_>>() {
+            self.remove_container(&id).await?;
+        }
+        self.forget().await?;
+        tracing::info!(pod = self.pod.id.as_str(), "pod removed");
+        Ok(())
+    }
+
+    async fn forget(&mut self) -> Result<()> {
+        self.shared.ports.supervisor.cleanup(self.id()).await?;
+        let (store, id, folder) = (self.shared.records.clone(), self.id().clone(), self.shared.pod_dir(self.id()));
+        blocking(move || {
+            crate::utils::beneath::remove_tree(folder.as_std_path())
+                .map_err(|e| Error::io(format!("remove {folder}"), e))?;
+            store.delete_pod(&id)
+        })
+        .await
+    }
+
+    async fn end_monitor(&mut self) -> Result<()> {
+        if let Some(monitor) = self.monitor.clone() {
+            if let Err(e) = monitor.shutdown(true).await {
+                tracing::warn!(pod = self.pod.id.as_str(), error = e.chain(), "the monitor does not end by itself");
+            }
+            self.set_monitor(None);
+        }
+        self.shared.ports.supervisor.cleanup(self.id()).await
+    }
+
+    /// Kills all containers and waits until each one's end is on record.
+    async fn end_containers(&mut self) -> Result<()> {
+        let alive = |p: ContainerPhase| matches!(p, ContainerPhase::Running | ContainerPhase::Created);
+        let running: Vec<ContainerId> =
+            self.containers.values().filter(|c| c.phase == ContainerPhase::Running).map(|c| c.id.clone()).collect();
+        if let Some(monitor) = self.monitor.clone() {
+            for id in &running {
+                monitor.signal(id, libc::SIGKILL, true).await?;
+            }
+        }
+        let deadline = Instant::now() + KILL_PATIENCE;
+        while self.monitor.is_some() && self.containers.values().any(|c| c.phase == ContainerPhase::Running) {
+            match tokio::time::timeout_at(deadline, next_event(&mut self.events)).await {
+                Ok(Some(MonitorEvent::ContainerExited(id, exit))) => self.on_exit(&id, exit).await,
+                Ok(Some(MonitorEvent::Gone) | None) => self.on_monitor_gone(),
+                // The pod goes down anyway.
+                Ok(Some(MonitorEvent::InitExited(_) | MonitorEvent::LogTrouble(..))) => {}
+                Err(_) => {
+                    return Err(Error::new(
+                        Kind::DeadlineExceeded,
+                        format!(
+                            "containers of pod {} were killed but are not gone after {KILL_PATIENCE:?}",
+                            self.pod.id
+                        ),
+                    ));
+                }
+            }
+        }
+        let rest: Vec<_> = self.containers.values().filter(|c| alive(c.phase)).map(|c| c.id.clone()).collect();
+        for id in rest {
+            // Never started, or running without anybody to tell of its end.
+            self.reap(&id).await?;
+            self.on_exit(&id, killed_now(self.shared.ports.clock.now_ns(), "killed with its pod")).await;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn on_init_exit(&mut self, exit: monitor_v1::Exit) {
+        if self.pod.phase == PodPhase::Ready {
+            tracing::error!(
+                pod = self.pod.id.as_str(),
+                code = exit.code,
+                "the init of the pod's PID namespace ended: the pod is not ready any more"
+            );
+            if let Err(e) = self.stop_sandbox().await {
+                tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "a pod without init can't be stopped");
+            }
+        }
+    }
+}
+
+/// The exit of a container that was killed before anything was heard of its end.
+pub(super) fn killed_now(now: i64, why: &str) -> monitor_v1::Exit {
+    monitor_v1::Exit { code: 137, signal: libc::SIGKILL, finished_at: now, oom: false, note: why.to_string() }
+}
+
+/// Makes a folder with mode 0700 and its parents.
+pub(super) fn make_private_dir(path: &camino::Utf8Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| Error::io(format!("make folder {path}"), e))
+}

@@ -1,0 +1,36 @@
+//! The one table from failures to gRPC codes. A message is the failure with all its causes.
+
+use tonic::{Code, Status};
+
+use crate::core::error::{Error, Kind};
+
+/// gRPC code of a kind.
+pub fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::NotFound => Code::NotFound,
+        Kind::AlreadyExists => Code::AlreadyExists,
+        Kind::InvalidArgument => Code::InvalidArgument,
+        Kind::FailedPrecondition => Code::FailedPrecondition,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::DeadlineExceeded => Code::DeadlineExceeded,
+        Kind::ResourceExhausted => Code::ResourceExhausted,
+        Kind::Unimplemented => Code::Unimplemented,
+        Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::Aborted => Code::Aborted,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+impl From<Error> for Status {
+    fn from(e: Error) -> Self {
+        let code = code(e.kind());
+        let message = e.chain();
+        tracing::warn!(?code, message, "request refused or failed");
+        Status::new(code, message)
+    }
+}
+
+/// A call that this build does not offer.
+pub fn unimplemented(call: &str) -> Status {
+    Status::unimplemented(format!("{call} is not implemented by this version of proxmox-lxcri"))
+}

@@ -1,0 +1,108 @@
+//! `serve`: the daemon. Locks its folders, takes up what is there, serves both sockets until SIGTERM or SIGINT.
+//!
+//! Its end, tidy or not, leaves pods running: monitors hold them, and the next daemon finds them.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::{Arg, ArgMatches};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::wire;
+use crate::cli::{Command, Context};
+use crate::core::config::{Config, LogFormat};
+use crate::core::engine::Scope;
+use crate::core::error::Error;
+use crate::core::spec::Owner;
+use crate::cri::{Front, server};
+
+/// The command.
+pub struct Serve;
+
+#[async_trait::async_trait]
+impl Command for Serve {
+    fn name(&self) -> &'static str {
+        "serve"
+    }
+    fn about(&self) -> &'static str {
+        "Run the daemon"
+    }
+    fn arguments(&self) -> Vec<Arg> {
+        Vec::new()
+    }
+    async fn run(&self, context: &Context, _: &ArgMatches) -> Result<u8> {
+        start_logging(&context.config)?;
+        serve(context.config.clone()).await?;
+        Ok(0)
+    }
+}
+
+fn start_logging(config: &Config) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.log.level)
+        .with_context(|| format!("log.level {:?} is not a filter", config.log.level))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    match config.log.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn plain(e: Error) -> anyhow::Error {
+    anyhow!(e.chain())
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let stop = stop_on_signals()?;
+    let wired = wire(&config).await.map_err(plain)?;
+    let config = Arc::new(config);
+    let front = |owner, scope| Front {
+        engine: wired.engine.clone(),
+        scope,
+        owner,
+        config: config.clone(),
+        cgroup_driver: wired.cgroup_driver,
+        info: Arc::default(),
+    };
+    let (listen, local_listen) = (&config.server.listen, &config.server.local_listen);
+    let cri = server::bind(listen).map_err(plain)?;
+    let local = server::bind(local_listen).map_err(plain)?;
+    tracing::info!(%listen, %local_listen, pid = std::process::id(), "serving");
+    notify(&[sd_notify::NotifyState::Ready]);
+    let served = tokio::try_join!(
+        server::serve(front(Owner::Cri, Scope::Cri), cri, false, stop.clone()),
+        server::serve(front(Owner::Local, Scope::Local), local, true, stop.clone()),
+    );
+    notify(&[sd_notify::NotifyState::Stopping]);
+    wired.tasks.shutdown().await;
+    for socket in [listen, local_listen] {
+        let _ = std::fs::remove_file(socket);
+    }
+    tracing::info!("stopped; pods run on");
+    served.map(|_| ()).map_err(plain)
+}
+
+/// Tells systemd, where it started us.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        tracing::warn!(error = %e, "systemd can't be told");
+    }
+}
+
+/// Cancelled by the first SIGTERM or SIGINT.
+fn stop_on_signals() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = stop.clone();
+    crate::utils::tasks::TaskSet::new("signals").spawn("signals", async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        token.cancel();
+    });
+    Ok(stop)
+}

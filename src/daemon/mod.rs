@@ -1,0 +1,185 @@
+//! Wires the layers: from a configuration to an engine with its backends, stores and network ([`wire`]), and from
+//! there to a daemon that serves it ([`command::Serve`]).
+//!
+//! The library's users get an engine of their own by [`wire`]; see `examples/basic_backend.rs`.
+
+pub mod command;
+mod lock;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::backends::crun::{CrunBackend, CrunConfig};
+use crate::core::caps::CapSet;
+use crate::core::config::{CgroupDriver, Config};
+use crate::core::engine::{Engine, EngineConfig, Ports};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ports::{Clock, ImageStore, LayerStore, Supervisor};
+use crate::core::records::RecordStore;
+use crate::integrations::cgroup::{Driver, Hierarchy, Mode};
+use crate::integrations::cni::{Cni, CniConfig, embedded_conflist};
+use crate::integrations::images::{ImagesConfig, LocalImageStore};
+use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
+use crate::integrations::mounts;
+use crate::integrations::netns::NamespacePins;
+use crate::integrations::overlay::{OverlayOptions, OverlayStore};
+use crate::utils::pidfd;
+use crate::utils::tasks::TaskSet;
+
+pub use lock::StateLock;
+
+/// Where `ip netns` and other tools look for network namespaces.
+const NETNS_FOLDER: &str = "/run/netns";
+/// Where a package puts the monitor.
+const LIBEXEC: &str = "/usr/libexec/proxmox-lxcri";
+/// The monitor's file name.
+const MONITOR: &str = "proxmox-lxcri-monitor";
+
+/// An engine, and what must live as long as it.
+pub struct Wired {
+    /// The engine, recovered.
+    pub engine: Engine,
+    /// Who makes cgroups.
+    pub cgroup_driver: CgroupDriver,
+    /// All tasks of it; to be shut down last.
+    pub tasks: TaskSet,
+    /// Keeps a second daemon from the same folders.
+    _lock: StateLock,
+}
+
+struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ns(&self) -> i64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        now.tv_sec * 1_000_000_000 + now.tv_nsec
+    }
+    fn since_boot(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+}
+
+/// Makes an engine with everything that `config` names and takes up what an earlier one left.
+pub async fn wire(config: &Config) -> Result<Wired> {
+    let tasks = TaskSet::new("daemon");
+    let (root, state) = (&config.server.root, &config.server.state);
+    for folder in [root, state] {
+        private_dir(folder)?;
+    }
+    for folder in [state.join("pods"), state.join("console"), state.join("rootfs"), state.join("crun")] {
+        private_dir(&folder)?;
+    }
+    let lock = StateLock::take(root, state)?;
+    // Root file systems are mounted below it in the monitors' namespaces: nothing of that may reach the node's.
+    let rootfs = state.join("rootfs");
+    mounts::make_private(rootfs.as_std_path())?;
+    private_dir(&rootfs.join("mnt"))?;
+    // As `ip netns` does it, before the first pod: namespaces pinned there are seen in every mount namespace.
+    std::fs::create_dir_all(NETNS_FOLDER).map_err(|e| Error::io(format!("make folder {NETNS_FOLDER}"), e))?;
+    mounts::make_shared(NETNS_FOLDER.as_ref())?;
+    let hierarchy = Hierarchy::detect()?;
+    let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
+    let monitors = hierarchy.delegate()?;
+    let layers: Arc<dyn LayerStore> = OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
+    let images: Arc<dyn ImageStore> = LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
+    let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
+        program: monitor_program(config)?,
+        run_root: state.join("pods"),
+        cgroup: monitors,
+        tasks: tasks.clone(),
+    }));
+    let network = Cni::new(cni_config(config)?);
+    let pins = NamespacePins::new(NETNS_FOLDER, state);
+    let crun = CrunBackend::new(crun_config(config, cgroup_driver)?, hierarchy, pins, network).await?;
+    let engine = Engine::new(
+        EngineConfig {
+            state: state.clone(),
+            default_handler: config.runtime.default_handler.clone(),
+            exec_drain: Duration::from_secs(config.runtime.exec_sync_drain),
+            boot_id: pidfd::boot_id().map_err(|e| Error::io("read the boot id", e))?,
+        },
+        Ports { backends: vec![Arc::new(crun)], layers, images, supervisor, clock: Arc::new(SystemClock) },
+        RecordStore::open(root)?,
+        tasks.clone(),
+    );
+    let report = engine.recover().await?;
+    tracing::info!(pods = report.pods, running = report.running, quarantined = report.quarantined.len(), "recovered");
+    Ok(Wired { engine, cgroup_driver, tasks, _lock: lock })
+}
+
+fn images_config(config: &Config) -> ImagesConfig {
+    ImagesConfig {
+        root: config.server.root.join("images"),
+        certs_dirs: config.images.config_path.clone(),
+        default_registry: config.images.default_registry.clone(),
+        max_concurrent_downloads: config.images.max_concurrent_downloads,
+        progress_timeout: config.images.progress_timeout(),
+    }
+}
+
+fn cni_config(config: &Config) -> Result<CniConfig> {
+    let network = &config.network;
+    let embedded = match network.embedded {
+        true => Some(embedded_conflist(&network.plugin_dirs, &network.embedded_subnet)?),
+        false => None,
+    };
+    Ok(CniConfig {
+        conf_dirs: vec![network.conf_dir.clone()],
+        plugin_dirs: network.plugin_dirs.clone(),
+        embedded,
+        ..CniConfig::new(config.server.root.join("cni"))
+    })
+}
+
+fn crun_config(config: &Config, driver: CgroupDriver) -> Result<CrunConfig> {
+    Ok(CrunConfig {
+        program: config.handlers.crun.path.clone(),
+        timeout: Duration::from_secs(config.handlers.crun.timeout.max(1)),
+        state: config.server.state.clone(),
+        driver: match driver {
+            CgroupDriver::Systemd => Driver::Systemd,
+            CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+        },
+        log_line_max: config.runtime.log_line_max,
+        pids_limit: config.runtime.pids_limit,
+        default_caps: CapSet::of(&config.runtime.default_capabilities)?,
+        seccomp_root: config.runtime.seccomp_root.clone(),
+    })
+}
+
+/// systemd where it is init (as sd_booted(3) asks) and cgroups are v2 alone.
+fn default_driver(hierarchy: &Hierarchy) -> CgroupDriver {
+    let systemd = Utf8Path::new("/run/systemd/system").try_exists().unwrap_or(false);
+    match (systemd, hierarchy.mode) {
+        (true, Mode::Unified) => CgroupDriver::Systemd,
+        _ => CgroupDriver::Cgroupfs,
+    }
+}
+
+fn monitor_program(config: &Config) -> Result<Utf8PathBuf> {
+    if let Some(path) = &config.runtime.monitor_path {
+        return Ok(path.clone());
+    }
+    let beside = std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok());
+    let beside = beside.and_then(|p| p.parent().map(|d| d.join(MONITOR)));
+    let candidates: Vec<Utf8PathBuf> = beside.into_iter().chain([Utf8Path::new(LIBEXEC).join(MONITOR)]).collect();
+    candidates.iter().find(|p| p.try_exists().unwrap_or(false)).cloned().ok_or_else(|| {
+        Error::new(
+            Kind::FailedPrecondition,
+            format!("no monitor program: looked for {candidates:?}; set runtime.monitor_path"),
+        )
+    })
+}
+
+fn private_dir(path: &Utf8Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
+        .map_err(|e| Error::io(format!("make folder {path}"), e))
+}

@@ -1,0 +1,135 @@
+//! Pulls from registries: one per manifest however many ask, in a task that outlives its callers.
+//!
+//! Called by the store. What a tag means is asked for by each caller with its own credentials; only then do callers of
+//! the same digest share the work. Fails with errors that name reference, host and blob; see `assemble` for what stays.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::assemble::Plan;
+use super::manifest::{self, Manifest};
+use super::source::RegistrySource;
+use super::{Inner, MAX_NESTING, lock};
+use crate::core::error::{Error, Result};
+use crate::core::ids::Digest;
+use crate::core::ports::{Image, RegistryAuth};
+use crate::core::reference::Reference;
+use crate::integrations::registry::{ManifestBytes, Session};
+
+/// How a pull ended, for all who wait.
+pub(super) type PullResult = Result<Digest, Arc<Error>>;
+
+impl Inner {
+    pub(super) async fn pull_reference(
+        self: &Arc<Self>,
+        reference: &Reference,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<Arc<Image>> {
+        // With a digest the tag is decoration: it may mean something else by now.
+        let tags = if reference.digest().is_some() { Vec::new() } else { reference.tagged().into_iter().collect() };
+        // Under this very name the content can't have changed. Under another one the registry has to be asked, or
+        // whoever knows a digest could pull from a repository that it may not read.
+        if reference.digest().is_some()
+            && let Some(id) = self.find(&reference.to_string())
+        {
+            return self.by_id(&id);
+        }
+        let session = Arc::new(self.registry.session(reference, auth)?);
+        let top = session.manifest(reference.digest()).await?;
+        let digests = vec![reference.digested(&top.digest)];
+        if let Some(id) = self.by_manifest(&top.digest) {
+            return self.add_names(&id, tags, digests).await;
+        }
+        let id = self.join_pull(session, top, tags.clone(), digests.clone()).await?;
+        self.add_names(&id, tags, digests).await
+    }
+
+    /// Waits for the pull of this manifest, which is begun unless it is under way.
+    async fn join_pull(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        top: ManifestBytes,
+        tags: Vec<String>,
+        digests: Vec<String>,
+    ) -> Result<Digest> {
+        let digest = top.digest.clone();
+        let mut result = {
+            let mut pulls = lock(&self.pulls);
+            match pulls.get(&digest) {
+                Some(running) => running.clone(),
+                None => {
+                    let (sender, receiver) = watch::channel(None);
+                    pulls.insert(digest.clone(), receiver.clone());
+                    let running = Running { store: self.clone(), digest: digest.clone() };
+                    self.tasks.spawn(format!("pull {digest}"), async move {
+                        let done = running.store.pull_manifest(session, top, tags, digests).await.map_err(Arc::new);
+                        // First gone, then told: who asks after the answer begins anew.
+                        drop(running);
+                        sender.send_replace(Some(done));
+                    });
+                    receiver
+                }
+            }
+        };
+        let done = result.wait_for(Option::is_some).await.map(|done| done.clone());
+        match done {
+            Ok(Some(Ok(id))) => Ok(id),
+            Ok(Some(Err(e))) => Err(shared(&e)),
+            _ => Err(Error::internal(format!("pull of {digest} ended without a result"))),
+        }
+    }
+
+    async fn pull_manifest(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        top: ManifestBytes,
+        repo_tags: Vec<String>,
+        repo_digests: Vec<String>,
+    ) -> Result<Digest> {
+        let mut kept = vec![(top.digest.clone(), top.bytes.clone())];
+        let mut document = manifest::parse(&top.bytes, &top.media_type)?;
+        let mut nesting = 0;
+        let (config, layers) = loop {
+            match document {
+                Manifest::Image(config, layers) => break (config, layers),
+                Manifest::Index(entries) => {
+                    nesting += 1;
+                    if nesting > MAX_NESTING {
+                        return Err(Error::invalid("indexes are nested too deep"));
+                    }
+                    let entry = manifest::choose(&entries, &self.platform)?;
+                    let next = session.manifest(Some(&entry.descriptor.digest)).await?;
+                    document = manifest::parse(&next.bytes, &next.media_type)?;
+                    kept.push((next.digest, next.bytes));
+                }
+            }
+        };
+        let cancel = self.tasks.token().child_token();
+        let source = Arc::new(RegistrySource { session, tasks: self.tasks.clone(), cancel: cancel.clone() });
+        let plan =
+            Plan { source, config, config_bytes: None, layers, manifests: kept, repo_tags, repo_digests, cancel };
+        self.assemble(plan).await
+    }
+}
+
+/// One failure for each of several callers.
+fn shared(e: &Error) -> Error {
+    let message = e.to_string();
+    match e.chain().strip_prefix(&message).and_then(|rest| rest.strip_prefix(": ")) {
+        Some(causes) => Error::because(e.kind(), message, causes),
+        None => Error::new(e.kind(), message),
+    }
+}
+
+/// A pull under way; dropped when it ends, however it does.
+struct Running {
+    store: Arc<Inner>,
+    digest: Digest,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        lock(&self.store.pulls).remove(&self.digest);
+    }
+}

@@ -1,0 +1,12 @@
+//! Image layers: reading tar archives, decompressing them with their digests checked, unpacking them safely.
+//!
+//! Called by the layer stores (unpack) and the image store (pipeline). Layers are hostile input: everything here is
+//! capped. A crash leaves half-unpacked folders, which belong to the layer store that made them.
+
+mod pax;
+pub mod pipeline;
+mod sparse;
+pub mod tar;
+pub mod unpack;
+mod whiteout;
+mod write;

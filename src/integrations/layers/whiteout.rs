@@ -1,0 +1,95 @@
+//! Whiteouts: what a layer removes from those below it, in overlayfs's way or on the spot.
+//!
+//! Called by the unpacker; part of it. Fails with the I/O error of the step.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, FileType, Mode};
+use rustix::io::Errno;
+
+use super::unpack::{Unpacker, Whiteouts};
+use super::write;
+use crate::utils::beneath::remove_at;
+
+impl Unpacker {
+    /// A whiteout in the way of `path` becomes an opaque folder: the layer removed a name and made a folder of it.
+    pub(super) fn unhide(&mut self, path: &Path) -> io::Result<bool> {
+        if self.whiteouts != Whiteouts::Overlay {
+            return Ok(false);
+        }
+        let mut prefix = PathBuf::new();
+        for part in path.components() {
+            prefix.push(part);
+            let (parent, name) = self.root.open_parent(&prefix)?;
+            if is_whiteout(&parent, &name)? {
+                self.folder_over_whiteout(&parent, &name)?;
+                self.result.implicit.insert(prefix);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn folder_over_whiteout(&mut self, parent: &OwnedFd, name: &CString) -> io::Result<()> {
+        fs::unlinkat(parent, name, AtFlags::empty())?;
+        fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+        set_opaque(parent, name)
+    }
+
+    pub(super) fn opaque(&mut self, path: &Path, folder: &OwnedFd) -> io::Result<()> {
+        if self.whiteouts == Whiteouts::Overlay {
+            return write::set_xattr_at(folder.as_fd(), c".", "trusted.overlay.opaque", b"y");
+        }
+        let folder =
+            fs::openat(folder, ".", fs::OFlags::RDONLY | fs::OFlags::DIRECTORY | fs::OFlags::CLOEXEC, Mode::empty())?;
+        for entry in fs::Dir::read_from(&folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let child = path.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+            if !matches!(name.to_bytes(), b"." | b"..") && !self.made.contains(&child) {
+                self.replaced = true;
+                remove_at(folder.as_fd(), name)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn whiteout(&mut self, parent_path: &Path, parent: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
+        let name = CString::new(hidden).map_err(|_| io::Error::from(Errno::INVAL))?;
+        if self.whiteouts == Whiteouts::Apply {
+            if !self.made.contains(&parent_path.join(std::ffi::OsStr::from_bytes(hidden))) {
+                self.replaced = true;
+                remove_at(parent.as_fd(), &name)?;
+            }
+            return Ok(());
+        }
+        match fs::mknodat(parent, &name, FileType::CharacterDevice, Mode::empty(), 0) {
+            Ok(()) => self.result.usage.inodes += 1,
+            // This layer has it anew: a folder hides the parents' by being opaque, all else by being there.
+            Err(Errno::EXIST) => {
+                let stat = fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    set_opaque(parent, &name)?;
+                }
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    }
+}
+
+fn set_opaque(parent: &OwnedFd, name: &CString) -> io::Result<()> {
+    write::set_xattr_at(parent.as_fd(), name, "trusted.overlay.opaque", b"y")
+}
+
+pub(super) fn is_whiteout(parent: &OwnedFd, name: &CString) -> io::Result<bool> {
+    match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}

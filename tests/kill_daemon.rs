@@ -1,0 +1,161 @@
+//! kill -9 of the daemon between every two steps of a container's life changes nothing that crictl shows after the
+//! restart, and no line of the log is lost.
+//!
+//! Run by `cargo test --test kill_daemon`, as root. A crash leaves nothing: see `support`.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::crictl::{BUSYBOX, Crictl, read_log, stream_lines};
+use support::node::{Node, Options};
+use support::{isolated, wait_for};
+
+/// Everything that crictl shows, but for what changes by itself.
+fn all_that_is_shown(crictl: &Crictl) -> Value {
+    let list = |value: &Value, key: &str| -> Vec<String> {
+        value[key].as_array().into_iter().flatten().filter_map(|e| e["id"].as_str().map(str::to_owned)).collect()
+    };
+    let (containers, pods, images) = (crictl.json(&["ps", "-a"]), crictl.json(&["pods"]), crictl.json(&["images"]));
+    let status = |verb: &str, ids: Vec<String>| -> Vec<Value> {
+        ids.iter().map(|id| crictl.json(&[verb, id])["status"].take()).collect()
+    };
+    json!({
+        "inspect": status("inspect", list(&containers, "containers")),
+        "inspectp": status("inspectp", list(&pods, "items")),
+        "inspecti": status("inspecti", list(&images, "images")),
+        "containers": containers,
+        "pods": pods,
+        "images": images,
+    })
+}
+
+/// Kills the daemon, starts another, and compares what is shown.
+fn crash(node: &mut Node, after: &str) {
+    let crictl = node.crictl();
+    let before = all_that_is_shown(&crictl);
+    node.crash_daemon();
+    let now = all_that_is_shown(&crictl);
+    assert!(before == now, "after {after}, a kill -9 changed what is shown\nbefore: {before:#}\nafter: {now:#}");
+}
+
+#[test]
+fn a_crash_between_any_two_steps_changes_nothing() {
+    isolated("a_crash_between_any_two_steps_changes_nothing", || {
+        let mut node = Node::start(Options::default());
+        let crictl = node.crictl();
+        let log = node.pod_logs("p").join("c/0.log");
+        let grown = |by: usize| {
+            let start = read_log(&log).len();
+            wait_for("more lines in the log", Duration::from_secs(20), || {
+                (read_log(&log).len() >= start + by).then_some(())
+            });
+        };
+
+        crash(&mut node, "nothing");
+        crictl.run(&["pull", BUSYBOX]);
+        crash(&mut node, "pull");
+        let pod = crictl.run_pod("p");
+        crash(&mut node, "runp");
+        let script = "trap 'echo end; exit 3' TERM; i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done";
+        let id = crictl.create(&pod, "p", "c", BUSYBOX, script);
+        crash(&mut node, "create");
+        crictl.run(&["start", &id]);
+        crash(&mut node, "start");
+        grown(20);
+        assert_eq!(crictl.run(&["exec", "-s", &id, "echo", "still here"]), "still here");
+        crash(&mut node, "exec");
+        grown(20);
+        // The log flows while there is no daemon.
+        node.kill_daemon();
+        grown(50);
+        node.start_daemon();
+        assert_eq!(crictl.container_state(&id), "CONTAINER_RUNNING");
+
+        // One that has ended keeps its code, and so does one that ends while there is no daemon.
+        let never_started = crictl.create(&pod, "p", "idle", BUSYBOX, "exit 0");
+        let quick = crictl.create(&pod, "p", "quick", BUSYBOX, "exit 4");
+        crictl.run(&["start", &quick]);
+        assert_eq!(crictl.wait_exit(&quick)["exitCode"], 4);
+        crash(&mut node, "the end of a container");
+        crictl.run(&["rm", &never_started]);
+        let late = crictl.create(&pod, "p", "late", BUSYBOX, "sleep 2; echo last words; exit 9");
+        crictl.run(&["start", &late]);
+        node.kill_daemon();
+        let late_log = node.pod_logs("p").join("late/0.log");
+        wait_for("the last words without a daemon", Duration::from_secs(20), || {
+            (stream_lines(&read_log(&late_log), "stdout") == ["last words"]).then_some(())
+        });
+        node.start_daemon();
+        let status = crictl.wait_exit(&late);
+        assert_eq!((&status["exitCode"], &status["reason"]), (&9.into(), &"Error".into()), "{status}");
+        crash(&mut node, "an end without a daemon");
+
+        crictl.run(&["stop", "-t", "10", &id]);
+        let status = crictl.wait_exit(&id);
+        assert_eq!(status["exitCode"], 3, "{status}");
+        crash(&mut node, "stop");
+        let lines = stream_lines(&read_log(&log), "stdout");
+        let (last, counted) = lines.split_last().expect("lines");
+        assert_eq!(last, "end");
+        let expected: Vec<_> = (0..counted.len()).map(|n| format!("line {n}")).collect();
+        assert_eq!(counted, expected, "lines were lost or doubled");
+
+        crictl.run(&["rm", &id]);
+        crash(&mut node, "rm");
+        crictl.run(&["stopp", &pod]);
+        crash(&mut node, "stopp");
+        crictl.run(&["rmp", &pod]);
+        crash(&mut node, "rmp");
+        crictl.run(&["rmi", BUSYBOX]);
+        crash(&mut node, "rmi");
+        assert_eq!(crictl.json(&["pods"])["items"].as_array().map_or(0, Vec::len), 0);
+        assert_eq!(crictl.json(&["ps", "-a"])["containers"].as_array().map_or(0, Vec::len), 0);
+    });
+}
+
+/// Calls that were under way when the daemon was killed: what was promised is there, what was not is gone or whole, and
+/// the same call made again succeeds.
+#[test]
+fn a_crash_in_the_middle_of_a_call_can_be_repeated() {
+    isolated("a_crash_in_the_middle_of_a_call_can_be_repeated", || {
+        let mut node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let before = support::snapshot::take(&node);
+        for (round, delay_ms) in [5, 20, 40, 60, 90, 130, 180].into_iter().enumerate() {
+            let name = format!("m{round}");
+            let crictl = node.crictl();
+            let pod_name = name.clone();
+            let call = std::thread::spawn(move || {
+                let pod = crictl.output(&["runp", &crictl.pod_file(&pod_name)]);
+                pod.status.success()
+            });
+            // Not a wait for something to happen: the point in time at which the crash comes is what is varied.
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            node.crash_daemon();
+            let _ = call.join().expect("the call's thread");
+            // The kubelet tries again with the same attempt, or finds the pod in the list.
+            let listed = node.crictl().json(&["pods", "--name", &name]);
+            let ready = listed["items"].as_array().into_iter().flatten().find(|p| p["state"] == "SANDBOX_READY");
+            let pod = match ready {
+                Some(pod) => pod["id"].as_str().expect("an id").to_owned(),
+                None => {
+                    for dead in listed["items"].as_array().into_iter().flatten() {
+                        node.crictl().run(&["rmp", "-f", dead["id"].as_str().expect("an id")]);
+                    }
+                    node.crictl().run_pod(&name)
+                }
+            };
+            let crictl = node.crictl();
+            let id = crictl.create(&pod, &name, "c", BUSYBOX, "exit 0");
+            crictl.run(&["start", &id]);
+            assert_eq!(crictl.wait_exit(&id)["exitCode"], 0, "round {round}");
+            crictl.run(&["rmp", "-f", &pod]);
+        }
+        let mut before = before;
+        before.entry("interfaces").or_default().push("lxcri-t0".into());
+        support::snapshot::assert_back_to(&before, &node);
+    });
+}

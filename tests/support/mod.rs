@@ -1,0 +1,116 @@
+//! What the tests with real parts share: each test runs alone in the tests' environment (`tests/env/enter`: a Debian
+//! trixie root, own PID, mount, cgroup and network namespaces), where it starts the real daemon, a real registry and
+//! the real crictl.
+//!
+//! A test calls [`isolated`] with its own name; outside the environment that makes what is needed (cached), starts the
+//! same test again inside, and passes its result on. A failing test leaves its logs in `target/test-logs/<test>/`;
+//! everything else ends with the environment, even when the test is killed.
+
+// Each test file uses a part of this.
+#![allow(dead_code)]
+// Tests start programs, write files and print as they like: the helpers that the lints point to belong to the product.
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
+
+pub mod client;
+pub mod crictl;
+pub mod node;
+pub mod snapshot;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Runs `body` alone in the tests' environment. `name` is the test's path as `--exact` wants it.
+pub fn isolated(name: &str, body: impl FnOnce()) {
+    if std::env::var_os("LXCRI_TEST_ENV").is_some() {
+        return body();
+    }
+    let root = repository();
+    let tool = |name: &str, args: &[&str]| {
+        let out = run(Command::new(root.join("tests/tools").join(name)).args(args));
+        PathBuf::from(out.lines().last().unwrap_or_default())
+    };
+    let logs = target_folder().join("test-logs").join(name);
+    let _ = std::fs::remove_dir_all(&logs);
+    std::fs::create_dir_all(&logs).expect("the folder for logs");
+    let test = std::env::current_exe().expect("the test's own program");
+    let status = Command::new(root.join("tests/env/enter"))
+        .arg("--root")
+        .arg(std::env::var_os("LXCRI_TEST_ROOT").unwrap_or_else(|| "trixie".into()))
+        .args(["--net", "--"])
+        .arg(&test)
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env("LXCRI_BIN", daemon_program())
+        .env("LXCRI_MONITOR", monitor_program())
+        .env("LXCRI_CRI_TOOLS", tool("cri-tools", &[]))
+        .env("LXCRI_IMAGES", tool("images", &[]))
+        .env("LXCRI_LOGS", &logs)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .output()
+        .expect("tests/env/enter starts");
+    let said = format!("{}{}", String::from_utf8_lossy(&status.stdout), String::from_utf8_lossy(&status.stderr));
+    let _ = std::fs::write(logs.join("test.log"), &said);
+    assert!(status.status.success(), "{name} failed ({}); logs: {}\n{said}", status.status, logs.display());
+    assert!(said.contains("1 passed"), "{name} did not run in the environment:\n{said}");
+    // Figures that a test prints are for whoever reads its output.
+    said.lines().filter(|l| l.starts_with("figure: ")).for_each(|l| println!("{l}"));
+    let _ = std::fs::remove_dir_all(&logs);
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Cargo's target folder: the test's program is in `<target>/<profile>/deps`.
+fn target_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own program");
+    test.ancestors().nth(3).expect("<target>/<profile>/deps/<test>").to_owned()
+}
+
+/// The daemon under test: `LXCRI_BIN`, else the one that cargo has built for this test.
+pub fn daemon_program() -> PathBuf {
+    std::env::var_os("LXCRI_BIN").map_or_else(|| env!("CARGO_BIN_EXE_proxmox-lxcri").into(), PathBuf::from)
+}
+
+/// The monitor: `LXCRI_MONITOR`, else built now.
+fn monitor_program() -> PathBuf {
+    if let Some(path) = std::env::var_os("LXCRI_MONITOR") {
+        return path.into();
+    }
+    let target = "x86_64-unknown-linux-musl";
+    run(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--quiet", "--profile", "monitor", "-p", "proxmox-lxcri-monitor", "--target", target])
+        .current_dir(repository()));
+    target_folder().join(target).join("monitor/proxmox-lxcri-monitor")
+}
+
+/// A path that [`isolated`] passed into the environment.
+pub fn given(variable: &str) -> PathBuf {
+    std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set: call this within `isolated`")).into()
+}
+
+/// Runs a program and gives its stdout; panics with all it said when it fails.
+pub fn run(command: &mut Command) -> String {
+    let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(out.status.success(), "{command:?}: {}", describe(&out));
+    String::from_utf8(out.stdout).expect("UTF-8 output")
+}
+
+/// Status and both streams of a program that has ended.
+pub fn describe(out: &Output) -> String {
+    let text = |b: &[u8]| String::from_utf8_lossy(b).trim().to_owned();
+    format!("{}\nstdout: {}\nstderr: {}", out.status, text(&out.stdout), text(&out.stderr))
+}
+
+/// Waits until `condition` gives something; panics after `limit` with `what` was waited for.
+pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {limit:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20)); // the poll of a condition with a deadline
+    }
+}

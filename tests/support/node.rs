@@ -1,0 +1,261 @@
+//! A node of one test: folders, configuration, registry, network and the daemon's process. Lives in the tests'
+//! environment; dropping it ends the daemon and the registry and, when the test fails, shows and keeps the logs.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{given, wait_for};
+
+/// What a test wants to be otherwise.
+pub struct Options {
+    /// Path of crun in the configuration.
+    pub crun: String,
+    /// Where CNI plugins are looked for.
+    pub plugin_dirs: Vec<String>,
+    /// The CNI network list; its file is written before the daemon starts.
+    pub network: String,
+    /// Put on a file system of its own of so many MiB: the folder that holds images and records.
+    pub root_size_mib: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            crun: "/usr/bin/crun".into(),
+            plugin_dirs: vec!["/usr/lib/cni".into()],
+            network: bridge_network(),
+            root_size_mib: None,
+        }
+    }
+}
+
+/// A bridge with host-local addresses and host ports. Its leases are in /var/lib/cni, which is the environment's own.
+pub fn bridge_network() -> String {
+    serde_json::json!({
+        "cniVersion": "1.0.0", "name": "lxcri-test",
+        "plugins": [
+            {"type": "bridge", "bridge": "lxcri-t0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ]
+    })
+    .to_string()
+}
+
+/// A node with a running daemon.
+pub struct Node {
+    /// Everything of this node is below it.
+    pub dir: PathBuf,
+    daemon: Option<Child>,
+    registry: i32,
+    /// `127.0.0.1:<port>` of the registry.
+    pub registry_address: String,
+}
+
+impl Node {
+    /// Starts everything and waits until the daemon answers.
+    pub fn start(options: Options) -> Self {
+        let mut node = Self::prepare(options);
+        node.start_daemon();
+        node
+    }
+
+    /// A node whose daemon is not started yet.
+    pub fn prepare(options: Options) -> Self {
+        let dir = PathBuf::from("/tmp/node");
+        for d in ["cni", "certs.d", "logs", "lib", "run"] {
+            std::fs::create_dir_all(dir.join(d)).expect("the node's folders");
+        }
+        if let Some(mib) = options.root_size_mib {
+            let size = format!("size={mib}m");
+            super::run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.join("lib")));
+        }
+        make_cgroup_parent();
+        let (registry, registry_address) = start_registry(&dir);
+        // Every registry name is this one; `unreachable.test` is nowhere.
+        for (name, address) in [
+            ("registry.k8s.io", registry_address.as_str()),
+            ("gcr.io", &registry_address),
+            ("k8s.gcr.io", &registry_address),
+            ("unreachable.test", "127.0.0.1:1"),
+        ] {
+            let folder = dir.join("certs.d").join(name);
+            std::fs::create_dir_all(&folder).expect("certs.d");
+            let hosts = format!(
+                "server = \"http://{address}\"\n\n[host.\"http://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+            );
+            std::fs::write(folder.join("hosts.toml"), hosts).expect("hosts.toml");
+        }
+        std::fs::write(dir.join("cni/10-test.conflist"), &options.network).expect("the network list");
+        std::fs::write(dir.join("config.toml"), config(&dir, &options)).expect("config.toml");
+        Self { dir, daemon: None, registry, registry_address }
+    }
+
+    /// The CRI socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("cri.sock")
+    }
+
+    /// The socket of our own command line.
+    pub fn local_socket(&self) -> PathBuf {
+        self.dir.join("local.sock")
+    }
+
+    /// The daemon's log of all its runs.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.join("daemon.log")
+    }
+
+    /// Folder for the logs of a pod's containers.
+    pub fn pod_logs(&self, pod: &str) -> PathBuf {
+        self.dir.join("logs").join(pod)
+    }
+
+    /// Starts the daemon and waits until it answers on its socket.
+    pub fn start_daemon(&mut self) {
+        let log = || File::options().create(true).append(true).open(self.log_file()).expect("the daemon's log");
+        let child = Command::new(super::daemon_program())
+            .args(["serve", "--config"])
+            .arg(self.dir.join("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(log())
+            .stderr(log())
+            .spawn()
+            .expect("the daemon starts");
+        self.daemon = Some(child);
+        wait_for("the daemon's answer", Duration::from_secs(30), || {
+            let ended = self.daemon.as_mut().and_then(|d| d.try_wait().ok().flatten());
+            assert!(ended.is_none(), "the daemon ended: {ended:?}");
+            self.crictl().try_run(&["version"]).0.then_some(())
+        });
+    }
+
+    /// The daemon's pid.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
+    /// kill -9.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.kill().expect("kill -9");
+        daemon.wait().expect("its end");
+    }
+
+    /// SIGTERM, then waits for its end; its status must be a success.
+    pub fn stop_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+        let status = wait_for("the daemon's end", Duration::from_secs(20), || daemon.try_wait().expect("its status"));
+        assert!(status.success(), "the daemon ended with {status}");
+    }
+
+    /// kill -9 and a new daemon.
+    pub fn crash_daemon(&mut self) {
+        self.kill_daemon();
+        self.start_daemon();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        if let Some(pid) = rustix::process::Pid::from_raw(self.registry) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        if std::thread::panicking() {
+            self.keep_logs();
+        }
+    }
+}
+
+impl Node {
+    fn keep_logs(&self) {
+        if let Some(keep) = std::env::var_os("LXCRI_LOGS") {
+            let keep = Path::new(&keep);
+            let _ = Command::new("cp").arg("-r").arg(self.dir.join("logs")).arg(self.log_file()).arg(keep).status();
+            let _ = Command::new("cp").arg("-r").arg(self.dir.join("run")).arg(keep.join("run")).output();
+        }
+        let Ok(log) = File::open(self.log_file()) else { return };
+        let lines: Vec<_> = BufReader::new(log).lines().map_while(Result::ok).collect();
+        println!("--- the end of the daemon's log:");
+        for line in lines.iter().skip(lines.len().saturating_sub(80)) {
+            println!("{line}");
+        }
+    }
+}
+
+/// The pods' parent cgroup, /tests, made here as a kubelet makes its own: a runtime need not remove it.
+fn make_cgroup_parent() {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.procs").exists() {
+        std::fs::create_dir_all(root.join("tests")).expect("the cgroup /tests");
+        return;
+    }
+    for hierarchy in std::fs::read_dir(root).expect("/sys/fs/cgroup").flatten() {
+        let tests = hierarchy.path().join("tests");
+        std::fs::create_dir_all(&tests).expect("the cgroup /tests");
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(value) = std::fs::read(hierarchy.path().join(file)) {
+                std::fs::write(tests.join(file), value).expect("the cgroup's cpuset");
+            }
+        }
+    }
+}
+
+fn config(dir: &Path, options: &Options) -> String {
+    let dir = dir.display();
+    let quoted: Vec<_> = options.plugin_dirs.iter().map(|d| format!("{d:?}")).collect();
+    format!(
+        r#"version = 1
+
+[log]
+level = "{level}"
+
+[server]
+listen = "{dir}/cri.sock"
+local_listen = "{dir}/local.sock"
+root = "{dir}/lib"
+state = "{dir}/run"
+
+[runtime]
+default_handler = "crun"
+cgroup_driver = "cgroupfs"
+monitor_path = "{monitor}"
+
+[handlers.crun]
+path = "{crun}"
+
+[network]
+plugin_dirs = [{plugins}]
+conf_dir = "{dir}/cni"
+embedded = false
+
+[images]
+config_path = ["{dir}/certs.d"]
+"#,
+        level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
+        monitor = given("LXCRI_MONITOR").display(),
+        crun = options.crun,
+        plugins = quoted.join(", "),
+    )
+}
+
+/// Pid and address of a registry that serves the tests' images.
+fn start_registry(dir: &Path) -> (i32, String) {
+    let out = super::run(
+        Command::new(super::repository().join("tests/tools/registry"))
+            .arg(given("LXCRI_IMAGES").join("registry"))
+            .arg(dir.join("registry.log"))
+            .arg("readonly"),
+    );
+    let (pid, url) = out.trim().split_once(' ').expect("PID URL");
+    (pid.parse().expect("a pid"), url.trim_start_matches("http://").to_owned())
+}

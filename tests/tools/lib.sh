@@ -1,0 +1,48 @@
+# shellcheck shell=bash
+# Common parts of the scripts that make what the tests need. Sourced, never run.
+#
+# Everything made here is kept in one cache, each thing in a folder named by the hash of what it is made from. A folder
+# appears by rename when it is whole, so that an interrupted making leaves only a `.tmp-` folder, which the next one removes.
+LXCRI_CACHE=${LXCRI_CACHE:-/var/cache/proxmox-lxcri-tests}
+export LXCRI_CACHE
+
+# shellcheck source=../../scripts/lib.sh
+. "${BASH_SOURCE[0]%/*}/../../scripts/lib.sh"
+
+hash_text() { sha256sum | cut -c1-16; }
+
+# cached NAME KEY FUNCTION: prints the folder NAME-KEY, made by FUNCTION TEMPORARY_FOLDER if it is not there.
+cached() {
+  local name=$1 key=$2 make=$3 folder=$LXCRI_CACHE/$1-$2 t=$SECONDS
+  mkdir -p "$LXCRI_CACHE"
+  exec 8> "$LXCRI_CACHE/.lock-$name"
+  flock 8
+  if [ ! -d "$folder" ]; then
+    rm -rf --one-file-system "$LXCRI_CACHE/.tmp-$name"-*
+    local tmp=$LXCRI_CACHE/.tmp-$name-$$
+    mkdir "$tmp"
+    say "making $folder"
+    # The lock is not handed on: a daemon that a step leaves behind must not hold it.
+    # In the background, because `set -e` does not work in a condition.
+    local status=0
+    ( set -e; "$make" "$tmp" ) 8>&- < /dev/null > "$LXCRI_CACHE/$name.log" 2>&1 &
+    wait $! || status=$?
+    if [ $status != 0 ]; then
+      tail -n 40 "$LXCRI_CACHE/$name.log" >&2
+      die "could not make $name; the log: $LXCRI_CACHE/$name.log"
+    fi
+    mv "$tmp" "$folder"
+    say "made in $((SECONDS - t)) s, $(du -sh "$folder" | cut -f1)"
+  fi
+  exec 8>&-
+  echo "$folder"
+}
+
+# Debian mirror, security mirror and keyring as apt on this machine has them.
+debian_mirror() {
+  local targets
+  targets=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2> /dev/null | sort -u || true)
+  mirror=$(grep -m1 -E '/debian/?$' <<< "$targets") || die "no Debian mirror in apt's sources"
+  security=$(grep -m1 -E '/debian-security/?$' <<< "$targets" || echo "${mirror%/debian*}/debian-security")
+  keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+}
