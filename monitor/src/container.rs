@@ -387,7 +387,7 @@ impl Server {
         exit.finished_at = exit.finished_at.max(container.started_at);
         if let Some((watch, _)) = &mut container.oom {
             watch.refresh();
-            exit.oom = watch.killed();
+            exit.oom = watch.killed(exit.code == 128 + libc::SIGKILL);
         }
         // Whoever is connected is told all the same; the record is for those who are not.
         let _ = exit_record::write(Path::new(&container.plan.exit_path), id, container.started_at, &exit);
