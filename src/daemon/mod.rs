@@ -32,6 +32,8 @@ pub use lock::StateLock;
 
 /// Where `ip netns` and other tools look for network namespaces.
 const NETNS_FOLDER: &str = "/run/netns";
+/// How often the daemon looks whether there is memory to give back.
+const MEMORY_PERIOD: Duration = Duration::from_secs(3);
 /// Where a package puts the monitor.
 const LIBEXEC: &str = "/usr/libexec/proxmox-lxcri";
 /// The monitor's file name.
@@ -108,8 +110,19 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         tasks.clone(),
     );
     let report = engine.recover().await?;
+    tasks.spawn_cancellable("give memory back", give_memory_back(engine.clone()));
     tracing::info!(pods = report.pods, running = report.running, quarantined = report.quarantined.len(), "recovered");
     Ok(Wired { engine, cgroup_driver, tasks, _lock: lock })
+}
+
+/// After work, when the heap holds what the work needed and nobody needs any more.
+async fn give_memory_back(engine: Engine) {
+    loop {
+        tokio::time::sleep(MEMORY_PERIOD).await;
+        if engine.take_activity() {
+            crate::utils::memory::trim();
+        }
+    }
 }
 
 fn images_config(config: &Config) -> ImagesConfig {

@@ -72,6 +72,8 @@ struct Shared {
     records: RecordStore,
     index: RwLock<Index>,
     tasks: TaskSet,
+    /// Something was done since it was last asked.
+    active: std::sync::atomic::AtomicBool,
 }
 
 /// The engine; cheap to clone.
@@ -109,7 +111,16 @@ impl Shared {
 impl Engine {
     /// An engine without pods; [`Engine::recover`] finds those of an earlier daemon.
     pub fn new(config: EngineConfig, ports: Ports, records: RecordStore, tasks: TaskSet) -> Self {
-        Self { shared: Arc::new(Shared { config, ports, records, index: RwLock::new(Index::default()), tasks }) }
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                ports,
+                records,
+                index: RwLock::new(Index::default()),
+                tasks,
+                active: Default::default(),
+            }),
+        }
     }
 
     /// All backends, the default first.
@@ -117,6 +128,11 @@ impl Engine {
         let mut all = self.shared.ports.backends.clone();
         all.sort_by_key(|b| b.handler() != self.shared.config.default_handler);
         all
+    }
+
+    /// Whether any pod was changed since this was last asked.
+    pub fn take_activity(&self) -> bool {
+        self.shared.active.swap(false, std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The images.

@@ -137,6 +137,7 @@ impl PodTask {
     }
 
     async fn on_command(&mut self, command: Command) -> Next {
+        self.shared.active.store(true, std::sync::atomic::Ordering::Relaxed);
         match command {
             Command::Setup { reply } => {
                 let done = self.setup().await;
