@@ -83,8 +83,10 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let hierarchy = Hierarchy::detect()?;
     let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
     let monitors = hierarchy.delegate()?;
-    let layers: Arc<dyn LayerStore> = OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
-    let images: Arc<dyn ImageStore> = LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
+    let layers: Arc<dyn LayerStore> =
+        OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
+    let images: Arc<dyn ImageStore> =
+        LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
         run_root: state.join("pods"),
@@ -130,6 +132,7 @@ fn cni_config(config: &Config) -> Result<CniConfig> {
         conf_dirs: vec![network.conf_dir.clone()],
         plugin_dirs: network.plugin_dirs.clone(),
         embedded,
+        template: network.conf_template.clone(),
         ..CniConfig::new(config.server.root.join("cni"))
     })
 }
