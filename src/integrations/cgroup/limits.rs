@@ -9,7 +9,7 @@ use std::io;
 use camino::Utf8Path;
 
 use super::manage::{MARK, is_gone, processes, put};
-use super::{CgroupError, Driver, Hierarchy, Parent};
+use super::{CgroupError, Driver, Hierarchy, Mode, Parent};
 use crate::core::ids::PodId;
 use crate::core::spec::Resources;
 
@@ -23,7 +23,7 @@ impl Hierarchy {
         if parent.driver() == Driver::Systemd || parent.relative().as_str().is_empty() {
             return Ok(false);
         }
-        let mut ours = false;
+        let (mut ours, mut files) = (false, std::collections::BTreeMap::new());
         for root in self.roots() {
             let folder = root.join(parent.relative());
             match xattr::get(&folder, MARK) {
@@ -33,13 +33,25 @@ impl Hierarchy {
             }
             ours = true;
             let v2 = self.unified.as_deref() == Some(root);
+            if v2 && self.mode != Mode::Unified {
+                continue; // beside v1 it has no controllers
+            }
             for (file, value) in if v2 { files_v2(limits) } else { files_v1(limits, &folder) } {
-                // A v1 hierarchy has the files of its own controllers only; a group of v2 those that it was given.
+                // A v1 hierarchy has the files of its own controllers only: one of them has to take it.
                 match put(&folder, &file, &value) {
-                    Err(CgroupError::Io { source, .. }) if !v2 && source.kind() == io::ErrorKind::NotFound => {}
-                    other => other?,
+                    Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                        files.entry(file).or_insert((folder.clone(), false));
+                    }
+                    other => {
+                        other?;
+                        files.insert(file, (folder.clone(), true));
+                    }
                 }
             }
+        }
+        if let Some((file, (folder, _))) = files.into_iter().find(|(_, (_, written))| !written) {
+            let none = io::Error::new(io::ErrorKind::NotFound, "no controller of this host has it");
+            return Err(CgroupError::Io { step: "write", path: folder.join(file), source: none });
         }
         Ok(ours)
     }
