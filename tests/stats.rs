@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use proxmox_lxcri::api::v1;
 use serde_json::{Value, json};
 use support::client::{self, Client};
 use support::crictl::{BUSYBOX, container_config, pod_config};
@@ -407,5 +408,88 @@ fn a_list_of_a_hundred_is_quick() {
             times.sort();
             println!("figure: ListPodSandboxMetrics of the same: median {:?}, best {:?}", times[10], times[0]);
         });
+    });
+}
+
+/// Our own wire types: calls that are newer than `k8s-cri`'s.
+async fn newer(socket: &Path) -> v1::runtime_service_client::RuntimeServiceClient<tonic::transport::Channel> {
+    let socket = socket.to_owned();
+    let connect = tower::service_fn(move |_: tonic::transport::Uri| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(connect).await.expect("a connection to the daemon");
+    v1::runtime_service_client::RuntimeServiceClient::new(channel)
+}
+
+#[test]
+fn pods_are_limited_as_a_whole_and_lists_come_as_streams() {
+    isolated("pods_are_limited_as_a_whole_and_lists_come_as_streams", || {
+        let node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        // The first pod's cgroup is made by the daemon, the second one's is there before it, as a kubelet's is.
+        let mut own = pod_config("own", &node.pod_logs("own"));
+        own["linux"]["cgroup_parent"] = json!("/lxcri-limits/own");
+        let own = crictl.run(&["runp", &crictl.file("pod-own", &own)]);
+        let kubelets = crictl.run_pod("kubelets");
+        let limit = |parent: &str| {
+            let v1 = Path::new("/sys/fs/cgroup/memory").join(parent).join("memory.limit_in_bytes");
+            let v2 = Path::new("/sys/fs/cgroup").join(parent).join("memory.max");
+            std::fs::read_to_string(if v1.exists() { v1 } else { v2 }).expect("a limit").trim().to_owned()
+        };
+        let before = limit("tests");
+        client::block_on(async {
+            let mut c = newer(&node.socket()).await;
+            let resources = |memory_limit_in_bytes| {
+                Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() })
+            };
+            let request = |id: &str| v1::UpdatePodSandboxResourcesRequest {
+                pod_sandbox_id: id.to_owned(),
+                overhead: resources(8 << 20),
+                resources: resources(64 << 20),
+            };
+            for id in [&own, &kubelets] {
+                c.update_pod_sandbox_resources(request(id)).await.expect("new limits");
+            }
+            assert_eq!((limit("lxcri-limits/own"), limit("tests")), ((72u64 << 20).to_string(), before));
+            let info = crictl.json(&["inspectp", &kubelets])["info"].take();
+            assert_eq!(info["resources"]["memory_limit"], 64 << 20, "{info}");
+            let e = c.update_pod_sandbox_resources(request("ffffffff")).await.expect_err("unknown");
+            assert_eq!(e.code(), tonic::Code::NotFound);
+            crictl.run(&["stopp", &kubelets]);
+            let e = c.update_pod_sandbox_resources(request(&kubelets)).await.expect_err("not ready");
+            assert_eq!(e.code(), tonic::Code::FailedPrecondition);
+
+            let id = crictl.create(&own, "own", "c", BUSYBOX, "exec sleep 4321");
+            crictl.run(&["start", &id]);
+            let mut stream = c
+                .stream_container_stats(v1::StreamContainerStatsRequest::default())
+                .await
+                .expect("a stream")
+                .into_inner();
+            let message = stream.message().await.expect("a message").expect("one");
+            assert_eq!(message.container_stats[0].attributes.as_ref().expect("whose").id, id);
+            assert!(stream.message().await.expect("the end").is_none());
+            let mut stream = c
+                .stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest::default())
+                .await
+                .expect("a stream")
+                .into_inner();
+            let message = stream.message().await.expect("a message").expect("one");
+            let stats = message.pod_sandbox_stats[0].linux.as_ref().expect("linux");
+            assert_eq!(stats.memory.as_ref().and_then(|m| m.available_bytes.as_ref()).map(|v| v.value > 0), Some(true));
+            let mut stream = c
+                .stream_pod_sandbox_metrics(v1::StreamPodSandboxMetricsRequest {})
+                .await
+                .expect("a stream")
+                .into_inner();
+            let message = stream.message().await.expect("a message").expect("one");
+            assert_eq!(message.pod_sandbox_metrics[0].pod_sandbox_id, own);
+        });
+        crictl.run(&["rmp", "-f", &own]);
+        crictl.run(&["rmp", "-f", &kubelets]);
+        assert!(!Path::new("/sys/fs/cgroup/memory/lxcri-limits").exists());
     });
 }

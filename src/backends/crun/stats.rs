@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use camino::{Utf8Path, Utf8PathBuf};
+
 use super::{CrunBackend, PATH};
 use crate::backends::oci::linux;
 use crate::core::backend::UpdateContext;
@@ -16,7 +18,7 @@ use crate::core::ids::PodId;
 use crate::core::records::PodRecord;
 use crate::core::spec::Resources;
 use crate::core::stats::{NetworkSample, PodSample, StatsTarget, StatsWanted};
-use crate::integrations::cgroup::{self, Depth, Driver};
+use crate::integrations::cgroup::{self, Depth, Driver, Parent};
 use crate::integrations::netns;
 use crate::utils::atomic::{self, Durability};
 use crate::utils::process::Spawn;
@@ -56,22 +58,24 @@ impl CrunBackend {
         };
         let mut plan = Vec::with_capacity(targets.len());
         for t in &targets {
-            let parent = self.parent(&t.pod)?;
+            // A parent that does not fit: the driver was changed while the pod ran. Nothing is known of it then.
+            let parent = self.parent(&t.pod).ok();
             // The default slice is every pod's: what it uses says nothing of one.
-            let shared = parent.driver() == Driver::Systemd && parent.is_default();
-            let unit = (wanted.pods && !shared).then(|| parent.relative().to_owned());
-            let containers: Vec<_> = t.containers.iter().map(|c| parent.container(&c.id)).collect();
+            let own = |p: &&Parent| wanted.pods && !(p.driver() == Driver::Systemd && p.is_default());
+            let unit = parent.as_ref().filter(own).map(|p| p.relative().to_owned());
+            let containers: Vec<_> = t.containers.iter().map(|c| Some(parent.as_ref()?.container(&c.id))).collect();
             plan.push((unit, containers));
         }
         let mut reader = self.hierarchy.stats_reader();
         let cgroups = blocking(move || {
             let depth = |tasks| Depth { details: wanted.details, tasks };
-            let read = |(unit, containers): (Option<camino::Utf8PathBuf>, Vec<camino::Utf8PathBuf>)| PodSample {
-                unit: unit.and_then(|path| reader.read(&path, depth(true), now_ns)),
+            let mut read = |path: &Option<Utf8PathBuf>, tasks| reader.read(path.as_ref()?, depth(tasks), now_ns);
+            let read_pod = |(unit, containers): (Option<Utf8PathBuf>, Vec<Option<Utf8PathBuf>>)| PodSample {
+                unit: read(&unit, true),
                 network: None,
-                containers: containers.iter().map(|path| reader.read(path, depth(wanted.pods), now_ns)).collect(),
+                containers: containers.iter().map(|path| read(path, wanted.pods)).collect(),
             };
-            Ok(plan.into_iter().map(read).collect::<Vec<_>>())
+            Ok(plan.into_iter().map(read_pod).collect::<Vec<_>>())
         });
         let (mut traffic, samples) = tokio::join!(network, cgroups);
         let mut samples = samples?;
@@ -188,7 +192,7 @@ fn with_overhead(resources: &Resources, overhead: &Resources) -> Resources {
 }
 
 /// The runtime writes its reason into its log; what it says on stderr may be nothing.
-fn with_log(e: Error, log: &camino::Utf8Path) -> Error {
+fn with_log(e: Error, log: &Utf8Path) -> Error {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     match text.lines().last() {
         Some(line) => e.context(format!("the OCI runtime says {:?}", line.chars().take(500).collect::<String>())),

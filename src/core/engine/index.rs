@@ -178,6 +178,11 @@ impl Index {
 }
 
 impl Index {
+    /// How many pods and containers there are.
+    pub(super) fn len(&self) -> usize {
+        self.pods.len() + self.owners.len()
+    }
+
     /// A pod's containers, oldest first.
     pub(super) fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerRecord>> {
         let Some(entry) = self.pods.get(pod) else { return Vec::new() };

@@ -155,7 +155,14 @@ impl Engine {
                 continue;
             }
             let targets: Vec<_> = own.iter().map(|i| target(&all[*i])).collect();
-            let read = backend.stats(targets, wanted).await?;
+            let read = match backend.stats(targets, wanted).await {
+                Ok(read) => read,
+                // The other handlers' pods are told all the same.
+                Err(e) => {
+                    tracing::warn!(handler = backend.handler(), error = e.chain(), "what its pods use is not known");
+                    continue;
+                }
+            };
             if read.len() != own.len() {
                 return Err(Error::internal(format!(
                     "handler {}: {} readings of {} pods",
@@ -188,15 +195,12 @@ impl Engine {
                 }
             }
         }
-        let (pods, containers) = {
-            let index = self.shared.index();
-            (index.pods(Scope::Local), index.containers(Scope::Local))
-        };
+        let index = self.shared.index();
         let live = || {
-            let ids = pods.iter().map(|p| p.id.to_string());
-            ids.chain(containers.iter().map(|c| c.id.to_string())).collect()
+            let pods = index.all_pods().into_iter().map(|p| p.id.to_string());
+            pods.chain(index.all_container_ids().into_iter().map(String::from)).collect()
         };
-        samples.forget(live, pods.len() + containers.len());
+        samples.forget(live, index.len());
     }
 
     /// Adds the last known values and has the old ones measured anew, for the next list.
