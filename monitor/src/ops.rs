@@ -10,10 +10,12 @@ use lxcri_monitor_proto::v1::{self, ErrorCode, Request, reply::Body};
 use rustix::termios::Winsize;
 
 use crate::connection::Asker;
+use crate::crilog::Stream;
 use crate::failure::{Failure, Result};
 use crate::init::Init;
 use crate::relay::Owner;
 use crate::server::Server;
+use crate::stdio::set_nonblocking;
 use crate::writer::{LogId, Order};
 
 impl Server {
@@ -68,6 +70,10 @@ impl Server {
                 self.resize(&r)?;
                 return done;
             }
+            Op::Attach(r) => {
+                self.attach(&r, fds)?;
+                return done;
+            }
             Op::CloseStdin(r) => {
                 self.container(&r.container_id)?.close_stdin();
                 self.end_relays(&Owner::Container(r.container_id));
@@ -92,6 +98,24 @@ impl Server {
                 _ => 0,
             },
         }))
+    }
+
+    fn attach(&mut self, request: &v1::Attach, fds: Vec<OwnedFd>) -> Result<()> {
+        let container = self.container(&request.container_id)?;
+        let log = container.log;
+        if !container.life.init_lives() {
+            return Err(Failure::state(format!("container {}: it does not run", request.container_id)));
+        }
+        let wanted = [(request.has_stdout, Stream::Stdout), (request.has_stderr, Stream::Stderr)];
+        if fds.len() != wanted.iter().filter(|(wanted, _)| *wanted).count() {
+            return Err(Failure::invalid(format!("{} descriptors do not fit the request", fds.len())));
+        }
+        let streams = wanted.into_iter().filter_map(|(wanted, stream)| wanted.then_some(stream));
+        for (stream, to) in streams.zip(fds) {
+            set_nonblocking(&to).map_err(|e| Failure::errno("attach: a descriptor", e))?;
+            self.writer.order(Order::Tap { id: log, stream, to });
+        }
+        Ok(())
     }
 
     fn resize(&mut self, request: &v1::ResizeTerminal) -> Result<()> {

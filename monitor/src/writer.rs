@@ -56,6 +56,15 @@ pub enum Order {
         /// It is a pty: EIO is its end, and may not be for good.
         tty: bool,
     },
+    /// Copy what is read from `stream` to `to` (non-blocking), too, until it has no room.
+    Tap {
+        /// The log.
+        id: LogId,
+        /// Which output.
+        stream: Stream,
+        /// A pipe or a socket.
+        to: OwnedFd,
+    },
     /// The container has ended: read what is left. Reported as Drained.
     Drain(LogId),
     /// Open the file anew. Reported as Reopened.
@@ -149,6 +158,8 @@ struct Log {
     file: LogFile,
     line_max: usize,
     sources: Vec<Source>,
+    /// Attached clients.
+    taps: Vec<(Stream, OwnedFd)>,
     /// The rest of a read that has not been formatted because a write failed.
     held: Option<(Stream, Vec<u8>)>,
     trouble: bool,
@@ -208,6 +219,7 @@ impl Thread {
                         file,
                         line_max,
                         sources: Vec::new(),
+                        taps: Vec::new(),
                         held: None,
                         trouble: false,
                         draining: None,
@@ -226,6 +238,12 @@ impl Thread {
                     watch(&self.epoll, &mut source);
                 }
                 log.sources.push(source);
+            }
+            Order::Tap { id, stream, to } => {
+                // A stream that has ended has nothing to copy.
+                if let Some(log) = self.logs.get_mut(&id).filter(|l| l.sources.iter().any(|s| s.stream == stream)) {
+                    log.taps.push((stream, to));
+                }
             }
             Order::Drain(id) => {
                 let Some(log) = self.logs.get_mut(&id) else { return };
@@ -278,6 +296,7 @@ impl Thread {
                     *last = Instant::now();
                 }
                 let input = std::mem::take(&mut self.read);
+                log.taps.retain(|(of, to)| *of != stream || copy(to, &input));
                 self.consume(id, stream, &input);
                 self.read = input;
             }
@@ -289,7 +308,8 @@ impl Thread {
             }
             Ok(_) | Err(_) => {
                 unwatch(&self.epoll, source);
-                log.sources.remove(at);
+                let ended = log.sources.remove(at).stream;
+                log.taps.retain(|(of, _)| *of != ended);
                 self.check_drained(id);
             }
         }
@@ -380,6 +400,7 @@ impl Thread {
             if let Some(log) = self.logs.get_mut(&id) {
                 log.sources.iter_mut().for_each(|s| unwatch(&self.epoll, s));
                 log.sources.clear();
+                log.taps.clear();
             }
             self.check_drained(id);
         }
@@ -395,6 +416,19 @@ impl Thread {
             self.report(Report::Drained(id));
         }
     }
+}
+
+/// Gives an attached client what was read; false when it has no room for all of it, or is gone.
+fn copy(to: &OwnedFd, input: &[u8]) -> bool {
+    let mut rest = input;
+    while !rest.is_empty() {
+        match rustix::io::write(to, rest) {
+            Ok(n) if n > 0 => rest = &rest[n..],
+            Err(Errno::INTR) => {}
+            Ok(_) | Err(_) => return false,
+        }
+    }
+    true
 }
 
 fn watch(epoll: &OwnedFd, source: &mut Source) {

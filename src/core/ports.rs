@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
-use super::error::Result;
+use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, Digest, PodId};
 use super::spec::{DnsConfig, PortMapping};
 
@@ -308,6 +308,19 @@ pub trait Monitor: Send + Sync {
     async fn reopen_log(&self, container: &ContainerId) -> Result<()>;
     /// Starts the shared PID namespace's init; answers with its pid.
     async fn start_init(&self, request: monitor_v1::StartInit) -> Result<i32>;
+    /// Copies the container's output from now on to pipes or stream sockets too; one whose buffer is full is closed.
+    /// Input goes into the stdin FIFO of the plan.
+    async fn attach(&self, container: &ContainerId, _stdout: Option<OwnedFd>, _stderr: Option<OwnedFd>) -> Result<()> {
+        Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor can't attach")))
+    }
+    /// Sets the size, in cells, of the container's terminal or, with `exec`, of that exec's.
+    async fn resize(&self, container: &ContainerId, _exec: Option<&str>, _width: u32, _height: u32) -> Result<()> {
+        Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor has no terminals")))
+    }
+    /// Ends the container's stdin for good.
+    async fn close_stdin(&self, container: &ContainerId) -> Result<()> {
+        Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor has no stdin")))
+    }
     /// Replaces the record that the monitor keeps for the daemon.
     async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()>;
     /// Ends the monitor (with `force` its containers first) and waits until its process is gone.

@@ -182,11 +182,7 @@ mod tests {
                 }
                 Event::RemoveContainer if self.asks(ContainerRequest::Remove) => self.container = None,
                 Event::StopPod => self.stop(),
-                Event::Crash => {
-                    if pod == PodPhase::Ready {
-                        self.pod = Some(PodPhase::Stopping);
-                    }
-                }
+                Event::Crash if pod == PodPhase::Ready => self.pod = Some(PodPhase::Stopping),
                 _ => {}
             }
         }

@@ -369,6 +369,11 @@ impl PodTask {
 
     /// The monitor died or hung up: running containers are watched by their pids from here on.
     pub(super) fn on_monitor_gone(&mut self) {
+        if self.shared.tasks.token().is_cancelled() {
+            // It is this daemon that goes; the monitor stays for the next one.
+            self.events = None;
+            return;
+        }
         self.set_monitor(None);
         let running: Vec<_> =
             self.containers.values().filter(|c| c.phase == ContainerPhase::Running).cloned().collect();

@@ -345,6 +345,28 @@ impl Monitor for Client {
         }
     }
 
+    async fn attach(&self, container: &ContainerId, stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> Result<()> {
+        let (has_stdout, has_stderr) = (stdout.is_some(), stderr.is_some());
+        let op = Op::Attach(v1::Attach { container_id: container.to_string(), has_stdout, has_stderr });
+        let fds = [stdout, stderr];
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().flatten().map(AsFd::as_fd).collect();
+        match self.shared.call("Attach", op, &fds, QUICK).await? {
+            Body::Done(_) => Ok(()),
+            _ => Err(self.shared.nonsense("Attach").into()),
+        }
+    }
+
+    async fn resize(&self, container: &ContainerId, exec: Option<&str>, width: u32, height: u32) -> Result<()> {
+        let (container_id, exec_id) = (container.to_string(), exec.unwrap_or_default().to_owned());
+        let op = Op::Resize(v1::ResizeTerminal { container_id, exec_id, width, height });
+        Ok(self.shared.done("ResizeTerminal", op, QUICK).await?)
+    }
+
+    async fn close_stdin(&self, container: &ContainerId) -> Result<()> {
+        let op = Op::CloseStdin(v1::CloseStdin { container_id: container.to_string() });
+        Ok(self.shared.done("CloseStdin", op, QUICK).await?)
+    }
+
     async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()> {
         Ok(self.shared.done("SetPodInfo", Op::SetPodInfo(v1::SetPodInfo { pod_info }), QUICK).await?)
     }

@@ -130,14 +130,15 @@ async fn a_create_that_fails_anywhere_leaves_nothing_and_frees_the_name() {
 async fn what_cannot_be_taken_back_is_tried_again_until_it_is_gone() {
     let b = Bench::new();
     *locked(&b.world.hang) = Some("sandbox");
-    let engine = b.engine.clone();
-    let asked = tokio::task::spawn(async move { engine.run_sandbox(Owner::Cri, pod_config("a"), "").await });
-    b.world.reached.notified().await;
-    *locked(&b.world.fail) = Some("teardown");
-    // Nobody knows the id yet; a stop by prefix finds it all the same and ends the hanging create.
-    let id = b.engine.shared.index().all_pods()[0].id.clone();
-    let _ = b.engine.stop_sandbox(Scope::Cri, id.as_str()).await;
-    asked.await.expect("task").expect_err("stopped while it was made");
+    let stop = async {
+        b.world.reached.notified().await;
+        *locked(&b.world.fail) = Some("teardown");
+        // Nobody was told the id yet; a stop finds it all the same and ends the hanging create.
+        let id = b.engine.shared.index().all_pods()[0].id.clone();
+        let _ = b.engine.stop_sandbox(Scope::Cri, id.as_str()).await;
+    };
+    let (made, ()) = tokio::join!(b.engine.run_sandbox(Owner::Cri, pod_config("a"), ""), stop);
+    made.expect_err("stopped while it was made");
     tokio::time::timeout(Duration::from_secs(120), async {
         while b.world.left() != (0, 0, 0) {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -159,7 +160,10 @@ async fn names_are_taken_once_and_a_second_caller_joins() {
     assert_eq!(first.expect("first"), second.expect("joined"));
     let third = b.engine.run_sandbox(Owner::Cri, pod_config("a"), "").await.expect_err("taken");
     assert_eq!(third.kind(), Kind::AlreadyExists);
-    assert_eq!(b.engine.run_sandbox(Owner::Cri, pod_config("b"), "nope").await.expect_err("handler").kind(), Kind::InvalidArgument);
+    assert_eq!(
+        b.engine.run_sandbox(Owner::Cri, pod_config("b"), "nope").await.expect_err("handler").kind(),
+        Kind::InvalidArgument
+    );
     let pod = b.engine.pods(Scope::Cri)[0].id.clone();
     b.running(&pod, "c").await;
     let twin = b.engine.create_container(Scope::Cri, pod.as_str(), container_config("c")).await.expect_err("taken");
