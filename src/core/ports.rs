@@ -72,6 +72,11 @@ pub trait PodNetwork: Send + Sync {
     async fn del(&self, request: &NetworkRequest) -> Result<()>;
     /// Gives back what belongs to no pod of `live` (addresses, cached results).
     async fn gc(&self, live: &[PodId]) -> Result<()>;
+    /// The node's pod networks ("10.1.0.0/24"), as the kubelet tells them at its start and when they change.
+    async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
+        let _ = cidrs;
+        Ok(())
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- storage

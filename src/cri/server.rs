@@ -47,12 +47,18 @@ pub async fn serve(front: Front, listener: UnixListener, local: bool, stop: Canc
     let runtime =
         RuntimeServiceServer::new(front.clone()).max_decoding_message_size(max).max_encoding_message_size(max);
     let image = ImageServiceServer::new(front.clone()).max_decoding_message_size(max).max_encoding_message_size(max);
+    // Streams of events have no end of their own, and the server waits for every answer's end.
+    let engine = front.engine.clone();
+    let stop = async move {
+        stop.cancelled_owned().await;
+        engine.close_events();
+    };
     let mut router = Server::builder().add_service(runtime).add_service(image);
     if local {
         router = router.add_service(LocalServiceServer::new(front));
     }
     router
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(|e| Error::because(Kind::Internal, "serve gRPC", e))
 }

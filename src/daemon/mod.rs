@@ -145,6 +145,7 @@ fn cni_config(config: &Config) -> Result<CniConfig> {
         conf_dirs: vec![network.conf_dir.clone()],
         plugin_dirs: network.plugin_dirs.clone(),
         embedded,
+        template: network.conf_template.clone(),
         ..CniConfig::new(config.server.root.join("cni"))
     })
 }

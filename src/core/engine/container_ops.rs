@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::events::EventKind;
 use super::pod::{PodTask, StopWait};
 use super::sandbox_ops::{killed_now, make_private_dir};
 use super::{orphans, unknown_container};
@@ -52,6 +53,7 @@ impl PodTask {
                     "container created"
                 );
                 self.containers.insert(id.clone(), record);
+                self.tell(EventKind::Created, Some(&id));
                 Ok(id)
             }
             Err(e) => {
@@ -216,7 +218,9 @@ impl PodTask {
                 record.started_at = started_at;
                 self.containers.insert(id.clone(), record.clone());
                 tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), pid = record.pid, "container runs");
-                self.save_container(&record).await
+                let saved = self.save_container(&record).await;
+                self.tell(EventKind::Started, Some(id));
+                saved
             }
             Err(e) => {
                 let note = e.chain();
@@ -250,7 +254,8 @@ impl PodTask {
         record.exit = Some(exit);
         record.pid = 0;
         self.containers.insert(record.id.clone(), record.clone());
-        if let Err(e) = self.save_container(record).await {
+        let saved = self.save_container(record).await;
+        if let Err(e) = &saved {
             // Lists show it from memory; after a restart the monitor's exit record tells it again.
             tracing::error!(
                 container = record.id.as_str(),
@@ -258,7 +263,11 @@ impl PodTask {
                 "a container's end is not on record yet"
             );
             self.shared.index_mut().publish_container(record);
-        } else if let Err(e) = self.reap(&record.id).await {
+        }
+        self.tell(EventKind::Stopped, Some(&record.id));
+        if saved.is_ok()
+            && let Err(e) = self.reap(&record.id).await
+        {
             tracing::warn!(
                 container = record.id.as_str(),
                 error = e.chain(),
@@ -354,6 +363,7 @@ impl PodTask {
         self.containers.remove(id);
         self.shared.index_mut().forget_container(&self.pod.id, id);
         tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), "container removed");
+        self.tell(EventKind::Deleted, Some(id));
         Ok(())
     }
 

@@ -21,7 +21,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    fn sees(self, owner: Owner) -> bool {
+    pub(super) fn sees(self, owner: Owner) -> bool {
         self == Self::Local || owner == Owner::Cri
     }
 }
@@ -172,6 +172,22 @@ impl Index {
         let entries = self.pods.values().filter(|e| scope.sees(e.record.owner));
         let shown = |c: &&Arc<ContainerRecord>| c.phase != ContainerPhase::Creating;
         let mut all: Vec<_> = entries.flat_map(|e| e.containers.values()).filter(shown).cloned().collect();
+        all.sort_by_key(|r| r.created_at);
+        all
+    }
+}
+
+impl Index {
+    /// How many pods and containers there are.
+    pub(super) fn len(&self) -> usize {
+        self.pods.len() + self.owners.len()
+    }
+
+    /// A pod's containers, oldest first.
+    pub(super) fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerRecord>> {
+        let Some(entry) = self.pods.get(pod) else { return Vec::new() };
+        let shown = |c: &&Arc<ContainerRecord>| c.phase != ContainerPhase::Creating;
+        let mut all: Vec<_> = entry.containers.values().filter(shown).cloned().collect();
         all.sort_by_key(|r| r.created_at);
         all
     }

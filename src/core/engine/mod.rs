@@ -5,14 +5,17 @@
 //! on disk and monitors running; [`recovery`] takes up from there.
 
 mod container_ops;
+mod events;
 mod exec;
 mod index;
 mod orphans;
 mod pod;
 mod recovery;
 mod sandbox_ops;
+mod stats;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -29,6 +32,7 @@ use super::spec::{ContainerConfig, Owner, SandboxConfig};
 use super::state::PodPhase;
 use crate::utils::tasks::TaskSet;
 
+pub use events::{EVENT_QUEUE, EventKind, EventStream, PodEvent};
 pub use exec::ExecOutput;
 use index::Index;
 pub use index::Scope;
@@ -74,6 +78,8 @@ struct Shared {
     tasks: TaskSet,
     /// Something was done since it was last asked.
     active: std::sync::atomic::AtomicBool,
+    events: events::Events,
+    stats: stats::Samples,
 }
 
 /// The engine; cheap to clone.
@@ -111,16 +117,8 @@ impl Shared {
 impl Engine {
     /// An engine without pods; [`Engine::recover`] finds those of an earlier daemon.
     pub fn new(config: EngineConfig, ports: Ports, records: RecordStore, tasks: TaskSet) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                config,
-                ports,
-                records,
-                index: RwLock::new(Index::default()),
-                tasks,
-                active: Default::default(),
-            }),
-        }
+        let (index, active, events, stats) = Default::default();
+        Self { shared: Arc::new(Shared { config, ports, records, index, tasks, active, events, stats }) }
     }
 
     /// All backends, the default first.

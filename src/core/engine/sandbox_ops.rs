@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::events::EventKind;
 use super::pod::{Next, PodTask, next_event};
 use crate::core::backend::Journal;
 use crate::core::blocking::blocking;
@@ -54,6 +55,8 @@ impl PodTask {
                     ms = started.elapsed().as_millis() as u64,
                     "pod runs"
                 );
+                self.tell(EventKind::Created, None);
+                self.tell(EventKind::Started, None);
                 Ok(())
             }
             Err(e) => {
@@ -139,6 +142,7 @@ impl PodTask {
         self.save_pod().await?;
         self.publish_pod();
         tracing::info!(pod = self.pod.id.as_str(), "pod stopped");
+        self.tell(EventKind::Stopped, None);
         Ok(())
     }
 
@@ -152,6 +156,7 @@ impl PodTask {
         }
         self.forget().await?;
         tracing::info!(pod = self.pod.id.as_str(), "pod removed");
+        self.tell(EventKind::Deleted, None);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The engine on a fake world: idempotence of every verb, failures at every step, recovery.
 
 mod fakes;
+mod observe;
 
 use std::sync::Arc;
 use std::time::Duration;
