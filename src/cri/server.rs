@@ -41,7 +41,7 @@ pub fn bind(path: &Utf8Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves until `stop`, then lets requests under way end.
+/// Serves until `stop`, then lets requests under way end, however long they take.
 pub async fn serve(front: Front, listener: UnixListener, local: bool, stop: CancellationToken) -> Result<()> {
     let max = front.config.server.grpc_max_message_size;
     let runtime =

@@ -23,6 +23,8 @@ use crate::core::state::{ContainerPhase, ContainerRequest, PodPhase, PodRequest,
 
 /// After SIGKILL: how long until a container that does not end is called stuck.
 const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// Longer graces are as good as this one; the wire allows more than a clock can count.
+const GRACE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl PodTask {
     /// CreateContainer. On failure nothing is left.
@@ -307,7 +309,7 @@ impl PodTask {
             let _ = reply.send(Err(e.context(format!("stop container {id}"))));
             return;
         }
-        let deadline = Instant::now() + if killed { KILL_PATIENCE } else { grace };
+        let deadline = Instant::now() + if killed { KILL_PATIENCE } else { grace.min(GRACE_MAX) };
         self.stops.push(StopWait { id, deadline, killed, reply: Some(reply) });
     }
 

@@ -48,7 +48,10 @@ fn name_key(owner: Owner, metadata: &PodMetadata) -> (bool, PodMetadata) {
 
 impl Index {
     pub(super) fn insert(&mut self, record: &PodRecord, containers: &[ContainerRecord], handle: PodHandle) {
-        self.names.insert(name_key(record.owner, &record.config.metadata), record.id.clone());
+        // What is left of a failed create holds no name, also when an earlier daemon left it.
+        if record.phase == PodPhase::Creating || record.facts.is_some() {
+            self.names.insert(name_key(record.owner, &record.config.metadata), record.id.clone());
+        }
         for c in containers {
             self.owners.insert(c.id.clone(), record.id.clone());
         }

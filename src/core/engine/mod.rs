@@ -175,10 +175,10 @@ impl Engine {
         let mut index = self.shared.index_mut();
         if let Some(id) = index.by_name(owner, &config.metadata) {
             let id = id.clone();
-            if index.claim(&id) {
+            let (phase, handle) = index.phase_and_handle(&id).ok_or_else(|| Error::internal("name without a pod"))?;
+            if phase == PodPhase::Ready && index.claim(&id) {
                 return Ok(Reservation::Claimed(id));
             }
-            let (phase, handle) = index.phase_and_handle(&id).ok_or_else(|| Error::internal("name without a pod"))?;
             if phase == PodPhase::Creating {
                 return Ok(Reservation::Join { id, handle });
             }
@@ -209,16 +209,18 @@ impl Engine {
 
     /// Ends everything in the pod and frees its network. Unknown is success; so is a second time.
     pub async fn stop_sandbox(&self, scope: Scope, id: &str) -> Result<()> {
-        let Some(handle) = self.shared.index().find_pod(scope, id)?.map(|(_, h)| h) else { return Ok(()) };
+        let Some((id, handle)) = self.shared.index().find_pod(scope, id)? else { return Ok(()) };
         handle.cancel.cancel();
-        gone_is_done(handle.ask(|reply| Command::Stop { reply }).await)
+        let done = handle.ask(|reply| Command::Stop { reply }).await;
+        self.gone_is_done(&id, done)
     }
 
     /// Stops the pod if need be and forgets it with its containers. Unknown is success.
     pub async fn remove_sandbox(&self, scope: Scope, id: &str) -> Result<()> {
-        let Some(handle) = self.shared.index().find_pod(scope, id)?.map(|(_, h)| h) else { return Ok(()) };
+        let Some((id, handle)) = self.shared.index().find_pod(scope, id)? else { return Ok(()) };
         handle.cancel.cancel();
-        gone_is_done(handle.ask(|reply| Command::Remove { reply }).await)
+        let done = handle.ask(|reply| Command::Remove { reply }).await;
+        self.gone_is_done(&id, done)
     }
 
     /// All pods that `scope` sees (those being created are not among them), oldest first.
@@ -249,17 +251,27 @@ impl Engine {
         handle.ask(|reply| Command::StartContainer { id, reply }).await
     }
 
-    /// Asks it to end, and kills it after `grace` (zero: at once). Not running is success; unknown is NotFound.
+    /// Asks it to end, and kills it after `grace` (zero: at once). Not running is success; so is unknown.
     pub async fn stop_container(&self, scope: Scope, id: &str, grace: Duration) -> Result<()> {
-        let Ok((id, handle)) = self.container_handle(scope, id) else { return Ok(()) };
-        gone_is_done(handle.ask(|reply| Command::StopContainer { id, grace, reply }).await)
+        let Some((id, handle)) = self.shared.index().find_container(scope, id)? else { return Ok(()) };
+        let done = handle.ask(|reply| Command::StopContainer { id: id.clone(), grace, reply }).await;
+        self.gone_is_done(&id, done)
     }
 
     /// Ends and forgets it. Unknown is success.
     pub async fn remove_container(&self, scope: Scope, id: &str) -> Result<()> {
-        let found = self.shared.index().find_container(scope, id)?;
-        let Some((id, handle)) = found else { return Ok(()) };
-        gone_is_done(handle.ask(|reply| Command::RemoveContainer { id, reply }).await)
+        let Some((id, handle)) = self.shared.index().find_container(scope, id)? else { return Ok(()) };
+        let done = handle.ask(|reply| Command::RemoveContainer { id: id.clone(), reply }).await;
+        self.gone_is_done(&id, done)
+    }
+
+    /// A pod that went away while it was asked is gone: for verbs that want it gone that is success. One whose task has
+    /// ended while the pod is still listed is not: this daemon stops, or the task has failed; the pod may run.
+    fn gone_is_done(&self, id: &impl Listed, result: Result<()>) -> Result<()> {
+        match result {
+            Err(e) if e.kind() == Kind::Aborted && !id.is_listed(&self.shared.index()) => Ok(()),
+            other => other,
+        }
     }
 
     fn container_handle(&self, scope: Scope, id: &str) -> Result<(ContainerId, PodHandle)> {
@@ -291,6 +303,23 @@ impl Engine {
     }
 }
 
+/// What the index lists.
+trait Listed {
+    fn is_listed(&self, index: &Index) -> bool;
+}
+
+impl Listed for PodId {
+    fn is_listed(&self, index: &Index) -> bool {
+        index.pod(self).is_some()
+    }
+}
+
+impl Listed for ContainerId {
+    fn is_listed(&self, index: &Index) -> bool {
+        index.container(self).is_some()
+    }
+}
+
 enum Reservation {
     /// The caller makes it.
     Mine { id: PodId, handle: PodHandle },
@@ -306,14 +335,6 @@ fn unknown_pod(id: &str) -> Error {
 
 fn unknown_container(id: &str) -> Error {
     Error::not_found(format!("no container {id:?}"))
-}
-
-/// A pod whose task has ended is gone: for verbs that want it gone that is success.
-fn gone_is_done(result: Result<()>) -> Result<()> {
-    match result {
-        Err(e) if e.kind() == Kind::Aborted => Ok(()),
-        other => other,
-    }
 }
 
 impl PodHandle {

@@ -197,7 +197,10 @@ impl PodTask {
             Some(MonitorEvent::LogTrouble(id, what)) => {
                 tracing::warn!(container = id.as_str(), what, "the log can't be written; output waits");
             }
-            Some(MonitorEvent::Gone) | None => self.on_monitor_gone(),
+            Some(MonitorEvent::Gone) | None => {
+                self.on_monitor_gone();
+                self.end_without_monitor().await;
+            }
         }
     }
 

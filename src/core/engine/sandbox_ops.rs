@@ -230,6 +230,18 @@ impl PodTask {
             }
         }
     }
+
+    /// Without a monitor, and with nothing left to watch, no container can be made in the pod ever again: it becomes
+    /// NOTREADY, so that the kubelet makes another one in its place.
+    pub(super) async fn end_without_monitor(&mut self) {
+        if self.pod.phase != PodPhase::Ready || self.monitor.is_some() {
+            return;
+        }
+        tracing::error!(pod = self.pod.id.as_str(), "the pod has no monitor: it is not ready any more");
+        if let Err(e) = self.stop_sandbox().await {
+            tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "a pod without monitor can't be stopped");
+        }
+    }
 }
 
 /// The exit of a container that was killed before anything was heard of its end.

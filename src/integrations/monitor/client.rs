@@ -144,9 +144,13 @@ impl Shared {
         loop {
             match self.read().await {
                 Ok(reply) => {
-                    if let Some(event) = self.take(reply) {
+                    match self.take(reply) {
+                        // Only for the log, and as often as a disk fills up: it must never keep an answer waiting
+                        // that the engine waits for, nor take the room of ends.
+                        Some(MonitorEvent::LogTrouble(..)) if events.capacity() <= EVENTS / 2 => {}
                         // An engine that has dropped its end still makes calls.
-                        let _ = events.send(event).await;
+                        Some(event) => drop(events.send(event).await),
+                        None => {}
                     }
                 }
                 Err(MonitorError::Gone { .. }) => break,

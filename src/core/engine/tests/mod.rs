@@ -10,6 +10,7 @@ use camino::Utf8Path;
 use fakes::*;
 
 use super::*;
+use crate::core::ports::MonitorEvent;
 use crate::core::state::ContainerPhase;
 
 struct Bench {
@@ -245,4 +246,71 @@ async fn shortened_ids_must_be_clear() {
     assert_eq!(b.engine.pod(Scope::Cri, &one.as_str()[..20]).expect("one").id, one);
     assert_eq!(b.engine.pod(Scope::Cri, "").expect_err("empty").kind(), Kind::InvalidArgument);
     assert_eq!(b.engine.pod(Scope::Cri, "zz").expect_err("none").kind(), Kind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_grace_is_too_long_for_the_clock() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    let c = b.running(&pod, "c").await;
+    *locked(&b.world.hang) = Some("sigterm");
+    b.engine.stop_container(Scope::Cri, c.as_str(), Duration::from_secs(i64::MAX as u64)).await.expect("stop");
+    assert_eq!(b.phase(&c), ContainerPhase::Exited);
+    assert_eq!(
+        b.engine.stop_container(Scope::Cri, "", Duration::ZERO).await.expect_err("which").kind(),
+        Kind::InvalidArgument
+    );
+}
+
+#[tokio::test]
+async fn a_stop_that_is_cut_off_is_no_success() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    let c = b.running(&pod, "c").await;
+    *locked(&b.world.hang) = Some("sigterm");
+    let stop = b.engine.stop_container(Scope::Cri, c.as_str(), Duration::from_secs(600));
+    let (stopped, ()) = tokio::join!(stop, b.tasks.shutdown());
+    assert_eq!(stopped.expect_err("it runs").kind(), Kind::Aborted);
+    // Nor is one to a pod whose task is gone.
+    b.engine.stop_sandbox(Scope::Cri, pod.as_str()).await.expect_err("it runs");
+    b.engine.remove_sandbox(Scope::Cri, pod.as_str()).await.expect_err("it runs");
+    b.engine.remove_container(Scope::Cri, c.as_str()).await.expect_err("it runs");
+}
+
+#[tokio::test]
+async fn a_pod_that_can_have_no_more_containers_is_not_ready() {
+    let mut b = Bench::new();
+    let (now, later) = (b.pod("now").await, b.pod("later").await);
+    let events = locked(&b.world.monitors).remove(&now).and_then(|m| m.events).expect("connected");
+    events.send(MonitorEvent::Gone).await.expect("heard");
+    let not_ready = async |b: &Bench, id: &PodId| {
+        tokio::time::timeout(Duration::from_secs(5), async {
+            while b.engine.pod(Scope::Cri, id.as_str()).expect("listed").phase != PodPhase::NotReady {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("in time");
+    };
+    not_ready(&b, &now).await;
+    b.tasks.shutdown().await;
+    locked(&b.world.monitors).remove(&later);
+    b.restart("boot-1").await;
+    not_ready(&b, &later).await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_failed_create_holds_no_name_after_a_restart() {
+    let mut b = Bench::new();
+    *locked(&b.world.hang) = Some("sandbox");
+    let made = b.engine.run_sandbox(Owner::Cri, pod_config("a"), "");
+    let cut = async {
+        b.world.reached.notified().await;
+        b.tasks.shutdown().await;
+    };
+    tokio::join!(made, cut).0.expect_err("cut off");
+    (*locked(&b.world.hang), *locked(&b.world.fail)) = (None, Some("teardown"));
+    b.restart("boot-1").await;
+    assert_eq!(b.engine.pods(Scope::Local).len(), 1, "kept until it is taken down");
+    b.pod("a").await;
 }
