@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::{Client, called};
 use super::crilog::Follower;
@@ -70,6 +71,8 @@ impl Command for Run {
             empty if empty.is_empty() => format!("run-{}", &uid[..8]),
             name => name,
         };
+        // From here on there is something to take down: an interrupt waits until it can be stopped.
+        let mut interrupts = (!matches.get_flag("detach")).then(Interrupts::catch).transpose()?;
         let pod_config = pod_config(&name, &uid, matches.get_flag("host-network"));
         let request =
             v1::RunPodSandboxRequest { config: Some(pod_config.clone()), runtime_handler: string(matches, "handler") };
@@ -82,11 +85,11 @@ impl Command for Run {
                 return Err(e);
             }
         };
-        if matches.get_flag("detach") {
+        let Some(interrupts) = &mut interrupts else {
             println!("{container}");
             return Ok(0);
-        }
-        let code = follow(&mut client, &container).await;
+        };
+        let code = follow(&mut client, &container, interrupts).await;
         if matches.get_flag("rm") {
             remove(&mut client, &pod, &pod_config.log_directory).await?;
         }
@@ -168,10 +171,32 @@ async fn start(
     Ok(container_id)
 }
 
-/// Prints the container's output until it ends; Ctrl-C stops it.
-async fn follow(client: &mut Client, container: &str) -> Result<u8> {
+/// Ctrl-C or SIGTERM, from when it is made.
+struct Interrupts {
+    int: Signal,
+    term: Signal,
+    seen: u32,
+}
+
+impl Interrupts {
+    fn catch() -> Result<Self> {
+        Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())?, seen: 0 })
+    }
+
+    /// The next one; how many there were.
+    async fn next(&mut self) -> u32 {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+        self.seen += 1;
+        self.seen
+    }
+}
+
+/// Prints the container's output until it ends; an interrupt stops it, a second one kills it.
+async fn follow(client: &mut Client, container: &str, interrupts: &mut Interrupts) -> Result<u8> {
     let mut log: Option<Follower> = None;
-    let mut interrupts = 0;
     loop {
         let status = client.container_status(container).await?;
         if log.is_none() {
@@ -189,11 +214,18 @@ async fn follow(client: &mut Client, container: &str) -> Result<u8> {
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
-            _ = tokio::signal::ctrl_c() => {
-                interrupts += 1;
-                let timeout = if interrupts > 1 { 0 } else { 10 };
-                let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
-                called(client.runtime.stop_container(request).await)?;
+            seen = interrupts.next() => {
+                let mut timeout = if seen > 1 { 0 } else { 10 };
+                loop {
+                    let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
+                    tokio::select! {
+                        stopped = client.runtime.stop_container(request) => {
+                            called(stopped)?;
+                            break;
+                        }
+                        _ = interrupts.next() => timeout = 0,
+                    }
+                }
             }
         }
     }
