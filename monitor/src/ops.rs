@@ -12,7 +12,6 @@ use rustix::termios::Winsize;
 use crate::connection::Asker;
 use crate::failure::{Failure, Result};
 use crate::init::Init;
-use crate::relay::Owner;
 use crate::server::Server;
 use crate::writer::{LogId, Order};
 
@@ -53,6 +52,7 @@ impl Server {
                 self.kill_exec(&r.exec_id);
                 return done;
             }
+            Op::Attach(r) => self.attach(asker, r, fds)?,
             Op::ReopenLog(r) => {
                 let log = self.container(&r.container_id)?.log;
                 self.reopening.push((log, asker));
@@ -69,8 +69,7 @@ impl Server {
                 return done;
             }
             Op::CloseStdin(r) => {
-                self.container(&r.container_id)?.close_stdin();
-                self.end_relays(&Owner::Container(r.container_id));
+                self.close_stdin(&r.container_id)?;
                 return done;
             }
         }
@@ -95,16 +94,20 @@ impl Server {
     }
 
     fn resize(&mut self, request: &v1::ResizeTerminal) -> Result<()> {
+        let cells = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let size = Winsize { ws_row: cells(request.height), ws_col: cells(request.width), ws_xpixel: 0, ws_ypixel: 0 };
         let (what, terminal) = if request.exec_id.is_empty() {
             (&request.container_id, self.container(&request.container_id)?.terminal.as_ref())
         } else {
-            let exec = self.execs.get(&request.exec_id);
+            let exec = self.execs.get_mut(&request.exec_id);
             let exec = exec.ok_or_else(|| Failure::not_found(format!("exec {}: there is none", request.exec_id)))?;
+            if exec.terminal_to_come() {
+                exec.size = Some(size);
+                return Ok(());
+            }
             (&request.exec_id, exec.terminal.as_ref())
         };
         let terminal = terminal.ok_or_else(|| Failure::state(format!("{what}: no terminal")))?;
-        let cells = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-        let size = Winsize { ws_row: cells(request.height), ws_col: cells(request.width), ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(terminal, size).map_err(|e| Failure::errno(format_args!("resize {what}"), e))
     }
 

@@ -5,6 +5,8 @@
 //! fails pauses the container's streams and is tried again each second. The server gives orders and takes reports;
 //! both queues are bounded by what the daemon asks for. A crash loses at most the one read in hand.
 
+mod taps;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use rustix::io::Errno;
 
 use crate::crilog::{self, Stream};
 use crate::logfile::LogFile;
+use taps::Tap;
 
 /// Names a log; chosen by the server, never used twice.
 pub type LogId = u64;
@@ -56,6 +59,17 @@ pub enum Order {
         /// It is a pty: EIO is its end, and may not be for good.
         tty: bool,
     },
+    /// Give a copy of the output to an attached client, too, from now on. Reported as Attached, later as AttachOver.
+    Attach {
+        /// The log.
+        id: LogId,
+        /// The client.
+        client: u64,
+        /// Write ends of pipes, non-blocking, and what goes into each.
+        to: Vec<(Stream, OwnedFd)>,
+    },
+    /// No client gets output of this log any more.
+    Detach(LogId),
     /// The container has ended: read what is left. Reported as Drained.
     Drain(LogId),
     /// Open the file anew. Reported as Reopened.
@@ -68,6 +82,10 @@ pub enum Order {
 pub enum Report {
     /// The file is open, or why not.
     Opened(LogId, Result<(), std::io::Error>),
+    /// The client gets output from now on.
+    Attached(u64),
+    /// It gets no more; true: because it took too little.
+    AttachOver(u64, bool),
     /// All output is in the log.
     Drained(LogId),
     /// The file was swapped, or why not (the old one stays).
@@ -147,6 +165,7 @@ struct Source {
 
 struct Log {
     file: LogFile,
+    taps: Vec<Tap>,
     line_max: usize,
     sources: Vec<Source>,
     /// The rest of a read that has not been formatted because a write failed.
@@ -206,6 +225,7 @@ impl Thread {
                     let line_max = if line_max == 0 { crilog::LINE_MAX } else { line_max };
                     let log = Log {
                         file,
+                        taps: Vec::new(),
                         line_max,
                         sources: Vec::new(),
                         held: None,
@@ -227,6 +247,8 @@ impl Thread {
                 }
                 log.sources.push(source);
             }
+            Order::Attach { id, client, to } => self.attach(id, client, to),
+            Order::Detach(id) => self.detach(id),
             Order::Drain(id) => {
                 let Some(log) = self.logs.get_mut(&id) else { return };
                 log.draining = Some(Instant::now());
@@ -253,6 +275,7 @@ impl Thread {
                 }
                 if let Some(mut log) = self.logs.remove(&id) {
                     log.sources.iter_mut().for_each(|s| unwatch(&self.epoll, s));
+                    self.end_taps(log.taps);
                 }
                 self.report(Report::Closed(id));
             }
@@ -265,7 +288,7 @@ impl Thread {
             .iter()
             .find_map(|(id, log)| Some((*id, log.sources.iter().position(|s| s.token == token && s.watched)?)))
         else {
-            return;
+            return self.left(token);
         };
         let Some(log) = self.logs.get_mut(&id) else { return };
         let source = &mut log.sources[at];
@@ -278,6 +301,7 @@ impl Thread {
                     *last = Instant::now();
                 }
                 let input = std::mem::take(&mut self.read);
+                self.copy(id, stream, &input);
                 self.consume(id, stream, &input);
                 self.read = input;
             }
@@ -290,6 +314,7 @@ impl Thread {
             Ok(_) | Err(_) => {
                 unwatch(&self.epoll, source);
                 log.sources.remove(at);
+                self.end_dry_taps(id);
                 self.check_drained(id);
             }
         }
@@ -381,6 +406,7 @@ impl Thread {
                 log.sources.iter_mut().for_each(|s| unwatch(&self.epoll, s));
                 log.sources.clear();
             }
+            self.end_dry_taps(id);
             self.check_drained(id);
         }
     }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
-use super::error::Result;
+use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, Digest, PodId};
 use super::spec::{DnsConfig, PortMapping};
 
@@ -299,6 +299,17 @@ pub trait Monitor: Send + Sync {
     /// Runs a process in a container and waits for its end. Dropping the future kills it.
     /// `stdio`: the process's stdin, stdout and stderr; missing ones are /dev/null.
     async fn exec(&self, exec: monitor_v1::Exec, stdio: [Option<OwnedFd>; 3]) -> Result<ExecExit>;
+    /// Connects a client with a running container's streams and waits until that is over. `stdio`: where its input comes
+    /// from, and where stdout and stderr go from now on. Dropping the future changes nothing; closing the other ends does.
+    async fn attach(&self, attach: monitor_v1::Attach, stdio: [Option<OwnedFd>; 3]) -> Result<monitor_v1::AttachEnded> {
+        let _ = (attach, stdio);
+        Err(Error::new(Kind::Unimplemented, "Attach is not implemented by this monitor"))
+    }
+    /// Sets the size of an exec's or a container's terminal, in characters.
+    async fn resize(&self, container: &ContainerId, exec_id: Option<&str>, width: u32, height: u32) -> Result<()> {
+        let _ = (container, exec_id, width, height);
+        Err(Error::new(Kind::Unimplemented, "ResizeTerminal is not implemented by this monitor"))
+    }
     /// Opens the log file anew; answers after the swap.
     async fn reopen_log(&self, container: &ContainerId) -> Result<()>;
     /// Starts the shared PID namespace's init; answers with its pid.

@@ -17,6 +17,7 @@ use crate::core::config::{Config, LogFormat};
 use crate::core::engine::Scope;
 use crate::core::error::Error;
 use crate::core::spec::Owner;
+use crate::cri::streaming::Streaming;
 use crate::cri::{Front, server};
 
 /// The command.
@@ -43,7 +44,10 @@ impl Command for Serve {
 fn start_logging(config: &Config) -> Result<()> {
     let filter = EnvFilter::try_new(&config.log.level)
         .with_context(|| format!("log.level {:?} is not a filter", config.log.level))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
@@ -59,10 +63,13 @@ async fn serve(config: Config) -> Result<()> {
     let stop = stop_on_signals()?;
     let wired = wire(&config).await.map_err(plain)?;
     let config = Arc::new(config);
+    let streaming = Streaming::start(&config.server.stream, wired.engine.clone(), wired.tasks.clone());
+    let streaming = streaming.await.map_err(plain)?;
     let front = |owner, scope| Front {
         engine: wired.engine.clone(),
         scope,
         owner,
+        streaming: streaming.clone(),
         config: config.clone(),
         cgroup_driver: wired.cgroup_driver,
         info: Arc::default(),

@@ -11,6 +11,7 @@ mod orphans;
 mod pod;
 mod recovery;
 mod sandbox_ops;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ use index::Index;
 pub use index::Scope;
 use pod::{Command, PodHandle, PodTask};
 pub use recovery::RecoveryReport;
+pub use stream::{Process, ProcessEnd, Terminal, Wanted};
 
 /// Requests that may wait for one pod before more are refused.
 const QUEUE: usize = 64;

@@ -55,6 +55,7 @@ struct Waiting {
     gone: bool,
     calls: HashMap<u64, oneshot::Sender<Body>>,
     execs: HashMap<String, oneshot::Sender<v1::ExecExited>>,
+    attaches: HashMap<String, oneshot::Sender<v1::AttachEnded>>,
 }
 
 impl Shared {
@@ -162,6 +163,7 @@ impl Shared {
             waiting.gone = true;
             waiting.calls = HashMap::new();
             waiting.execs = HashMap::new();
+            waiting.attaches = HashMap::new();
         }
         let _ = events.send(MonitorEvent::Gone).await;
     }
@@ -186,6 +188,12 @@ impl Shared {
             Body::ExecExited(exited) => {
                 if let Some(tell) = self.waiting().execs.remove(&exited.exec_id) {
                     let _ = tell.send(exited);
+                }
+                None
+            }
+            Body::AttachEnded(ended) => {
+                if let Some(tell) = self.waiting().attaches.remove(&ended.attach_id) {
+                    let _ = tell.send(ended);
                 }
                 None
             }
@@ -331,6 +339,32 @@ impl Monitor for Client {
         let exited = exited.map_err(|_| self.shared.gone())?;
         kill.armed = false;
         Ok(ExecExit { exit: exited.exit.unwrap_or_else(unknown_exit), timed_out: exited.timed_out })
+    }
+
+    async fn attach(&self, mut attach: v1::Attach, stdio: [Option<OwnedFd>; 3]) -> Result<v1::AttachEnded> {
+        let [stdin, stdout, stderr] = &stdio;
+        (attach.has_stdin, attach.has_stdout, attach.has_stderr) =
+            (stdin.is_some(), stdout.is_some(), stderr.is_some());
+        let id = attach.attach_id.clone();
+        let (tell, told) = oneshot::channel();
+        self.shared.waiting().attaches.insert(id.clone(), tell);
+        let _forget = Forget(|| drop(self.shared.waiting().attaches.remove(&id)));
+        let attached = {
+            let fds: Vec<BorrowedFd<'_>> = stdio.iter().flatten().map(AsFd::as_fd).collect();
+            self.shared.call("Attach", Op::Attach(attach), &fds, QUICK).await
+        };
+        // The ends of the output must be seen when the monitor closes its copies.
+        drop(stdio);
+        match attached? {
+            Body::Done(_) => Ok(told.await.map_err(|_| self.shared.gone())?),
+            _ => Err(self.shared.nonsense("Attach").into()),
+        }
+    }
+
+    async fn resize(&self, container: &ContainerId, exec_id: Option<&str>, width: u32, height: u32) -> Result<()> {
+        let (container_id, exec_id) = (container.to_string(), exec_id.unwrap_or_default().to_owned());
+        let op = Op::Resize(v1::ResizeTerminal { container_id, exec_id, width, height });
+        Ok(self.shared.done("ResizeTerminal", op, QUICK).await?)
     }
 
     async fn reopen_log(&self, container: &ContainerId) -> Result<()> {
