@@ -151,8 +151,9 @@ impl Server {
         if let Some(exec) = self.execs.get_mut(id) {
             exec.process = Some(process);
         }
-        if process_ended.is_none()
-            && let Err(failure) = self.exec_terminal(id)
+        // Of one that has ended already, too: what it said waits in its terminal.
+        if let Err(failure) = self.exec_terminal(id)
+            && process_ended.is_none()
         {
             proctree::kill_tree(pid, None);
             if let Some(exec) = self.execs.remove(id) {
