@@ -259,7 +259,7 @@ pub fn encode(frame: &Control, into: &mut BytesMut) {
             body.put_u32(stream & STREAM);
             body.put_bytes(0, 6);
             body.put_slice(block);
-            (1, u8::from(*fin) * FIN | u8::from(*unidirectional) * UNIDIRECTIONAL)
+            (1, (u8::from(*fin) * FIN) | (u8::from(*unidirectional) * UNIDIRECTIONAL))
         }
         Control::SynReply { stream, fin, block } => {
             body.put_u32(stream & STREAM);

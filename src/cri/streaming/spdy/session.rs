@@ -372,7 +372,7 @@ impl Reader<'_> {
     async fn open(&mut self, id: u32, fin: bool, unidirectional: bool, headers: Headers) {
         let shared = &self.shared;
         shared.activity.touch();
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             return shared.reset(id, Reset::Protocol);
         }
         self.last = id;
