@@ -299,6 +299,28 @@ fn talk(port: u16, data: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(got)
 }
 
+/// A server in the network namespace of a process: gives back all it got, once it has all of it.
+fn echo_server(netns_of: i32, address: &'static str) {
+    let netns = std::fs::File::open(format!("/proc/{netns_of}/ns/net")).expect("a network namespace");
+    let (ready, listens) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        use std::os::fd::AsFd;
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(netns.as_fd(), Some(kind)).expect("setns");
+        let listener = std::net::TcpListener::bind(address).expect("listen");
+        ready.send(()).expect("the test waits");
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let (mut stream, mut got) = (stream, Vec::new());
+                if stream.read_to_end(&mut got).is_ok() {
+                    let _ = stream.write_all(&got);
+                }
+            });
+        }
+    });
+    listens.recv().expect("the server listens");
+}
+
 #[test]
 fn port_forward_over_both_transports() {
     isolated("port_forward_over_both_transports", || {
@@ -306,35 +328,40 @@ fn port_forward_over_both_transports() {
         let crictl = node.crictl();
         crictl.run(&["pull", BUSYBOX]);
         let pod = crictl.run_pod("p");
-        let id = crictl.create(&pod, "p", "echo", BUSYBOX, "exec nc -ll -p 8080 -e cat");
+        let id = crictl.create(&pod, "p", "nc", BUSYBOX, "exec nc -ll -p 8080 -e cat");
         crictl.run(&["start", &id]);
+        let inside = wait_there("nc -ll -p 8080 -e cat");
+        echo_server(inside, "127.0.0.1:9090");
+        echo_server(inside, "[::1]:9091");
         let mut host_config = pod_config("host", &node.pod_logs("host"));
         host_config["linux"]["security_context"]["namespace_options"] = json!({"network": 2, "pid": 1});
-        let host_file = crictl.file("pod-host", &host_config);
-        let host = crictl.run(&["runp", &host_file]);
-        let mut config = container_config("v6", BUSYBOX, "exec nc -ll -p 8081 -e cat");
-        config["linux"] = json!({"security_context": {"namespace_options": {"network": 2, "pid": 1}}});
-        let id = crictl.run(&["create", "--no-pull", &host, &crictl.file("v6", &config), &host_file]);
-        crictl.run(&["start", &id]);
-        for (pod, inside, outside) in [(&pod, "8080", 18080), (&host, "8081", 18081)] {
-            for transport in TRANSPORTS {
-                let ports = format!("{outside}:{inside}");
-                let mut forward = crictl.command(&["port-forward", "--transport", transport, pod, &ports, "18099:7"]);
-                let mut forward = Running(forward.stdout(Stdio::null()).spawn().expect("crictl"));
-                wait_for("the forwarded port", LONG, || (talk(outside, b"hi").ok()? == b"hi").then_some(()));
-                let big = noise(20 << 20);
-                assert!(talk(outside, &big).expect("a connection") == big, "{transport}: other bytes");
-                let many: Vec<_> = (0..20)
-                    .map(|n| std::thread::spawn(move || talk(outside, format!("number {n}").as_bytes())))
-                    .collect();
-                for (n, client) in many.into_iter().enumerate() {
-                    let got = client.join().expect("a client").expect("a connection");
-                    assert_eq!(String::from_utf8_lossy(&got), format!("number {n}"), "{transport}");
-                }
-                // Nobody listens on port 7: that connection ends. crictl then gives up the others, as kubectl does.
-                assert_eq!(talk(18099, b"").unwrap_or_default(), b"");
-                wait_for("crictl's end", LONG, || forward.0.try_wait().expect("its status"));
+        let host = crictl.run(&["runp", &crictl.file("pod-host", &host_config)]);
+        echo_server(std::process::id() as i32, "127.0.0.1:9090");
+        for transport in TRANSPORTS {
+            let start = |pod: &str, ports: &[&str]| {
+                let mut forward = crictl.command(&[&["port-forward", "--transport", transport, pod], ports].concat());
+                Running(forward.stdout(Stdio::null()).spawn().expect("crictl"))
+            };
+            let works = |port| {
+                wait_for("the forwarded port", LONG, || (talk(port, b"hi").ok()? == b"hi").then_some(()));
+            };
+            let mut forward = start(&pod, &["18080:8080", "18090:9090", "18091:9091", "18099:7"]);
+            [18080, 18090, 18091].into_iter().for_each(works);
+            let big = noise(20 << 20);
+            assert!(talk(18090, &big).expect("a connection") == big, "{transport}: other bytes");
+            let many: Vec<_> = (0..40)
+                .map(|n| std::thread::spawn(move || talk(18090, format!("number {n}").repeat(n * 500).as_bytes())))
+                .collect();
+            for (n, client) in many.into_iter().enumerate() {
+                let got = client.join().expect("a client").expect("a connection");
+                assert!(got == format!("number {n}").repeat(n * 500).as_bytes(), "{transport}: client {n}");
             }
+            // Nobody listens on port 7: that connection ends. crictl then gives up the others, as kubectl does.
+            assert_eq!(talk(18099, b"").unwrap_or_default(), b"");
+            wait_for("crictl's end", LONG, || forward.0.try_wait().expect("its status"));
+
+            let _forward = start(&host, &["18081:9090"]);
+            works(18081);
         }
     });
 }

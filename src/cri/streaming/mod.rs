@@ -37,12 +37,26 @@ use token::{Request, Tokens};
 /// Connections that may be there besides those that are streams: in TLS, or before their request.
 const UNDECIDED: usize = 100;
 
+/// How often a client that is not read from is nudged.
+const NUDGE: Duration = Duration::from_secs(5);
+
 /// What a session knows of the other side.
 pub struct Peer {
     /// Tells of its end while nobody reads.
     pub hangup: hangup::Hangup,
     /// Nothing goes over the connection for so long: it is closed.
     pub idle_timeout: Duration,
+}
+
+impl Peer {
+    /// Waits until the client, from whom nobody reads now, is gone. An end that waits behind bytes for which we have no
+    /// room can't be seen; so `nudge` sends something now and then, which a client that is gone answers with a reset.
+    async fn gone(&self, mut nudge: impl FnMut()) {
+        let mut hangup = std::pin::pin!(self.hangup.wait());
+        while tokio::time::timeout(NUDGE, &mut hangup).await.is_err() {
+            nudge();
+        }
+    }
 }
 
 /// The server.

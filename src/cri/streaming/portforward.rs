@@ -161,6 +161,11 @@ async fn connection(
                         break;
                     }
                 }
+                // The pod's program has ended the connection so: an end. Told as an error, it would have kubectl end all.
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {
+                    broken.cancel();
+                    break;
+                }
                 Err(e) => {
                     let _ = error.send(what(e.to_string())).await;
                     broken.cancel();

@@ -292,13 +292,15 @@ impl Reader<'_> {
             return Ok(());
         };
         let n = bytes.len() as u32;
+        // One without settings: valid, and ignored by all. A PING would have to be answered by a client that can't write.
+        let nudge = || drop(self.shared.control.try_send(Out::Frame(Control::Settings { initial_window: None })));
         let taken = match incoming {
             Some(incoming) if n > 0 => tokio::select! {
                 biased;
                 // An error: nobody reads it any more.
                 sent = incoming.send(bytes) => sent.is_ok(),
                 () = reset.cancelled() => false,
-                () = self.peer.hangup.wait() => return Err(Broken::HungUp),
+                () = self.peer.gone(nudge) => return Err(Broken::HungUp),
             },
             _ => false,
         };

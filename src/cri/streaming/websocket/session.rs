@@ -103,6 +103,7 @@ pub async fn run<IO, F>(
 {
     let (mut sink, stream) = socket.split();
     let (queue, mut messages) = mpsc::channel(QUEUE);
+    let nudges = queue.clone();
     let gone = CancellationToken::new();
     let activity = Arc::new(Activity::default());
     let (mut puts, mut incoming) = (HashMap::new(), HashMap::new());
@@ -112,7 +113,7 @@ pub async fn run<IO, F>(
         incoming.insert(*number, end);
     }
     let mut reader = pin!(async {
-        read(stream, protocol, puts, peer, &activity).await;
+        read(stream, protocol, puts, peer, &activity, &nudges).await;
         gone.cancel();
     });
     let closing = CancellationToken::new();
@@ -169,6 +170,7 @@ async fn read<S, E>(
     mut puts: HashMap<u8, mpsc::Sender<Bytes>>,
     peer: &Peer,
     activity: &Activity,
+    queue: &mpsc::Sender<Message>,
 ) where
     S: Stream<Item = Result<Message, E>> + Unpin,
     E: std::fmt::Display,
@@ -193,7 +195,7 @@ async fn read<S, E>(
                         biased;
                         // An error: nobody reads it any more.
                         _ = put.send(bytes) => {}
-                        () = peer.hangup.wait() => return,
+                        () = peer.gone(|| drop(queue.try_send(Message::Pong(Bytes::new())))) => return,
                     }
                 }
             }
