@@ -41,7 +41,8 @@ async fn main() -> Result<()> {
 
     // create
     let node = v1::NamespaceMode::Node.into();
-    let namespaces = v1::NamespaceOption { network: node, pid: v1::NamespaceMode::Container.into(), ..Default::default() };
+    let namespaces =
+        v1::NamespaceOption { network: node, pid: v1::NamespaceMode::Container.into(), ..Default::default() };
     let pod = v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata {
             name: "example".into(),
@@ -92,7 +93,8 @@ async fn main() -> Result<()> {
 
     // exec
     let command = ["/bin/sh".to_string(), "-c".to_string(), "echo hello from inside; exit 7".to_string()];
-    let done = engine.exec_sync(Scope::Local, id.as_str(), &command, Some(Duration::from_secs(10))).await.map_err(plain)?;
+    let done =
+        engine.exec_sync(Scope::Local, id.as_str(), &command, Some(Duration::from_secs(10))).await.map_err(plain)?;
     println!("exec    {:?}, exit code {}", String::from_utf8_lossy(&done.stdout).trim(), done.exit_code);
 
     // stop

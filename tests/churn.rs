@@ -25,7 +25,7 @@ async fn live(mut client: Client, n: usize, logs: std::path::PathBuf) -> Duratio
     let config = pod(&name, &logs);
     let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
     let pod_id = client.runtime.run_pod_sandbox(request).await.expect("RunPodSandbox").into_inner().pod_sandbox_id;
-    let script = if n % 2 == 0 {
+    let script = if n.is_multiple_of(2) {
         format!("echo I am {n}; exit {}", n % 128)
     } else {
         format!("trap 'exit {}' TERM; echo I am {n}; while :; do sleep 0.05; done", n % 128)

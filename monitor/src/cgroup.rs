@@ -9,11 +9,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Counts OOM kills in a memory cgroup. The file is held open: the folder may be removed before anybody asks.
+/// Counts OOM kills in a memory cgroup.
+///
+/// systemd removes an empty scope at once, often before anybody could ask for its last count. What its ancestors count
+/// includes their descendants and outlives them: they are asked when the container's own group is gone.
 pub struct OomWatch {
     file: OwnedFd,
     first: u64,
     last: u64,
+    /// The group was removed before its last count was read.
+    lost: bool,
+    /// `memory.events` of the groups above, nearest first, with their counts at the start (v2 only).
+    above: Vec<(PathBuf, u64)>,
 }
 
 impl OomWatch {
@@ -28,25 +35,37 @@ impl OomWatch {
         };
         let file = open("memory.events").or_else(|| open("memory.oom_control"))?;
         let first = read_count(file.as_fd())?;
-        Some(Self { file, first, last: first })
+        let files = Path::new(folder).ancestors().skip(1).map(|a| a.join("memory.events"));
+        let above = files.map_while(|path| count_at(&path).map(|n| (path, n))).collect();
+        Some(Self { file, first, last: first, lost: false, above })
     }
 
     /// Reads the counter, now or never: call it when the file has an event and when the init has ended.
     pub fn refresh(&mut self) {
-        if let Some(count) = read_count(self.file.as_fd()) {
-            self.last = count;
+        match read_count(self.file.as_fd()) {
+            Some(count) => self.last = count,
+            None => self.lost = true,
         }
     }
 
-    /// Whether there was a kill since it was opened, as of the last refresh.
-    pub fn killed(&self) -> bool {
-        self.last > self.first
+    /// Whether there was a kill since it was opened, as of the last refresh. Of a group that is gone its ancestors
+    /// tell; they count their other descendants, too, so that only a container that SIGKILL ended is believed.
+    pub fn killed(&self, by_sigkill: bool) -> bool {
+        if self.last > self.first || !self.lost || !by_sigkill {
+            return self.last > self.first;
+        }
+        self.above.iter().find_map(|(path, first)| count_at(path).map(|n| n > *first)).unwrap_or(false)
     }
 
     /// To watch for events (EPOLLPRI).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn count_at(path: &Path) -> Option<u64> {
+    let file = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    read_count(file.as_fd())
 }
 
 fn read_count(file: BorrowedFd<'_>) -> Option<u64> {

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lxcri_monitor_proto::v1::{self, reply::Body};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::{self, OomWatch};
 use crate::connection::Asker;
@@ -17,8 +16,9 @@ use crate::crilog::Stream;
 use crate::failure::{Failure, Result};
 use crate::lifecycle::{Action, Event, Lifecycle, Phase, Program};
 use crate::poll::{EventFlags, Source};
+use crate::process::Process;
 use crate::program::{self, Running};
-use crate::reaper::{Ended, Fate};
+use crate::reaper::Ended;
 use crate::relay::Owner;
 use crate::server::{Purpose, Server};
 use crate::stdio::{self, Ends};
@@ -59,36 +59,6 @@ pub struct Container {
     deleters: Vec<Asker>,
     /// When an answer of the writer is not waited for any longer.
     writer_until: Option<Instant>,
-}
-
-/// A process that a program left to us.
-pub struct Process {
-    /// In our PID namespace.
-    pub pid: i32,
-    /// Clock ticks since boot; 0: it had ended already.
-    pub start_time: u64,
-    /// None: it had ended already.
-    pub pidfd: Option<OwnedFd>,
-    /// The session that it was in at first; 0: unknown. A runtime may make the session before the process.
-    pub session: i32,
-}
-
-impl Process {
-    /// Sends a signal (1..=64); one that has ended is no error.
-    pub fn signal(&self, number: i32) -> Result<()> {
-        let Some(pidfd) = &self.pidfd else { return Ok(()) };
-        match signal_of(number).map(|s| pidfd_send_signal(pidfd, s)) {
-            Some(Ok(()) | Err(rustix::io::Errno::SRCH)) => Ok(()),
-            Some(Err(e)) => Err(Failure::errno(format_args!("signal {number} to process {}", self.pid), e)),
-            None => Err(Failure::invalid(format!("{number} is not a signal"))),
-        }
-    }
-}
-
-#[allow(unsafe_code)] // real-time signals have no names
-fn signal_of(number: i32) -> Option<Signal> {
-    // SAFETY: it is a number that Linux knows, and it is only sent, never given a handler here.
-    (1..=64).contains(&number).then(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
 /// Whether the plan can be carried out.
@@ -397,32 +367,6 @@ impl Server {
         Ok(())
     }
 
-    /// The process whose pid a program wrote to a file, and how it ended if it has.
-    pub fn take_process(&mut self, pid_file: &str, since: Instant) -> Result<(Process, Option<Ended>)> {
-        let text = std::fs::read_to_string(pid_file).map_err(|e| Failure::io(format_args!("read {pid_file}"), &e))?;
-        let pid = text.trim().parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| Failure::invalid(format!("{pid_file}: no pid in it")))?;
-        let number = pid.as_raw_pid();
-        let (start_time, session) = proctree::stat(number).map_or((0, 0), |s| (s.start_time, s.session));
-        let pidfd = pidfd_open(pid, PidfdFlags::empty());
-        match self.reaper.fate(pid, since) {
-            Fate::Ended(ended) => Ok((Process { pid: number, start_time: 0, pidfd: None, session: 0 }, Some(ended))),
-            Fate::Child => {
-                let pidfd = pidfd.map_err(|e| Failure::errno(format_args!("pidfd_open {pid}"), e))?;
-                Ok((Process { pid: number, start_time, pidfd: Some(pidfd), session }, None))
-            }
-            Fate::Foreign => {
-                let Ok(pidfd) = pidfd else {
-                    let note = "the process ended before it could be watched and was not this monitor's child";
-                    let ended = Ended { code: 255, signal: 0, at: clock::now_ns(), note };
-                    return Ok((Process { pid: number, start_time: 0, pidfd: None, session: 0 }, Some(ended)));
-                };
-                self.watch_foreign(number, &pidfd)?;
-                Ok((Process { pid: number, start_time, pidfd: Some(pidfd), session }, None))
-            }
-        }
-    }
-
     /// The init of a container has ended.
     pub fn container_init_ended(&mut self, id: &str, ended: Ended) {
         if let Some(container) = self.containers.get_mut(id) {
@@ -444,7 +388,7 @@ impl Server {
         exit.finished_at = exit.finished_at.max(container.started_at);
         if let Some((watch, _)) = &mut container.oom {
             watch.refresh();
-            exit.oom = watch.killed();
+            exit.oom = watch.killed(exit.code == 128 + libc::SIGKILL);
         }
         // Whoever is connected is told all the same; the record is for those who are not.
         let _ = exit_record::write(Path::new(&container.plan.exit_path), id, container.started_at, &exit);
@@ -475,7 +419,11 @@ impl Server {
             }
             return;
         };
-        if let Some(container) = self.containers.get_mut(&id) {
+        if let Some(container) = self.containers.get_mut(&id)
+            && let (Phase::Opening, Event::LogOpened(_))
+            | (Phase::Draining, Event::Drained)
+            | (Phase::Closing { .. }, Event::LogClosed) = (container.life.phase(), event)
+        {
             container.writer_until = None;
         }
         self.container_event(&id, event);

@@ -11,8 +11,9 @@ use lxcri_monitor_proto::v1::{self, reply::Body};
 use rustix::termios::Winsize;
 
 use crate::connection::Asker;
-use crate::container::{Container, Process};
+use crate::container::Container;
 use crate::failure::{Failure, Result};
+use crate::process::Process;
 use crate::proctree;
 use crate::program::{self, Descriptors, Running};
 use crate::reaper::Ended;

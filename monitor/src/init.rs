@@ -17,8 +17,8 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitOptions, pidfd_open
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags};
 
 use crate::connection::Asker;
-use crate::container::Process;
 use crate::failure::{Failure, Result};
+use crate::process::Process;
 use crate::proctree;
 use crate::program::{self, Descriptors, Running};
 use crate::reaper::{Ended, Fate};

@@ -19,6 +19,7 @@ mod logfile;
 mod mounts;
 mod ops;
 mod poll;
+mod process;
 mod proctree;
 mod program;
 mod reaper;

@@ -19,6 +19,7 @@ use crate::failure::{Failure, Result};
 use crate::init::Init;
 use crate::lifecycle::{Event, Program};
 use crate::poll::{EventFlags, Poll, Source};
+use crate::process::Process;
 use crate::proctree;
 use crate::program::Running;
 use crate::reaper::{Ended, Reaper};
@@ -281,9 +282,7 @@ impl Server {
             }
             return;
         }
-        let is = |process: &Option<crate::container::Process>| {
-            process.as_ref().is_some_and(|p| p.pid == pid && p.pidfd.is_some())
-        };
+        let is = |process: &Option<Process>| process.as_ref().is_some_and(|p| p.pid == pid && p.pidfd.is_some());
         if let Some(id) = self.containers.iter().find(|(_, c)| is(&c.init)).map(|(id, _)| id.clone()) {
             self.container_init_ended(&id, ended);
         } else if let Some(id) = self.execs.iter().find(|(_, e)| is(&e.process)).map(|(id, _)| id.clone()) {

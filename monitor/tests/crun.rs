@@ -23,7 +23,7 @@ fn start() -> Pod {
         &format!(
             "#!/bin/sh\nif [ \"$1\" = inside ]; then shift; umount /sys/fs/cgroup/unified 2>/dev/null; exec {} \"$@\"; fi\n\
              PATH=/usr/bin:/bin; export PATH\nexec unshare -m \"$0\" inside \"$@\"\n",
-            env!("CARGO_BIN_EXE_proxmox-lxcri-monitor")
+            program().display()
         ),
     );
     std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o700)).unwrap();

@@ -217,6 +217,29 @@ fn the_pods_init_is_nobody_in_an_empty_root() {
     let start = |cgroups: Vec<String>, namespaces: Vec<String>| Op::StartInit(v1::StartInit { cgroups, namespaces });
     let error = client.error(start(vec![], vec!["/no/such/ns".into()]));
     assert!(error.code() == ErrorCode::ErrorProgram && error.message.contains("open /no/such/ns"), "{error:?}");
+    // In a user namespace nobody has no number; without it there is no capability there either.
+    let mut other = std::process::Command::new("unshare");
+    let mut other = other.args(["-U", "--map-root-user", "-i", "sleep", "1000"]).spawn().unwrap();
+    pod.pids.borrow_mut().push(other.id() as i32);
+    let ns = |kind: &str| format!("/proc/{}/ns/{kind}", other.id());
+    let link = |pid: u32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    until("its namespaces", || std::fs::read_to_string(format!("/proc/{}/comm", other.id())).unwrap() == "sleep\n");
+    let Body::InitStarted(inside) = client.call(start(vec![], vec![ns("user"), ns("ipc")]), &[]) else { panic!() };
+    for kind in ["user", "ipc"] {
+        assert_eq!(link(inside.pid as u32, kind), link(other.id(), kind));
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", inside.pid)).unwrap();
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(inside.pid, libc::SIGKILL) };
+    let exit = client.event("its end", |e| match e {
+        Body::InitExited(e) => e.exit.clone(),
+        _ => None,
+    });
+    assert_eq!(exit.signal, 9);
+    other.kill().unwrap();
+    other.wait().unwrap();
+
     let namespaces = vec![String::new(), "/proc/self/ns/ipc".into(), "/proc/self/ns/net".into()];
     let pid = match client.call(start(vec![], namespaces.clone()), &[]) {
         Body::InitStarted(started) => started.pid,

@@ -11,7 +11,8 @@ use super::error::{Error, Kind, Result};
 use super::ids::ContainerId;
 use super::ports::{Image, Monitor, monitor_v1};
 use super::records::{ContainerRecord, PodRecord, ResolvedUser, Resource, SandboxFacts};
-use super::spec::ContainerConfig;
+use super::spec::{ContainerConfig, Resources};
+use super::stats::{PodSample, StatsTarget, StatsWanted};
 
 /// What a backend can do, as data; shown in Status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,6 +81,20 @@ pub struct ExecContext<'a> {
     pub tty: bool,
 }
 
+/// New limits of a container.
+pub struct UpdateContext<'a> {
+    /// Its pod.
+    pub pod: &'a PodRecord,
+    /// The container, created or running, with the limits it has now.
+    pub container: &'a ContainerRecord,
+    /// Folder of the container.
+    pub run_dir: &'a Utf8Path,
+    /// What is asked for: what is not given stays as it is.
+    pub asked: &'a Resources,
+    /// What the limits are afterwards, the old ones included.
+    pub merged: &'a Resources,
+}
+
 /// A kind of pod. Each verb may be repeated after a crash at any point of an earlier try.
 #[async_trait]
 pub trait Backend: Send + Sync {
@@ -123,4 +138,28 @@ pub trait Backend: Send + Sync {
     async fn network_status(&self) -> std::result::Result<(), super::ports::NetworkNotReady>;
     /// Takes away what belongs to no pod or container of these; called at start, when nothing is in quarantine.
     async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()>;
+    /// What the targets use now, in their order. Starts no process, waits for no disk; what is gone is absent.
+    async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {
+        let _ = wanted;
+        Ok(targets.iter().map(|_| PodSample::default()).collect())
+    }
+    /// Changes the limits of a container; refuses by name what it can't honour, before it changes anything.
+    async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
+        Err(unoffered(self.handler(), &format!("new limits for container {}", update.container.id)))
+    }
+    /// Changes the limits of a pod as a whole (without its overhead, and that). Success without a change when
+    /// somebody else keeps the pod's unit and has done it already.
+    async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
+        let _ = (resources, overhead);
+        Err(unoffered(self.handler(), &format!("new limits for pod {}", pod.id)))
+    }
+    /// The node's pod networks, as the kubelet tells them ("10.1.0.0/24").
+    async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
+        let _ = cidrs;
+        Ok(())
+    }
+}
+
+fn unoffered(handler: &str, what: &str) -> Error {
+    Error::new(Kind::Unimplemented, format!("{what}: handler {handler} does not offer it"))
 }

@@ -225,6 +225,9 @@ pub struct Network {
     pub embedded: bool,
     /// Its IPv4 subnet.
     pub embedded_subnet: String,
+    /// Template of a CNI network list (Go's `{{.PodCIDR}}`, `.PodCIDRRanges`, `.Routes`, as containerd has them): made
+    /// into a file in `conf_dir` when a kubelet tells the node's pod networks and no other configuration is there.
+    pub conf_template: Option<Utf8PathBuf>,
 }
 
 impl Default for Network {
@@ -234,6 +237,7 @@ impl Default for Network {
             conf_dir: "/etc/cni/net.d".into(),
             embedded: false,
             embedded_subnet: "10.213.0.0/20".into(),
+            conf_template: None,
         }
     }
 }
@@ -270,7 +274,8 @@ impl Config {
             ("network.conf_dir", &self.network.conf_dir),
             ("runtime.seccomp_root", &self.runtime.seccomp_root),
         ];
-        for (key, path) in absolute {
+        let template = self.network.conf_template.as_ref().map(|path| ("network.conf_template", path));
+        for (key, path) in absolute.into_iter().chain(template) {
             if !path.is_absolute() {
                 return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
             }

@@ -15,3 +15,4 @@ pub mod reference;
 pub mod signals;
 pub mod spec;
 pub mod state;
+pub mod stats;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
@@ -72,6 +73,11 @@ pub trait PodNetwork: Send + Sync {
     async fn del(&self, request: &NetworkRequest) -> Result<()>;
     /// Gives back what belongs to no pod of `live` (addresses, cached results).
     async fn gc(&self, live: &[PodId]) -> Result<()>;
+    /// The node's pod networks ("10.1.0.0/24"), as the kubelet tells them at its start and when they change.
+    async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
+        let _ = cidrs;
+        Ok(())
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- storage
@@ -283,6 +289,10 @@ pub struct ExecExit {
     pub timed_out: bool,
 }
 
+/// Waits for the end of an attached client's output; of one with input alone, for the end of that. True: it was closed
+/// because its buffer was full.
+pub type AttachEnd = BoxFuture<'static, Result<bool>>;
+
 /// Calls to one monitor. Each has a deadline and fails with Unavailable when the monitor is gone.
 #[async_trait]
 pub trait Monitor: Send + Sync {
@@ -299,21 +309,24 @@ pub trait Monitor: Send + Sync {
     /// Runs a process in a container and waits for its end. Dropping the future kills it.
     /// `stdio`: the process's stdin, stdout and stderr; missing ones are /dev/null.
     async fn exec(&self, exec: monitor_v1::Exec, stdio: [Option<OwnedFd>; 3]) -> Result<ExecExit>;
-    /// Connects a client with a running container's streams and waits until that is over. `stdio`: where its input comes
-    /// from, and where stdout and stderr go from now on. Dropping the future changes nothing; closing the other ends does.
-    async fn attach(&self, attach: monitor_v1::Attach, stdio: [Option<OwnedFd>; 3]) -> Result<monitor_v1::AttachEnded> {
-        let _ = (attach, stdio);
-        Err(Error::new(Kind::Unimplemented, "Attach is not implemented by this monitor"))
-    }
-    /// Sets the size of an exec's or a container's terminal, in characters.
-    async fn resize(&self, container: &ContainerId, exec_id: Option<&str>, width: u32, height: u32) -> Result<()> {
-        let _ = (container, exec_id, width, height);
-        Err(Error::new(Kind::Unimplemented, "ResizeTerminal is not implemented by this monitor"))
-    }
     /// Opens the log file anew; answers after the swap.
     async fn reopen_log(&self, container: &ContainerId) -> Result<()>;
     /// Starts the shared PID namespace's init; answers with its pid.
     async fn start_init(&self, request: monitor_v1::StartInit) -> Result<i32>;
+    /// Connects a client with a running container's streams. `stdio`: where its input comes from, and where stdout and
+    /// stderr go from now on (pipes or stream sockets; a client whose buffer is full is closed). The answer waits for
+    /// the end; dropping it changes nothing, closing the other ends does.
+    async fn attach(&self, container: &ContainerId, _stdio: [Option<OwnedFd>; 3]) -> Result<AttachEnd> {
+        Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor can't attach")))
+    }
+    /// Sets the size, in cells, of the container's terminal or, with `exec`, of that exec's.
+    async fn resize(&self, container: &ContainerId, _exec: Option<&str>, _width: u32, _height: u32) -> Result<()> {
+        Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor has no terminals")))
+    }
+    /// Ends the container's stdin for good.
+    async fn close_stdin(&self, container: &ContainerId) -> Result<()> {
+        Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor has no stdin")))
+    }
     /// Replaces the record that the monitor keeps for the daemon.
     async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()>;
     /// Ends the monitor (with `force` its containers first) and waits until its process is gone.

@@ -324,6 +324,27 @@ pub(crate) mod tests {
         }
     }
 
+    /// A running container's record.
+    pub(crate) fn container(pod: &PodId, config: ContainerConfig) -> ContainerRecord {
+        ContainerRecord {
+            id: ContainerId::new(),
+            pod: pod.clone(),
+            config,
+            image_id: Digest::from_sha256(&[1; 32]),
+            image_ref: "ref".into(),
+            phase: ContainerPhase::Running,
+            created_at: 1,
+            started_at: 2_000_000_000,
+            finished_at: 0,
+            exit: None,
+            user: ResolvedUser::default(),
+            log_path: None,
+            stop_signal: 15,
+            pid: 0,
+            pid_start_time: 0,
+        }
+    }
+
     #[test]
     fn what_is_saved_is_loaded_and_what_is_broken_is_set_aside() {
         let dir = tempfile::tempdir().expect("tempdir");

@@ -180,6 +180,36 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+impl Resources {
+    /// These limits where they are given, `old` where they are not.
+    pub fn over(&self, old: &Self) -> Self {
+        let number = |new: i64, old: i64| if new == 0 { old } else { new };
+        let text = |new: &str, old: &str| if new.is_empty() { old.to_owned() } else { new.to_owned() };
+        let mut hugepages = old.hugepages.clone();
+        for (size, bytes) in &self.hugepages {
+            match hugepages.iter_mut().find(|(known, _)| known == size) {
+                Some((_, limit)) => *limit = *bytes,
+                None => hugepages.push((size.clone(), *bytes)),
+            }
+        }
+        // Without swap of its own the container had as much of both together as of memory: so it stays.
+        let no_swap = old.memory_limit > 0 && old.memory_swap_limit == old.memory_limit;
+        let swap = if no_swap { number(self.memory_limit, old.memory_swap_limit) } else { old.memory_swap_limit };
+        Self {
+            cpu_period: number(self.cpu_period, old.cpu_period),
+            cpu_quota: number(self.cpu_quota, old.cpu_quota),
+            cpu_shares: number(self.cpu_shares, old.cpu_shares),
+            memory_limit: number(self.memory_limit, old.memory_limit),
+            memory_swap_limit: number(self.memory_swap_limit, swap),
+            oom_score_adj: self.oom_score_adj.filter(|adj| *adj != 0).or(old.oom_score_adj),
+            cpuset_cpus: text(&self.cpuset_cpus, &old.cpuset_cpus),
+            cpuset_mems: text(&self.cpuset_mems, &old.cpuset_mems),
+            hugepages,
+            unified: old.unified.iter().chain(&self.unified).map(|(k, v)| (k.clone(), v.clone())).collect(),
+        }
+    }
+}
+
 /// A pod as asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SandboxConfig {
@@ -393,4 +423,40 @@ pub struct ContainerSecurity {
     pub seccomp: Profile,
     /// AppArmor.
     pub apparmor: Profile,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_limits_go_over_the_old_ones() {
+        let old = Resources {
+            cpu_period: 100_000,
+            cpu_quota: 50_000,
+            cpu_shares: 512,
+            memory_limit: 64 << 20,
+            memory_swap_limit: 64 << 20,
+            oom_score_adj: Some(900),
+            cpuset_cpus: "0".into(),
+            hugepages: vec![("2MB".into(), 0)],
+            unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+            ..Default::default()
+        };
+        assert_eq!(Resources { oom_score_adj: Some(0), ..Default::default() }.over(&old), old);
+        let asked = Resources { cpu_quota: -1, memory_limit: 128 << 20, ..Default::default() };
+        let merged = asked.over(&old);
+        assert_eq!((merged.cpu_quota, merged.cpu_period, merged.cpu_shares), (-1, 100_000, 512));
+        assert_eq!((merged.memory_limit, merged.memory_swap_limit), (128 << 20, 128 << 20), "still no swap");
+        let swap = Resources { memory_swap_limit: 96 << 20, ..old.clone() };
+        assert_eq!(asked.over(&swap).memory_swap_limit, 96 << 20);
+        let more = Resources {
+            hugepages: vec![("1GB".into(), 5), ("2MB".into(), 7)],
+            unified: [("pids.max".to_owned(), "9".to_owned())].into(),
+            ..Default::default()
+        };
+        let merged = more.over(&old);
+        assert_eq!(merged.hugepages, [("2MB".to_owned(), 7), ("1GB".to_owned(), 5)]);
+        assert_eq!(merged.unified.len(), 2);
+    }
 }

@@ -65,6 +65,8 @@ pub enum PodRequest {
     Stop,
     /// RemovePodSandbox.
     Remove,
+    /// UpdatePodSandboxResources.
+    Update,
 }
 
 /// Requests to a container.
@@ -78,6 +80,8 @@ pub enum ContainerRequest {
     Remove,
     /// ExecSync, Exec, Attach, ReopenContainerLog: needs a running process.
     Reach,
+    /// UpdateContainerResources: needs a cgroup.
+    Update,
 }
 
 impl PodPhase {
@@ -85,8 +89,10 @@ impl PodPhase {
     pub fn verdict(self, request: PodRequest) -> Verdict {
         use PodPhase::*;
         match (request, self) {
-            (PodRequest::CreateContainer, Ready) => Verdict::Go,
-            (PodRequest::CreateContainer, phase) => Verdict::Refuse(format!("the sandbox is {}", phase.word())),
+            (PodRequest::CreateContainer | PodRequest::Update, Ready) => Verdict::Go,
+            (PodRequest::CreateContainer | PodRequest::Update, phase) => {
+                Verdict::Refuse(format!("the sandbox is {}", phase.word()))
+            }
             (PodRequest::Stop, NotReady | Removing) => Verdict::Done,
             (PodRequest::Stop, Creating | Ready | Stopping) => Verdict::Go,
             (PodRequest::Remove, _) => Verdict::Go,
@@ -110,7 +116,8 @@ impl ContainerPhase {
     pub fn verdict(self, request: ContainerRequest) -> Verdict {
         use ContainerPhase::*;
         match (request, self) {
-            (ContainerRequest::Start, Created) => Verdict::Go,
+            (ContainerRequest::Start, Created) | (ContainerRequest::Update, Created | Running) => Verdict::Go,
+            (ContainerRequest::Update, phase) => Verdict::Refuse(format!("the container is {}", phase.word())),
             (ContainerRequest::Start | ContainerRequest::Reach, phase) if phase != Running => {
                 Verdict::Refuse(format!("the container is {}", phase.word()))
             }
@@ -175,11 +182,7 @@ mod tests {
                 }
                 Event::RemoveContainer if self.asks(ContainerRequest::Remove) => self.container = None,
                 Event::StopPod => self.stop(),
-                Event::Crash => {
-                    if pod == PodPhase::Ready {
-                        self.pod = Some(PodPhase::Stopping);
-                    }
-                }
+                Event::Crash if pod == PodPhase::Ready => self.pod = Some(PodPhase::Stopping),
                 _ => {}
             }
         }
@@ -229,5 +232,17 @@ mod tests {
         }
         assert_eq!(ContainerPhase::Running.verdict(ContainerRequest::Reach), Verdict::Go);
         assert_eq!(ContainerPhase::Exited.verdict(ContainerRequest::Stop), Verdict::Done);
+    }
+
+    #[test]
+    fn limits_change_while_there_is_a_cgroup() {
+        for phase in [ContainerPhase::Created, ContainerPhase::Running] {
+            assert_eq!(phase.verdict(ContainerRequest::Update), Verdict::Go);
+        }
+        for phase in [ContainerPhase::Creating, ContainerPhase::Exited, ContainerPhase::Removing] {
+            assert!(matches!(phase.verdict(ContainerRequest::Update), Verdict::Refuse(_)), "{phase:?}");
+        }
+        assert_eq!(PodPhase::Ready.verdict(PodRequest::Update), Verdict::Go);
+        assert!(matches!(PodPhase::NotReady.verdict(PodRequest::Update), Verdict::Refuse(_)));
     }
 }

@@ -317,6 +317,23 @@ pub fn has_namespace_options(config: Option<&v1::ContainerConfig>) -> bool {
     security.is_some_and(|s| s.namespace_options.is_some())
 }
 
+/// The node's pod networks, as "10.1.0.0/24" or "10.1.0.0/24,fd00::/64"; "": none.
+pub fn pod_cidrs(list: &str) -> Result<Vec<String>> {
+    let parts = list.split(',').map(str::trim).filter(|c| !c.is_empty());
+    let check = |cidr: &str| {
+        let fits = cidr.split_once('/').is_some_and(|(ip, bits)| match ip.parse::<std::net::IpAddr>() {
+            Ok(ip) => bits.parse::<u8>().is_ok_and(|bits| bits <= if ip.is_ipv4() { 32 } else { 128 }),
+            Err(_) => false,
+        });
+        if fits {
+            Ok(cidr.to_owned())
+        } else {
+            Err(Error::invalid(format!("pod_cidr: {cidr:?} is not an address range")))
+        }
+    };
+    parts.map(check).collect()
+}
+
 /// Credentials of a pull.
 pub fn auth(auth: Option<v1::AuthConfig>) -> Option<RegistryAuth> {
     auth.map(|a| RegistryAuth {
@@ -378,6 +395,15 @@ mod tests {
         }))
         .expect_err("no image");
         assert!(e.chain().contains("image"), "{}", e.chain());
+    }
+
+    #[test]
+    fn pod_networks_are_one_or_two_ranges() {
+        assert_eq!(pod_cidrs("10.1.0.0/24, fd00::/64").expect("two"), ["10.1.0.0/24", "fd00::/64"]);
+        assert_eq!(pod_cidrs("").expect("none"), Vec::<String>::new());
+        for bad in ["10.1.0.0", "10.1.0.0/33", "fd00::/129", "x/8", "10.1.0.0/-1", "10.1.0.0/24\"}"] {
+            assert!(pod_cidrs(bad).expect_err("refused").chain().contains("pod_cidr"), "{bad}");
+        }
     }
 
     #[test]

@@ -41,18 +41,24 @@ pub fn bind(path: &Utf8Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves until `stop`, then lets requests under way end.
+/// Serves until `stop`, then lets requests under way end, however long they take.
 pub async fn serve(front: Front, listener: UnixListener, local: bool, stop: CancellationToken) -> Result<()> {
     let max = front.config.server.grpc_max_message_size;
     let runtime =
         RuntimeServiceServer::new(front.clone()).max_decoding_message_size(max).max_encoding_message_size(max);
     let image = ImageServiceServer::new(front.clone()).max_decoding_message_size(max).max_encoding_message_size(max);
+    // Streams of events have no end of their own, and the server waits for every answer's end.
+    let engine = front.engine.clone();
+    let stop = async move {
+        stop.cancelled_owned().await;
+        engine.close_events();
+    };
     let mut router = Server::builder().add_service(runtime).add_service(image);
     if local {
         router = router.add_service(LocalServiceServer::new(front));
     }
     router
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(|e| Error::because(Kind::Internal, "serve gRPC", e))
 }

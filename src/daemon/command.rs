@@ -4,6 +4,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::{Arg, ArgMatches};
@@ -19,6 +20,11 @@ use crate::core::error::Error;
 use crate::core::spec::Owner;
 use crate::cri::streaming::Streaming;
 use crate::cri::{Front, server};
+
+/// How long requests under way may take to end when the daemon is told to end: a stop with a long grace, a pull.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the answers to those that were cut off may take.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The command.
 pub struct Serve;
@@ -79,17 +85,32 @@ async fn serve(config: Config) -> Result<()> {
     let local = server::bind(local_listen).map_err(plain)?;
     tracing::info!(%listen, %local_listen, pid = std::process::id(), "serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    let served = tokio::try_join!(
-        server::serve(front(Owner::Cri, Scope::Cri), cri, false, stop.clone()),
-        server::serve(front(Owner::Local, Scope::Local), local, true, stop.clone()),
-    );
-    notify(&[sd_notify::NotifyState::Stopping]);
+    let mut serving = std::pin::pin!(async {
+        tokio::try_join!(
+            server::serve(front(Owner::Cri, Scope::Cri), cri, false, stop.clone()),
+            server::serve(front(Owner::Local, Scope::Local), local, true, stop.clone()),
+        )
+    });
+    let overdue = async {
+        stop.cancelled().await;
+        notify(&[sd_notify::NotifyState::Stopping]);
+        tokio::time::sleep(PATIENCE).await;
+    };
+    let served = tokio::select! {
+        served = &mut serving => served.map(|_| ()),
+        () = overdue => {
+            tracing::warn!(after = ?PATIENCE, "requests are still under way: they are cut off, whoever asked asks again");
+            wired.tasks.shutdown().await;
+            // Those that were cut off are answered.
+            tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or(Ok(((), ()))).map(|_| ())
+        }
+    };
     wired.tasks.shutdown().await;
     for socket in [listen, local_listen] {
         let _ = std::fs::remove_file(socket);
     }
     tracing::info!("stopped; pods run on");
-    served.map(|_| ()).map_err(plain)
+    served.map_err(plain)
 }
 
 /// Tells systemd, where it started us.

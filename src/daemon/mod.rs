@@ -32,6 +32,8 @@ pub use lock::StateLock;
 
 /// Where `ip netns` and other tools look for network namespaces.
 const NETNS_FOLDER: &str = "/run/netns";
+/// How often the daemon looks whether there is memory to give back.
+const MEMORY_PERIOD: Duration = Duration::from_secs(3);
 /// Where a package puts the monitor.
 const LIBEXEC: &str = "/usr/libexec/proxmox-lxcri";
 /// The monitor's file name.
@@ -83,8 +85,10 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let hierarchy = Hierarchy::detect()?;
     let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
     let monitors = hierarchy.delegate()?;
-    let layers: Arc<dyn LayerStore> = OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
-    let images: Arc<dyn ImageStore> = LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
+    let layers: Arc<dyn LayerStore> =
+        OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
+    let images: Arc<dyn ImageStore> =
+        LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
         run_root: state.join("pods"),
@@ -106,8 +110,19 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         tasks.clone(),
     );
     let report = engine.recover().await?;
+    tasks.spawn_cancellable("give memory back", give_memory_back(engine.clone()));
     tracing::info!(pods = report.pods, running = report.running, quarantined = report.quarantined.len(), "recovered");
     Ok(Wired { engine, cgroup_driver, tasks, _lock: lock })
+}
+
+/// After work, when the heap holds what the work needed and nobody needs any more.
+async fn give_memory_back(engine: Engine) {
+    loop {
+        tokio::time::sleep(MEMORY_PERIOD).await;
+        if engine.take_activity() {
+            crate::utils::memory::trim();
+        }
+    }
 }
 
 fn images_config(config: &Config) -> ImagesConfig {
@@ -130,6 +145,7 @@ fn cni_config(config: &Config) -> Result<CniConfig> {
         conf_dirs: vec![network.conf_dir.clone()],
         plugin_dirs: network.plugin_dirs.clone(),
         embedded,
+        template: network.conf_template.clone(),
         ..CniConfig::new(config.server.root.join("cni"))
     })
 }

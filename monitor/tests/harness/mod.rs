@@ -20,6 +20,11 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// Nothing in these tests takes longer.
 pub const LONG: Duration = Duration::from_secs(20);
 
+/// The monitor: as built for this test, or the one that MONITOR names (the static build).
+pub fn program() -> PathBuf {
+    std::env::var_os("MONITOR").map_or_else(|| env!("CARGO_BIN_EXE_proxmox-lxcri-monitor").into(), PathBuf::from)
+}
+
 /// A monitor and its folder.
 pub struct Pod {
     pub dir: tempfile::TempDir,
@@ -30,7 +35,7 @@ pub struct Pod {
 
 impl Pod {
     pub fn start() -> Self {
-        Self::start_with(b"the pod's record", Path::new(env!("CARGO_BIN_EXE_proxmox-lxcri-monitor")))
+        Self::start_with(b"the pod's record", &program())
     }
 
     pub fn start_with(info: &[u8], program: &Path) -> Self {

@@ -9,6 +9,7 @@ mod dial;
 mod files;
 mod launch;
 mod sandbox;
+mod stats;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::oci::HostFacts;
-use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext};
+use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext, UpdateContext};
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::{Monitor, NetworkNotReady, PodNetwork, monitor_v1};
 use crate::core::records::{PodRecord, SandboxFacts};
-use crate::core::spec::{NamespaceMode, Profile, SandboxConfig};
+use crate::core::spec::{NamespaceMode, Profile, Resources, SandboxConfig};
+use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
 use crate::integrations::cgroup::{Driver, Hierarchy, Parent};
 use crate::integrations::netns::NamespacePins;
 use crate::integrations::{apparmor, host};
@@ -63,6 +65,7 @@ pub struct CrunBackend {
     network: Arc<dyn PodNetwork>,
     /// Identity of the program that answered `--version`: it is asked again only when it changes.
     probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
+    traffic: stats::TrafficCache,
 }
 
 impl CrunBackend {
@@ -87,7 +90,8 @@ impl CrunBackend {
             nofile_hard: powers.nofile_hard,
             recursive_read_only: false,
         };
-        let mut this = Self { config, host: facts, hierarchy, pins, network, probed: std::sync::Mutex::new(None) };
+        let (probed, traffic) = Default::default();
+        let mut this = Self { config, host: facts, hierarchy, pins, network, probed, traffic };
         this.host.recursive_read_only = this.knows_recursive_read_only().await;
         if this.host.apparmor
             && let Err(e) = apparmor::load_default().await
@@ -234,5 +238,21 @@ impl Backend for CrunBackend {
 
     async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
         self.sweep(pods, containers).await
+    }
+
+    async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {
+        self.read_stats(targets, wanted).await
+    }
+
+    async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
+        self.change_limits(update).await
+    }
+
+    async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
+        self.change_pod_limits(pod, resources, overhead).await
+    }
+
+    async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
+        self.network.set_pod_cidrs(cidrs).await
     }
 }

@@ -8,7 +8,7 @@ use oci_spec::runtime::{
 };
 
 use super::process::host_pid;
-use super::{SpecInput, built, mounts};
+use super::{HostFacts, SpecInput, built, mounts};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::spec::{NamespaceMode, Resources};
 
@@ -17,7 +17,7 @@ pub(super) fn plan(input: &SpecInput<'_>) -> Result<Linux> {
     let mut linux = Linux::default();
     linux.set_namespaces(Some(namespaces(input)?));
     linux.set_cgroups_path(Some(input.cgroups_path.into()));
-    let mut limits = resources(&input.config.resources, input)?;
+    let mut limits = resources(&input.config.resources, input.host, input.pids_limit)?;
     limits.set_devices(Some(device_rules(input)?));
     linux.set_resources(Some(limits));
     linux.set_devices(Some(input.devices.iter().map(|(d, _)| d.clone()).collect()));
@@ -76,7 +76,7 @@ fn namespace(kind: LinuxNamespaceType, path: Option<&str>) -> Result<LinuxNamesp
 }
 
 /// Limits for the OCI runtime; what the node can't enforce is refused, what only says "no limit" is left out.
-pub fn resources(asked: &Resources, input: &SpecInput<'_>) -> Result<LinuxResources> {
+pub fn resources(asked: &Resources, host: &HostFacts, pids_limit: i64) -> Result<LinuxResources> {
     let mut limits = LinuxResources::default();
     limits.set_devices(None);
     let mut cpu = LinuxCpu::default();
@@ -89,18 +89,18 @@ pub fn resources(asked: &Resources, input: &SpecInput<'_>) -> Result<LinuxResour
     limits.set_cpu(Some(cpu));
     let mut memory = LinuxMemory::default();
     memory.set_limit((asked.memory_limit > 0).then_some(asked.memory_limit));
-    if asked.memory_swap_limit > 0 && input.host.swap_limit {
+    if asked.memory_swap_limit > 0 && host.swap_limit {
         memory.set_swap(Some(asked.memory_swap_limit));
     } else if asked.memory_swap_limit > asked.memory_limit {
         return Err(Error::new(Kind::Unimplemented, "a swap limit is asked for, but this node can't limit swap"));
     }
     limits.set_memory(Some(memory));
-    if input.pids_limit > 0 {
-        limits.set_pids(Some(built(LinuxPidsBuilder::default().limit(input.pids_limit).build())?));
+    if pids_limit > 0 {
+        limits.set_pids(Some(built(LinuxPidsBuilder::default().limit(pids_limit).build())?));
     }
     let mut huge = Vec::new();
     for (size, bytes) in &asked.hugepages {
-        if !input.host.hugetlb {
+        if !host.hugetlb {
             // Kubelets send a zero for every size to every node.
             if *bytes > 0 {
                 return Err(Error::new(
@@ -116,13 +116,33 @@ pub fn resources(asked: &Resources, input: &SpecInput<'_>) -> Result<LinuxResour
     }
     limits.set_hugepage_limits((!huge.is_empty()).then_some(huge));
     if !asked.unified.is_empty() {
-        if !input.host.cgroup_v2 {
+        if !host.cgroup_v2 {
             return Err(Error::new(Kind::Unimplemented, "unified resources need cgroup v2"));
         }
         if let Some(bad) = asked.unified.keys().find(|k| k.contains('/') || k.starts_with("cgroup.")) {
             return Err(Error::invalid(format!("unified resource {bad:?} is not a controller's file")));
         }
         limits.set_unified(Some(asked.unified.clone().into_iter().collect::<HashMap<_, _>>()));
+    }
+    Ok(limits)
+}
+
+/// What changes in the limits of a container that is there: what is asked for, with what the kernel wants beside it.
+/// Refused as in [`resources`].
+pub fn update(asked: &Resources, merged: &Resources, host: &HostFacts) -> Result<LinuxResources> {
+    let mut changed = asked.clone();
+    if asked.cpu_quota != 0 || asked.cpu_period != 0 {
+        (changed.cpu_quota, changed.cpu_period) = (merged.cpu_quota, merged.cpu_period);
+    }
+    if asked.memory_limit != 0 || asked.memory_swap_limit != 0 {
+        (changed.memory_limit, changed.memory_swap_limit) = (merged.memory_limit, merged.memory_swap_limit);
+    }
+    let mut limits = resources(&changed, host, 0)?;
+    if changed.memory_limit < 0 {
+        let mut memory = LinuxMemory::default();
+        memory.set_limit(Some(-1));
+        memory.set_swap(host.swap_limit.then_some(-1));
+        limits.set_memory(Some(memory));
     }
     Ok(limits)
 }

@@ -4,7 +4,7 @@ use oci_spec::runtime::{Mount, MountBuilder};
 
 use super::{SpecInput, built};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::spec::{self, NamespaceMode, Propagation};
+use crate::core::spec::{self, Propagation};
 
 /// Mount options that may be asked for by name.
 const OPTIONS: [&str; 12] = [
@@ -58,12 +58,8 @@ fn base(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         )?,
     ];
-    // A message queue file system belongs to the IPC namespace: with the host's it is the host's.
-    if input.config.security.namespaces.ipc == NamespaceMode::Node {
-        mounts.push(mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"])?);
-    } else {
-        mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?);
-    }
+    // It shows the IPC namespace of whoever mounts it: the pod's, or the host's.
+    mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?);
     mounts.push(mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys])?);
     mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys])?);
     Ok(mounts)

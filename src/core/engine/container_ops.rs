@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::events::EventKind;
 use super::pod::{PodTask, StopWait};
 use super::sandbox_ops::{killed_now, make_private_dir};
 use super::{orphans, unknown_container};
@@ -22,6 +23,8 @@ use crate::core::state::{ContainerPhase, ContainerRequest, PodPhase, PodRequest,
 
 /// After SIGKILL: how long until a container that does not end is called stuck.
 const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// Longer graces are as good as this one; the wire allows more than a clock can count.
+const GRACE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl PodTask {
     /// CreateContainer. On failure nothing is left.
@@ -52,6 +55,7 @@ impl PodTask {
                     "container created"
                 );
                 self.containers.insert(id.clone(), record);
+                self.tell(EventKind::Created, Some(&id));
                 Ok(id)
             }
             Err(e) => {
@@ -216,7 +220,9 @@ impl PodTask {
                 record.started_at = started_at;
                 self.containers.insert(id.clone(), record.clone());
                 tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), pid = record.pid, "container runs");
-                self.save_container(&record).await
+                let saved = self.save_container(&record).await;
+                self.tell(EventKind::Started, Some(id));
+                saved
             }
             Err(e) => {
                 let note = e.chain();
@@ -250,7 +256,8 @@ impl PodTask {
         record.exit = Some(exit);
         record.pid = 0;
         self.containers.insert(record.id.clone(), record.clone());
-        if let Err(e) = self.save_container(record).await {
+        let saved = self.save_container(record).await;
+        if let Err(e) = &saved {
             // Lists show it from memory; after a restart the monitor's exit record tells it again.
             tracing::error!(
                 container = record.id.as_str(),
@@ -258,7 +265,11 @@ impl PodTask {
                 "a container's end is not on record yet"
             );
             self.shared.index_mut().publish_container(record);
-        } else if let Err(e) = self.reap(&record.id).await {
+        }
+        self.tell(EventKind::Stopped, Some(&record.id));
+        if saved.is_ok()
+            && let Err(e) = self.reap(&record.id).await
+        {
             tracing::warn!(
                 container = record.id.as_str(),
                 error = e.chain(),
@@ -298,7 +309,7 @@ impl PodTask {
             let _ = reply.send(Err(e.context(format!("stop container {id}"))));
             return;
         }
-        let deadline = Instant::now() + if killed { KILL_PATIENCE } else { grace };
+        let deadline = Instant::now() + if killed { KILL_PATIENCE } else { grace.min(GRACE_MAX) };
         self.stops.push(StopWait { id, deadline, killed, reply: Some(reply) });
     }
 
@@ -354,11 +365,17 @@ impl PodTask {
         self.containers.remove(id);
         self.shared.index_mut().forget_container(&self.pod.id, id);
         tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), "container removed");
+        self.tell(EventKind::Deleted, Some(id));
         Ok(())
     }
 
     /// The monitor died or hung up: running containers are watched by their pids from here on.
     pub(super) fn on_monitor_gone(&mut self) {
+        if self.shared.tasks.token().is_cancelled() {
+            // It is this daemon that goes; the monitor stays for the next one.
+            self.events = None;
+            return;
+        }
         self.set_monitor(None);
         let running: Vec<_> =
             self.containers.values().filter(|c| c.phase == ContainerPhase::Running).cloned().collect();

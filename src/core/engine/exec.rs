@@ -13,15 +13,16 @@ use crate::core::ports::Monitor;
 use crate::core::records::ContainerRecord;
 use crate::core::state::{ContainerRequest, Verdict};
 
-/// More output than this is read and thrown away, each stream for itself: what a kubelet can receive.
-const OUTPUT_CAP: usize = 16 << 20;
+/// More output than this is read and thrown away. It counts for both streams together: a kubelet receives messages of at
+/// most 16 MiB, and there is a little more in one than output.
+const OUTPUT_CAP: usize = (16 << 20) - (4 << 10);
 
 /// What an exec said and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
-    /// At most 16 MiB.
+    /// With `stderr` a little less than 16 MiB at most.
     pub stdout: Vec<u8>,
-    /// At most 16 MiB.
+    /// At most half of that where `stdout` takes the other half.
     pub stderr: Vec<u8>,
     /// Exit code, 128 + n after signal n.
     pub exit_code: i32,
@@ -90,6 +91,7 @@ impl Engine {
                 ),
             ));
         }
+        cut(&mut stdout, &mut stderr);
         Ok(ExecOutput { stdout, stderr, exit_code: ended.exit.code })
     }
 
@@ -139,11 +141,35 @@ fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
     Ok((read, write))
 }
 
+/// Cuts both to [`OUTPUT_CAP`] together: each keeps at least half of it.
+fn cut(stdout: &mut Vec<u8>, stderr: &mut Vec<u8>) {
+    stdout.truncate(OUTPUT_CAP - stderr.len().min(OUTPUT_CAP / 2));
+    stderr.truncate(OUTPUT_CAP - stdout.len());
+}
+
 /// Reads to the end; keeps the first [`OUTPUT_CAP`] bytes.
 async fn read_capped(from: &mut pipe::Receiver, into: &mut Vec<u8>) {
     let mut buffer = [0u8; 8192];
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
         let room = OUTPUT_CAP - into.len();
         into.extend_from_slice(&buffer[..n.min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_streams_fit_one_message() {
+        let lengths = |out: usize, err: usize| {
+            let (mut out, mut err) = (vec![0; out], vec![0; err]);
+            cut(&mut out, &mut err);
+            (out.len(), err.len())
+        };
+        assert_eq!(lengths(5, 7), (5, 7));
+        assert_eq!(lengths(OUTPUT_CAP, 7), (OUTPUT_CAP - 7, 7));
+        assert_eq!(lengths(7, OUTPUT_CAP), (7, OUTPUT_CAP - 7));
+        assert_eq!(lengths(OUTPUT_CAP, OUTPUT_CAP), (OUTPUT_CAP / 2, OUTPUT_CAP / 2));
     }
 }

@@ -21,7 +21,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    fn sees(self, owner: Owner) -> bool {
+    pub(super) fn sees(self, owner: Owner) -> bool {
         self == Self::Local || owner == Owner::Cri
     }
 }
@@ -48,7 +48,10 @@ fn name_key(owner: Owner, metadata: &PodMetadata) -> (bool, PodMetadata) {
 
 impl Index {
     pub(super) fn insert(&mut self, record: &PodRecord, containers: &[ContainerRecord], handle: PodHandle) {
-        self.names.insert(name_key(record.owner, &record.config.metadata), record.id.clone());
+        // What is left of a failed create holds no name, also when an earlier daemon left it.
+        if record.phase == PodPhase::Creating || record.facts.is_some() {
+            self.names.insert(name_key(record.owner, &record.config.metadata), record.id.clone());
+        }
         for c in containers {
             self.owners.insert(c.id.clone(), record.id.clone());
         }
@@ -172,6 +175,22 @@ impl Index {
         let entries = self.pods.values().filter(|e| scope.sees(e.record.owner));
         let shown = |c: &&Arc<ContainerRecord>| c.phase != ContainerPhase::Creating;
         let mut all: Vec<_> = entries.flat_map(|e| e.containers.values()).filter(shown).cloned().collect();
+        all.sort_by_key(|r| r.created_at);
+        all
+    }
+}
+
+impl Index {
+    /// How many pods and containers there are.
+    pub(super) fn len(&self) -> usize {
+        self.pods.len() + self.owners.len()
+    }
+
+    /// A pod's containers, oldest first.
+    pub(super) fn containers_of(&self, pod: &PodId) -> Vec<Arc<ContainerRecord>> {
+        let Some(entry) = self.pods.get(pod) else { return Vec::new() };
+        let shown = |c: &&Arc<ContainerRecord>| c.phase != ContainerPhase::Creating;
+        let mut all: Vec<_> = entry.containers.values().filter(shown).cloned().collect();
         all.sort_by_key(|r| r.created_at);
         all
     }

@@ -5,15 +5,18 @@
 //! on disk and monitors running; [`recovery`] takes up from there.
 
 mod container_ops;
+mod events;
 mod exec;
 mod index;
 mod orphans;
 mod pod;
 mod recovery;
 mod sandbox_ops;
+mod stats;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -30,6 +33,7 @@ use super::spec::{ContainerConfig, Owner, SandboxConfig};
 use super::state::PodPhase;
 use crate::utils::tasks::TaskSet;
 
+pub use events::{EVENT_QUEUE, EventKind, EventStream, PodEvent};
 pub use exec::ExecOutput;
 use index::Index;
 pub use index::Scope;
@@ -74,6 +78,10 @@ struct Shared {
     records: RecordStore,
     index: RwLock<Index>,
     tasks: TaskSet,
+    /// Something was done since it was last asked.
+    active: std::sync::atomic::AtomicBool,
+    events: events::Events,
+    stats: stats::Samples,
 }
 
 /// The engine; cheap to clone.
@@ -111,7 +119,8 @@ impl Shared {
 impl Engine {
     /// An engine without pods; [`Engine::recover`] finds those of an earlier daemon.
     pub fn new(config: EngineConfig, ports: Ports, records: RecordStore, tasks: TaskSet) -> Self {
-        Self { shared: Arc::new(Shared { config, ports, records, index: RwLock::new(Index::default()), tasks }) }
+        let (index, active, events, stats) = Default::default();
+        Self { shared: Arc::new(Shared { config, ports, records, index, tasks, active, events, stats }) }
     }
 
     /// All backends, the default first.
@@ -119,6 +128,11 @@ impl Engine {
         let mut all = self.shared.ports.backends.clone();
         all.sort_by_key(|b| b.handler() != self.shared.config.default_handler);
         all
+    }
+
+    /// Whether any pod was changed since this was last asked.
+    pub fn take_activity(&self) -> bool {
+        self.shared.active.swap(false, std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The images.
@@ -163,10 +177,10 @@ impl Engine {
         let mut index = self.shared.index_mut();
         if let Some(id) = index.by_name(owner, &config.metadata) {
             let id = id.clone();
-            if index.claim(&id) {
+            let (phase, handle) = index.phase_and_handle(&id).ok_or_else(|| Error::internal("name without a pod"))?;
+            if phase == PodPhase::Ready && index.claim(&id) {
                 return Ok(Reservation::Claimed(id));
             }
-            let (phase, handle) = index.phase_and_handle(&id).ok_or_else(|| Error::internal("name without a pod"))?;
             if phase == PodPhase::Creating {
                 return Ok(Reservation::Join { id, handle });
             }
@@ -197,16 +211,18 @@ impl Engine {
 
     /// Ends everything in the pod and frees its network. Unknown is success; so is a second time.
     pub async fn stop_sandbox(&self, scope: Scope, id: &str) -> Result<()> {
-        let Some(handle) = self.shared.index().find_pod(scope, id)?.map(|(_, h)| h) else { return Ok(()) };
+        let Some((id, handle)) = self.shared.index().find_pod(scope, id)? else { return Ok(()) };
         handle.cancel.cancel();
-        gone_is_done(handle.ask(|reply| Command::Stop { reply }).await)
+        let done = handle.ask(|reply| Command::Stop { reply }).await;
+        self.gone_is_done(&id, done)
     }
 
     /// Stops the pod if need be and forgets it with its containers. Unknown is success.
     pub async fn remove_sandbox(&self, scope: Scope, id: &str) -> Result<()> {
-        let Some(handle) = self.shared.index().find_pod(scope, id)?.map(|(_, h)| h) else { return Ok(()) };
+        let Some((id, handle)) = self.shared.index().find_pod(scope, id)? else { return Ok(()) };
         handle.cancel.cancel();
-        gone_is_done(handle.ask(|reply| Command::Remove { reply }).await)
+        let done = handle.ask(|reply| Command::Remove { reply }).await;
+        self.gone_is_done(&id, done)
     }
 
     /// All pods that `scope` sees (those being created are not among them), oldest first.
@@ -237,17 +253,27 @@ impl Engine {
         handle.ask(|reply| Command::StartContainer { id, reply }).await
     }
 
-    /// Asks it to end, and kills it after `grace` (zero: at once). Not running is success; unknown is NotFound.
+    /// Asks it to end, and kills it after `grace` (zero: at once). Not running is success; so is unknown.
     pub async fn stop_container(&self, scope: Scope, id: &str, grace: Duration) -> Result<()> {
-        let Ok((id, handle)) = self.container_handle(scope, id) else { return Ok(()) };
-        gone_is_done(handle.ask(|reply| Command::StopContainer { id, grace, reply }).await)
+        let Some((id, handle)) = self.shared.index().find_container(scope, id)? else { return Ok(()) };
+        let done = handle.ask(|reply| Command::StopContainer { id: id.clone(), grace, reply }).await;
+        self.gone_is_done(&id, done)
     }
 
     /// Ends and forgets it. Unknown is success.
     pub async fn remove_container(&self, scope: Scope, id: &str) -> Result<()> {
-        let found = self.shared.index().find_container(scope, id)?;
-        let Some((id, handle)) = found else { return Ok(()) };
-        gone_is_done(handle.ask(|reply| Command::RemoveContainer { id, reply }).await)
+        let Some((id, handle)) = self.shared.index().find_container(scope, id)? else { return Ok(()) };
+        let done = handle.ask(|reply| Command::RemoveContainer { id: id.clone(), reply }).await;
+        self.gone_is_done(&id, done)
+    }
+
+    /// A pod that went away while it was asked is gone: for verbs that want it gone that is success. One whose task has
+    /// ended while the pod is still listed is not: this daemon stops, or the task has failed; the pod may run.
+    fn gone_is_done(&self, id: &impl Listed, result: Result<()>) -> Result<()> {
+        match result {
+            Err(e) if e.kind() == Kind::Aborted && !id.is_listed(&self.shared.index()) => Ok(()),
+            other => other,
+        }
     }
 
     fn container_handle(&self, scope: Scope, id: &str) -> Result<(ContainerId, PodHandle)> {
@@ -279,6 +305,23 @@ impl Engine {
     }
 }
 
+/// What the index lists.
+trait Listed {
+    fn is_listed(&self, index: &Index) -> bool;
+}
+
+impl Listed for PodId {
+    fn is_listed(&self, index: &Index) -> bool {
+        index.pod(self).is_some()
+    }
+}
+
+impl Listed for ContainerId {
+    fn is_listed(&self, index: &Index) -> bool {
+        index.container(self).is_some()
+    }
+}
+
 enum Reservation {
     /// The caller makes it.
     Mine { id: PodId, handle: PodHandle },
@@ -294,14 +337,6 @@ fn unknown_pod(id: &str) -> Error {
 
 fn unknown_container(id: &str) -> Error {
     Error::not_found(format!("no container {id:?}"))
-}
-
-/// A pod whose task has ended is gone: for verbs that want it gone that is success.
-fn gone_is_done(result: Result<()>) -> Result<()> {
-    match result {
-        Err(e) if e.kind() == Kind::Aborted => Ok(()),
-        other => other,
-    }
 }
 
 impl PodHandle {

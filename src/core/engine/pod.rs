@@ -26,7 +26,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{Monitor, MonitorEvent, MonitorLink};
 use crate::core::records::{self, ContainerRecord, PodRecord};
-use crate::core::spec::ContainerConfig;
+use crate::core::spec::{ContainerConfig, Resources};
 use crate::core::state::PodPhase;
 
 type Reply<T> = oneshot::Sender<Result<T>>;
@@ -39,6 +39,8 @@ pub(super) enum Command {
     StartContainer { id: ContainerId, reply: Reply<()> },
     StopContainer { id: ContainerId, grace: Duration, reply: Reply<()> },
     RemoveContainer { id: ContainerId, reply: Reply<()> },
+    UpdateContainer { id: ContainerId, asked: Box<Resources>, reply: Reply<()> },
+    UpdateSandbox { resources: Box<Resources>, overhead: Box<Resources>, reply: Reply<()> },
     Stop { reply: Reply<()> },
     Remove { reply: Reply<()> },
 }
@@ -137,6 +139,7 @@ impl PodTask {
     }
 
     async fn on_command(&mut self, command: Command) -> Next {
+        self.shared.active.store(true, std::sync::atomic::Ordering::Relaxed);
         match command {
             Command::Setup { reply } => {
                 let done = self.setup().await;
@@ -167,6 +170,10 @@ impl PodTask {
                 Next::GoOn
             }
             Command::RemoveContainer { id, reply } => answer(reply, self.remove_container(&id).await),
+            Command::UpdateContainer { id, asked, reply } => answer(reply, self.update_container(&id, &asked).await),
+            Command::UpdateSandbox { resources, overhead, reply } => {
+                answer(reply, self.update_sandbox(*resources, *overhead).await)
+            }
             Command::Stop { reply } => answer(reply, self.stop_sandbox().await),
             Command::Remove { reply } => {
                 let done = self.remove_sandbox().await;
@@ -190,7 +197,10 @@ impl PodTask {
             Some(MonitorEvent::LogTrouble(id, what)) => {
                 tracing::warn!(container = id.as_str(), what, "the log can't be written; output waits");
             }
-            Some(MonitorEvent::Gone) | None => self.on_monitor_gone(),
+            Some(MonitorEvent::Gone) | None => {
+                self.on_monitor_gone();
+                self.end_without_monitor().await;
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 //! |-------------------|-----------------|---------------------------------------------------------------------|
 //! | Creating          | any             | taken down: whoever asked has no answer and asks again              |
 //! | Ready, this boot  | answers         | adopted; containers' ends that nobody heard are taken from it        |
-//! | Ready, this boot  | gone            | running containers are watched by pid, see `orphans`                |
+//! | Ready, this boot  | gone            | running containers are watched by pid, see `orphans`; none: NOTREADY |
 //! | Ready, other boot | (gone)          | NOTREADY, containers EXITED: the kubelet then does not run them again |
 //! | Stopping, Removing| any             | the step is resumed                                                 |
 //! | none              | answers         | rebuilt from what the monitor keeps                                 |
@@ -162,12 +162,18 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
         after_reboot(&mut pod, &mut containers, shared.ports.clock.now_ns());
     }
     let fate = match pod.phase {
+        // Nobody was told its id, and its name is free for whoever asks again.
         PodPhase::Creating => Fate::TakeDown,
+        PodPhase::Stopping if pod.facts.is_none() => Fate::TakeDown,
         PodPhase::Ready if same_boot => Fate::Adopt,
         PodPhase::Ready => Fate::Resume(PodPhase::Stopping),
         PodPhase::NotReady => Fate::Adopt,
         phase => Fate::Resume(phase),
     };
+    if pod.phase == PodPhase::Creating {
+        // As a create that fails under this daemon: it holds no name while it is taken down.
+        (pod.phase, pod.facts) = (PodPhase::Stopping, None);
+    }
     for container in &mut containers {
         compare(shared, container, link.as_ref()).await;
     }
@@ -309,12 +315,13 @@ async fn drop_half(
 }
 
 impl PodTask {
-    /// First thing a task does: containers that ended while no daemon ran are taken out of the runtime.
+    /// First thing a task does: containers that ended while no daemon ran are taken out of the runtime; a pod without
+    /// monitor and without anything to watch ends.
     pub(super) async fn resume(&mut self) {
         let ended: Vec<_> =
             self.containers.values().filter(|c| c.phase == ContainerPhase::Exited).map(|c| c.id.clone()).collect();
         if self.pod.phase != PodPhase::Ready || self.monitor.is_none() {
-            return;
+            return self.end_without_monitor().await;
         }
         for id in ended {
             if let Err(e) = self.reap(&id).await {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::events::EventKind;
 use super::pod::{Next, PodTask, next_event};
 use crate::core::backend::Journal;
 use crate::core::blocking::blocking;
@@ -54,6 +55,8 @@ impl PodTask {
                     ms = started.elapsed().as_millis() as u64,
                     "pod runs"
                 );
+                self.tell(EventKind::Created, None);
+                self.tell(EventKind::Started, None);
                 Ok(())
             }
             Err(e) => {
@@ -139,6 +142,7 @@ impl PodTask {
         self.save_pod().await?;
         self.publish_pod();
         tracing::info!(pod = self.pod.id.as_str(), "pod stopped");
+        self.tell(EventKind::Stopped, None);
         Ok(())
     }
 
@@ -152,6 +156,7 @@ impl PodTask {
         }
         self.forget().await?;
         tracing::info!(pod = self.pod.id.as_str(), "pod removed");
+        self.tell(EventKind::Deleted, None);
         Ok(())
     }
 
@@ -223,6 +228,18 @@ impl PodTask {
             if let Err(e) = self.stop_sandbox().await {
                 tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "a pod without init can't be stopped");
             }
+        }
+    }
+
+    /// Without a monitor, and with nothing left to watch, no container can be made in the pod ever again: it becomes
+    /// NOTREADY, so that the kubelet makes another one in its place.
+    pub(super) async fn end_without_monitor(&mut self) {
+        if self.pod.phase != PodPhase::Ready || self.monitor.is_some() {
+            return;
+        }
+        tracing::error!(pod = self.pod.id.as_str(), "the pod has no monitor: it is not ready any more");
+        if let Err(e) = self.stop_sandbox().await {
+            tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "a pod without monitor can't be stopped");
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{Engine, Scope};
 use crate::core::backend::ExecContext;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
-use crate::core::ports::{Monitor, monitor_v1};
+use crate::core::ports::Monitor;
 use crate::core::records::{ContainerRecord, PodRecord};
 use crate::core::state::PodPhase;
 
@@ -154,16 +154,11 @@ impl Engine {
             // Less is allowed to a daemon without rights: then it may lag by less.
             let _ = rustix::pipe::fcntl_setpipe_size(end, LAG);
         }
-        let attach = monitor_v1::Attach {
-            container_id: container.id.to_string(),
-            attach_id: uuid::Uuid::new_v4().simple().to_string(),
-            ..Default::default()
-        };
         let terminal = Terminal { monitor: monitor.clone(), container: container.id.clone(), exec_id: None };
         let ended = async move {
-            let ended = monitor.attach(attach, [in_end, out_end, err_end]).await;
-            let ended = ended.map_err(|e| e.context(format!("attach to container {}", container.id)))?;
-            Ok(if ended.lagged { ProcessEnd::Lagged } else { ProcessEnd::Detached })
+            let named = |e: Error| e.context(format!("attach to container {}", container.id));
+            let end = monitor.attach(&container.id, [in_end, out_end, err_end]).await.map_err(named)?;
+            Ok(if end.await.map_err(named)? { ProcessEnd::Lagged } else { ProcessEnd::Detached })
         };
         Ok(Process { stdin, stdout, stderr, terminal, ended: ended.boxed() })
     }

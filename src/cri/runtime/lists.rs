@@ -7,12 +7,12 @@ use crate::core::error::Result;
 use crate::core::records::ContainerRecord;
 use crate::cri::{Front, to_wire};
 
-fn labels_match(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+pub(super) fn labels_match(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
 /// A filter's id may be shortened, as everywhere.
-fn id_matches(wanted: &str, id: &str) -> bool {
+pub(super) fn id_matches(wanted: &str, id: &str) -> bool {
     wanted.is_empty() || id.starts_with(wanted)
 }
 
@@ -65,6 +65,8 @@ impl Front {
                 "owner": pod.owner,
                 "handler": pod.handler,
                 "phase": pod.phase,
+                "resources": pod.config.resources,
+                "overhead": pod.config.overhead,
             });
             answer.info.insert("info".into(), info.to_string());
         }

@@ -1,7 +1,10 @@
-//! The CRI RuntimeService: one short method an RPC; what takes more than a few lines is in `lists` and `node`.
+//! The CRI RuntimeService: one short method an RPC; what takes more than a few lines is in the modules below.
 
+mod events;
 mod lists;
+mod metrics;
 mod node;
+mod stats;
 mod streams;
 
 use std::time::Duration;
@@ -12,6 +15,7 @@ use super::image::{CHUNK, stream_of};
 use super::status::unimplemented;
 use super::{Front, convert, to_wire};
 use crate::api::v1;
+use crate::core::error::Error;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 type ListStream<T> = tokio_stream::Iter<std::vec::IntoIter<std::result::Result<T, Status>>>;
@@ -175,60 +179,82 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Ok(Response::new(v1::PortForwardResponse { url: self.port_forward_url(request.into_inner())? }))
     }
 
-    // ------------------------------------------------------------------------------------------ not offered yet
+    // ------------------------------------------------------------------------------------------ limits, use, events; not offered yet
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        Err(unimplemented("UpdateContainerResources"))
+        let request = request.into_inner();
+        if request.windows.is_some() {
+            return Err(Error::invalid("windows limits on a Linux node").into());
+        }
+        let asked = convert::resources(request.linux.unwrap_or_default());
+        self.engine.update_container(self.scope, &request.container_id, asked).await?;
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
-    async fn container_stats(&self, _: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {
-        Err(unimplemented("ContainerStats"))
+    async fn container_stats(&self, request: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {
+        let stats = self.stats_of_container(&request.into_inner().container_id).await?;
+        Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        Err(unimplemented("ListContainerStats"))
+        let stats = self.list_stats(request.into_inner().filter).await?;
+        Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
 
     type StreamContainerStatsStream = ListStream<v1::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(unimplemented("StreamContainerStats"))
+        let all = self.list_stats(request.into_inner().filter).await?;
+        let message = |c: &[v1::ContainerStats]| v1::StreamContainerStatsResponse { container_stats: c.to_vec() };
+        Ok(stream_of(all.chunks(CHUNK).map(message).collect()))
     }
 
-    async fn pod_sandbox_stats(&self, _: Request<v1::PodSandboxStatsRequest>) -> Answer<v1::PodSandboxStatsResponse> {
-        Err(unimplemented("PodSandboxStats"))
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        let stats = self.stats_of_pod(&request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        Err(unimplemented("ListPodSandboxStats"))
+        let stats = self.list_pod_stats(request.into_inner().filter).await?;
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
     type StreamPodSandboxStatsStream = ListStream<v1::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(unimplemented("StreamPodSandboxStats"))
+        let all = self.list_pod_stats(request.into_inner().filter).await?;
+        let message = |p: &[v1::PodSandboxStats]| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats: p.to_vec() };
+        Ok(stream_of(all.chunks(CHUNK).map(message).collect()))
     }
 
     async fn update_runtime_config(
         &self,
-        _: Request<v1::UpdateRuntimeConfigRequest>,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
-        Err(unimplemented("UpdateRuntimeConfig"))
+        let network = request.into_inner().runtime_config.and_then(|c| c.network_config).unwrap_or_default();
+        let cidrs = convert::pod_cidrs(&network.pod_cidr)?;
+        if !cidrs.is_empty() {
+            self.engine.set_pod_cidrs(&cidrs).await?;
+        }
+        Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
 
     async fn checkpoint_container(
@@ -246,24 +272,24 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Err(unimplemented("RestorePod"))
     }
 
-    type GetContainerEventsStream = ListStream<v1::ContainerEventResponse>;
+    type GetContainerEventsStream = events::Events;
 
     async fn get_container_events(&self, _: Request<v1::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        Err(unimplemented("GetContainerEvents"))
+        Ok(Response::new(self.event_stream()))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        Err(unimplemented("ListMetricDescriptors"))
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors: metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        Err(unimplemented("ListPodSandboxMetrics"))
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics: self.list_metrics().await? }))
     }
 
     type StreamPodSandboxMetricsStream = ListStream<v1::StreamPodSandboxMetricsResponse>;
@@ -272,13 +298,21 @@ impl v1::runtime_service_server::RuntimeService for Front {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(unimplemented("StreamPodSandboxMetrics"))
+        let all = self.list_metrics().await?;
+        let message =
+            |p: &[v1::PodSandboxMetrics]| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics: p.to_vec() };
+        // A pod has some hundred samples.
+        Ok(stream_of(all.chunks(CHUNK / 10).map(message).collect()))
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        Err(unimplemented("UpdatePodSandboxResources"))
+        let request = request.into_inner();
+        let resources = convert::resources(request.resources.unwrap_or_default());
+        let overhead = convert::resources(request.overhead.unwrap_or_default());
+        self.engine.update_sandbox(self.scope, &request.pod_sandbox_id, resources, overhead).await?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

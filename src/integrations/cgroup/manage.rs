@@ -13,7 +13,7 @@ use super::{CgroupError, Driver, Hierarchy, Mode, Parent};
 use crate::core::ids::PodId;
 
 /// Extended attribute of groups that we made: the pod's id.
-const MARK: &str = "trusted.lxcri.pod";
+pub(super) const MARK: &str = "trusted.lxcri.pod";
 /// systemd marks the groups that it leaves to their unit (Delegate=) with one of these.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
 /// Longest wait for a group to become empty before it is removed: zombies count until they are reaped.
@@ -168,7 +168,7 @@ pub fn kill(folder: &Utf8Path, deadline: Duration) -> Result<(), CgroupError> {
 }
 
 /// Pids in the group and all below it; zombies that only wait for their parent do not count.
-fn processes(folder: &Utf8Path) -> Result<BTreeSet<i32>, CgroupError> {
+pub(super) fn processes(folder: &Utf8Path) -> Result<BTreeSet<i32>, CgroupError> {
     let mut all = BTreeSet::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -191,7 +191,7 @@ fn has_other_threads(pid: i32) -> bool {
     std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.count() > 1)
 }
 
-fn children(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, CgroupError> {
+pub(super) fn children(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, CgroupError> {
     let failed = CgroupError::io("list cgroup", folder);
     let entries = match std::fs::read_dir(folder) {
         Err(e) if is_gone(&e) => return Ok(Vec::new()),
@@ -202,7 +202,7 @@ fn children(folder: &Utf8Path) -> Result<Vec<Utf8PathBuf>, CgroupError> {
     Ok(folders.filter_map(|e| Utf8PathBuf::try_from(e.path()).ok()).collect())
 }
 
-fn is_gone(e: &io::Error) -> bool {
+pub(super) fn is_gone(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
@@ -264,7 +264,7 @@ fn inherit_cpuset(folder: &Utf8Path) -> Result<(), CgroupError> {
 }
 
 /// Writes a control file: one write(2), never created, never by rename.
-fn put(folder: &Utf8Path, name: &str, value: &str) -> Result<(), CgroupError> {
+pub(super) fn put(folder: &Utf8Path, name: &str, value: &str) -> Result<(), CgroupError> {
     let file = folder.join(name);
     let written = std::fs::OpenOptions::new()
         .write(true)

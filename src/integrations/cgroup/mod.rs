@@ -5,8 +5,11 @@
 //! block** (shortly; killing waits for processes). What we make carries the pod's id in an extended attribute, so that
 //! after a crash only our own groups are taken away. Fails with [`CgroupError`].
 
+mod limits;
 mod manage;
+mod parse;
 mod path;
+mod stats;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,8 +17,10 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+pub use limits::set_oom_score_adj;
 pub use manage::kill;
 pub use path::{Driver, Parent, expand_slice};
+pub use stats::{Depth, StatsReader};
 
 use super::mounts::{self, MountError, MountInfo};
 use crate::core::error::{Error, Kind};

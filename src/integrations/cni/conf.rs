@@ -223,7 +223,10 @@ fn runtime_config(request: &NetworkRequest) -> Map<String, Value> {
 
 /// What the configuration folders look like; when it is unchanged, so is the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Fingerprint(Vec<(Utf8PathBuf, Option<SystemTime>, u64, u64)>);
+pub(super) struct Fingerprint(Vec<FileFingerprint>);
+
+/// Path, time of the last change, length and inode of a file.
+pub(super) type FileFingerprint = (Utf8PathBuf, Option<SystemTime>, u64, u64);
 
 impl Fingerprint {
     /// Configuration files of the folders in the order in which they are tried. Blocks shortly.
@@ -251,6 +254,11 @@ impl Fingerprint {
             all.append(&mut files);
         }
         Ok(Self(all))
+    }
+
+    /// The files, in the order in which they are tried.
+    pub fn files(&self) -> &[FileFingerprint] {
+        &self.0
     }
 
     /// Reads the files until one is usable; also gives those that are not, each with its reason. Blocks shortly.

@@ -12,6 +12,7 @@ mod embedded;
 mod error;
 mod exec;
 mod result;
+mod template;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -53,6 +54,8 @@ pub struct CniConfig {
     pub plugin_timeout: Duration,
     /// A conflist for when no configuration file is there at all, see [`embedded_conflist`].
     pub embedded: Option<String>,
+    /// A configuration's template, written into the first folder when the pod networks are known and nothing else is there.
+    pub template: Option<Utf8PathBuf>,
 }
 
 impl CniConfig {
@@ -64,6 +67,7 @@ impl CniConfig {
             cache_dir: cache_dir.into(),
             plugin_timeout: Duration::from_secs(60),
             embedded: None,
+            template: None,
         }
     }
 }
@@ -422,5 +426,18 @@ impl PodNetwork for Cni {
         let mut live: BTreeSet<PodId> = live.iter().cloned().collect();
         let done = self.collect(&live).await;
         done.and(self.ask_gc(&mut live).await)
+    }
+
+    async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
+        let (Some(template), Some(folder)) = (self.config.template.clone(), self.config.conf_dirs.first().cloned())
+        else {
+            return Ok(());
+        };
+        let cidrs = cidrs.to_vec();
+        let named = folder.clone();
+        if !blocking(move || template::write(&template, &folder, &cidrs)).await?? {
+            tracing::info!(folder = %named, "a network is configured there already: the template is not used");
+        }
+        Ok(())
     }
 }

@@ -58,8 +58,20 @@ impl Inner {
         };
         let (config, diff_ids) = manifest::parse_config(&config_bytes, plan.layers.len(), &self.platform)?;
         let chains = manifest::chain_ids(&diff_ids);
-        let _lease = self.lease(&chains).await;
-        let usages = self.fetch_layers(&plan, &diff_ids, &chains).await?;
+        let lease = self.lease(&chains).await;
+        let usages = match self.fetch_layers(&plan, &diff_ids, &chains).await {
+            Ok(usages) => usages,
+            Err(error) => {
+                // Whole layers serve the next try; but not where they are what fills the disk.
+                drop(lease);
+                if error.kind() == Kind::ResourceExhausted
+                    && let Err(left) = self.collect_layers().await
+                {
+                    tracing::warn!(error = left.chain(), "layers of a pull that filled the disk stay for now");
+                }
+                return Err(error);
+            }
+        };
         let id = digest_of(&config_bytes);
         let layers = usages
             .into_iter()

@@ -23,7 +23,7 @@ use super::error::MonitorError;
 use super::watched::watch;
 use crate::core::error::Result;
 use crate::core::ids::{ContainerId, PodId};
-use crate::core::ports::{ExecExit, Monitor, MonitorEvent};
+use crate::core::ports::{AttachEnd, ExecExit, Monitor, MonitorEvent};
 use crate::utils::tasks::TaskSet;
 
 /// Most calls are answered from memory.
@@ -145,9 +145,13 @@ impl Shared {
         loop {
             match self.read().await {
                 Ok(reply) => {
-                    if let Some(event) = self.take(reply) {
+                    match self.take(reply) {
+                        // Only for the log, and as often as a disk fills up: it must never keep an answer waiting
+                        // that the engine waits for, nor take the room of ends.
+                        Some(MonitorEvent::LogTrouble(..)) if events.capacity() <= EVENTS / 2 => {}
                         // An engine that has dropped its end still makes calls.
-                        let _ = events.send(event).await;
+                        Some(event) => drop(events.send(event).await),
+                        None => {}
                     }
                 }
                 Err(MonitorError::Gone { .. }) => break,
@@ -341,32 +345,6 @@ impl Monitor for Client {
         Ok(ExecExit { exit: exited.exit.unwrap_or_else(unknown_exit), timed_out: exited.timed_out })
     }
 
-    async fn attach(&self, mut attach: v1::Attach, stdio: [Option<OwnedFd>; 3]) -> Result<v1::AttachEnded> {
-        let [stdin, stdout, stderr] = &stdio;
-        (attach.has_stdin, attach.has_stdout, attach.has_stderr) =
-            (stdin.is_some(), stdout.is_some(), stderr.is_some());
-        let id = attach.attach_id.clone();
-        let (tell, told) = oneshot::channel();
-        self.shared.waiting().attaches.insert(id.clone(), tell);
-        let _forget = Forget(|| drop(self.shared.waiting().attaches.remove(&id)));
-        let attached = {
-            let fds: Vec<BorrowedFd<'_>> = stdio.iter().flatten().map(AsFd::as_fd).collect();
-            self.shared.call("Attach", Op::Attach(attach), &fds, QUICK).await
-        };
-        // The ends of the output must be seen when the monitor closes its copies.
-        drop(stdio);
-        match attached? {
-            Body::Done(_) => Ok(told.await.map_err(|_| self.shared.gone())?),
-            _ => Err(self.shared.nonsense("Attach").into()),
-        }
-    }
-
-    async fn resize(&self, container: &ContainerId, exec_id: Option<&str>, width: u32, height: u32) -> Result<()> {
-        let (container_id, exec_id) = (container.to_string(), exec_id.unwrap_or_default().to_owned());
-        let op = Op::Resize(v1::ResizeTerminal { container_id, exec_id, width, height });
-        Ok(self.shared.done("ResizeTerminal", op, QUICK).await?)
-    }
-
     async fn reopen_log(&self, container: &ContainerId) -> Result<()> {
         let op = Op::ReopenLog(v1::ReopenLog { container_id: container.to_string() });
         Ok(self.shared.done("ReopenLog", op, QUICK).await?)
@@ -377,6 +355,37 @@ impl Monitor for Client {
             Body::InitStarted(started) => Ok(started.pid),
             _ => Err(self.shared.nonsense("StartInit").into()),
         }
+    }
+
+    async fn attach(&self, container: &ContainerId, stdio: [Option<OwnedFd>; 3]) -> Result<AttachEnd> {
+        let [has_stdin, has_stdout, has_stderr] = stdio.each_ref().map(Option::is_some);
+        let (container_id, attach_id) = (container.to_string(), uuid::Uuid::new_v4().simple().to_string());
+        let (tell, told) = oneshot::channel();
+        self.shared.waiting().attaches.insert(attach_id.clone(), tell);
+        let (shared, id) = (self.shared.clone(), attach_id.clone());
+        let forget = Forget(move || drop(shared.waiting().attaches.remove(&id)));
+        let op = Op::Attach(v1::Attach { container_id, has_stdout, has_stderr, attach_id, has_stdin });
+        let answer = {
+            let fds: Vec<BorrowedFd<'_>> = stdio.iter().flatten().map(AsFd::as_fd).collect();
+            self.shared.call("Attach", op, &fds, QUICK).await?
+        };
+        let Body::Done(_) = answer else { return Err(self.shared.nonsense("Attach").into()) };
+        let shared = self.shared.clone();
+        Ok(Box::pin(async move {
+            let _forget = forget;
+            Ok(told.await.map_err(|_| shared.gone())?.lagged)
+        }))
+    }
+
+    async fn resize(&self, container: &ContainerId, exec: Option<&str>, width: u32, height: u32) -> Result<()> {
+        let (container_id, exec_id) = (container.to_string(), exec.unwrap_or_default().to_owned());
+        let op = Op::Resize(v1::ResizeTerminal { container_id, exec_id, width, height });
+        Ok(self.shared.done("ResizeTerminal", op, QUICK).await?)
+    }
+
+    async fn close_stdin(&self, container: &ContainerId) -> Result<()> {
+        let op = Op::CloseStdin(v1::CloseStdin { container_id: container.to_string() });
+        Ok(self.shared.done("CloseStdin", op, QUICK).await?)
     }
 
     async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()> {

@@ -219,6 +219,48 @@ async fn execs_end_time_out_and_are_dropped() {
 }
 
 #[tokio::test]
+async fn attached_clients_get_output_and_a_slow_one_is_cut() {
+    let world = World::new();
+    let mut link = world.supervisor.spawn(&world.pod, vec![]).await.expect("spawn");
+    let id = ContainerId::new();
+    let mut plan = world.plan(&id, "cat; echo err >&2; seq 100000; read never");
+    // The container's own stdin: kept open by the script for its child.
+    if let (Some(create), Some(stdio)) = (&mut plan.create, &mut plan.stdio) {
+        create.args[1] = format!("exec 3<&0; {}", create.args[1].replace("sh -c \"$0\"", "sh -c \"$0\" <&3"));
+        stdio.stdin = world.path("stdin");
+    }
+    let (log, stdin) = (plan.log_path.clone(), world.path("stdin"));
+    link.monitor.create(plan, None).await.expect("create");
+    let ((out, w), (err, we), (slow, ws)) = (pipe(), pipe(), pipe());
+    rustix::pipe::fcntl_setpipe_size(&w, 1 << 20).expect("a megabyte of buffer");
+    let quick = link.monitor.attach(&id, [None, Some(w), Some(we)]).await.expect("attach");
+    let late = link.monitor.attach(&id, [None, Some(ws), None]).await.expect("attach");
+    link.monitor.start(&id).await.expect("start");
+    tokio::fs::OpenOptions::new().write(true).open(&stdin).await.expect("stdin");
+    let mut input = std::fs::File::options().write(true).open(&stdin).expect("stdin");
+    std::io::Write::write_all(&mut input, b"typed\n").expect("write");
+    drop(input);
+    link.monitor.close_stdin(&id).await.expect("close_stdin");
+    assert_eq!(link.monitor.resize(&id, None, 1, 1).await.err().map(|e| e.kind()), Some(Kind::FailedPrecondition));
+    assert!(matches!(next(&mut link).await, MonitorEvent::ContainerExited(..)));
+    let want: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    let want = format!("typed\n{want}");
+    // Every byte for the one with room; the slow one has its buffer's worth and then an end.
+    assert!(read_all(out).await == want);
+    assert_eq!(read_all(err).await, "err\n");
+    let cut = read_all(slow).await;
+    assert!(cut.len() < want.len() && want.starts_with(&cut));
+    let log = std::fs::read_to_string(log).expect("log");
+    assert_eq!(log.lines().filter(|l| l.contains(" F ")).count(), 100_002, "and the log has all");
+    assert_eq!((quick.await.expect("its end"), late.await.expect("its end")), (false, true));
+    let (out, w) = pipe();
+    drop(out);
+    let error = link.monitor.attach(&id, [None, Some(w), None]).await.err().map(|e| e.kind());
+    assert_eq!(error, Some(Kind::FailedPrecondition));
+    link.monitor.shutdown(true).await.expect("shutdown");
+}
+
+#[tokio::test]
 async fn a_monitor_that_can_not_start_says_why() {
     let mut world = World::new();
     let config = MonitorConfig {

@@ -12,6 +12,7 @@
 
 mod lo;
 mod sysctl;
+mod traffic;
 mod types;
 mod userns;
 
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
 pub use sysctl::sysctl_path;
+pub use traffic::traffic;
 pub use types::{NetnsError, Pinned, Wanted, Which};
 
 use self::lo::set_lo_up;

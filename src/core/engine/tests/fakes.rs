@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest, PodId};
 use crate::core::ports::*;
 use crate::core::records::{PodRecord, ResolvedUser, Resource, SandboxFacts};
-use crate::core::spec::{ContainerConfig, SandboxConfig};
+use crate::core::spec::{ContainerConfig, Resources, SandboxConfig};
+use crate::core::stats::*;
 
 /// A container as the fake monitor holds it.
 #[derive(Clone, Default)]
@@ -44,6 +45,10 @@ pub(super) struct World {
     /// Name of the step that hangs until cancelled.
     pub(super) hang: Mutex<Option<&'static str>>,
     pub(super) reached: Notify,
+    /// Limits that containers were given.
+    pub(super) limits: Mutex<Vec<Resources>>,
+    /// Measurements of what containers have written.
+    pub(super) measured: AtomicUsize,
     clock: AtomicI64,
 }
 
@@ -148,6 +153,24 @@ impl Backend for FakeBackend {
         locked(&self.0.units).retain(|u| pods.iter().any(|p| p.id == *u));
         Ok(())
     }
+    async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {
+        let unit = || UnitSample {
+            at: self.0.now_ns(),
+            cpu: Some(CpuSample { usage_ns: 1, ..Default::default() }),
+            ..Default::default()
+        };
+        let read = |t: StatsTarget| PodSample {
+            unit: wanted.pods.then(unit),
+            network: None,
+            containers: t.containers.iter().map(|_| Some(unit())).collect(),
+        };
+        Ok(targets.into_iter().map(read).collect())
+    }
+    async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
+        self.0.step("update").await?;
+        locked(&self.0.limits).push(update.merged.clone());
+        Ok(())
+    }
 }
 
 pub(super) struct FakeLayers(pub(super) Arc<World>);
@@ -187,7 +210,9 @@ impl LayerStore for FakeLayers {
         Ok(locked(&self.0.rootfs).iter().cloned().collect())
     }
     async fn rootfs_usage(&self, _: &ContainerId) -> Result<Usage> {
-        Ok(Usage::default())
+        self.0.measured.fetch_add(1, Ordering::Relaxed);
+        self.0.step("measure").await?;
+        Ok(Usage { bytes: 4096, inodes: 1 })
     }
     fn mountpoint(&self) -> Utf8PathBuf {
         "/".into()

@@ -1,6 +1,7 @@
 //! The engine on a fake world: idempotence of every verb, failures at every step, recovery.
 
 mod fakes;
+mod observe;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use camino::Utf8Path;
 use fakes::*;
 
 use super::*;
+use crate::core::ports::MonitorEvent;
 use crate::core::state::ContainerPhase;
 
 struct Bench {
@@ -129,14 +131,15 @@ async fn a_create_that_fails_anywhere_leaves_nothing_and_frees_the_name() {
 async fn what_cannot_be_taken_back_is_tried_again_until_it_is_gone() {
     let b = Bench::new();
     *locked(&b.world.hang) = Some("sandbox");
-    let engine = b.engine.clone();
-    let asked = tokio::task::spawn(async move { engine.run_sandbox(Owner::Cri, pod_config("a"), "").await });
-    b.world.reached.notified().await;
-    *locked(&b.world.fail) = Some("teardown");
-    // Nobody knows the id yet; a stop by prefix finds it all the same and ends the hanging create.
-    let id = b.engine.shared.index().all_pods()[0].id.clone();
-    let _ = b.engine.stop_sandbox(Scope::Cri, id.as_str()).await;
-    asked.await.expect("task").expect_err("stopped while it was made");
+    let stop = async {
+        b.world.reached.notified().await;
+        *locked(&b.world.fail) = Some("teardown");
+        // Nobody was told the id yet; a stop finds it all the same and ends the hanging create.
+        let id = b.engine.shared.index().all_pods()[0].id.clone();
+        let _ = b.engine.stop_sandbox(Scope::Cri, id.as_str()).await;
+    };
+    let (made, ()) = tokio::join!(b.engine.run_sandbox(Owner::Cri, pod_config("a"), ""), stop);
+    made.expect_err("stopped while it was made");
     tokio::time::timeout(Duration::from_secs(120), async {
         while b.world.left() != (0, 0, 0) {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -158,7 +161,10 @@ async fn names_are_taken_once_and_a_second_caller_joins() {
     assert_eq!(first.expect("first"), second.expect("joined"));
     let third = b.engine.run_sandbox(Owner::Cri, pod_config("a"), "").await.expect_err("taken");
     assert_eq!(third.kind(), Kind::AlreadyExists);
-    assert_eq!(b.engine.run_sandbox(Owner::Cri, pod_config("b"), "nope").await.expect_err("handler").kind(), Kind::InvalidArgument);
+    assert_eq!(
+        b.engine.run_sandbox(Owner::Cri, pod_config("b"), "nope").await.expect_err("handler").kind(),
+        Kind::InvalidArgument
+    );
     let pod = b.engine.pods(Scope::Cri)[0].id.clone();
     b.running(&pod, "c").await;
     let twin = b.engine.create_container(Scope::Cri, pod.as_str(), container_config("c")).await.expect_err("taken");
@@ -240,4 +246,71 @@ async fn shortened_ids_must_be_clear() {
     assert_eq!(b.engine.pod(Scope::Cri, &one.as_str()[..20]).expect("one").id, one);
     assert_eq!(b.engine.pod(Scope::Cri, "").expect_err("empty").kind(), Kind::InvalidArgument);
     assert_eq!(b.engine.pod(Scope::Cri, "zz").expect_err("none").kind(), Kind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_grace_is_too_long_for_the_clock() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    let c = b.running(&pod, "c").await;
+    *locked(&b.world.hang) = Some("sigterm");
+    b.engine.stop_container(Scope::Cri, c.as_str(), Duration::from_secs(i64::MAX as u64)).await.expect("stop");
+    assert_eq!(b.phase(&c), ContainerPhase::Exited);
+    assert_eq!(
+        b.engine.stop_container(Scope::Cri, "", Duration::ZERO).await.expect_err("which").kind(),
+        Kind::InvalidArgument
+    );
+}
+
+#[tokio::test]
+async fn a_stop_that_is_cut_off_is_no_success() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    let c = b.running(&pod, "c").await;
+    *locked(&b.world.hang) = Some("sigterm");
+    let stop = b.engine.stop_container(Scope::Cri, c.as_str(), Duration::from_secs(600));
+    let (stopped, ()) = tokio::join!(stop, b.tasks.shutdown());
+    assert_eq!(stopped.expect_err("it runs").kind(), Kind::Aborted);
+    // Nor is one to a pod whose task is gone.
+    b.engine.stop_sandbox(Scope::Cri, pod.as_str()).await.expect_err("it runs");
+    b.engine.remove_sandbox(Scope::Cri, pod.as_str()).await.expect_err("it runs");
+    b.engine.remove_container(Scope::Cri, c.as_str()).await.expect_err("it runs");
+}
+
+#[tokio::test]
+async fn a_pod_that_can_have_no_more_containers_is_not_ready() {
+    let mut b = Bench::new();
+    let (now, later) = (b.pod("now").await, b.pod("later").await);
+    let events = locked(&b.world.monitors).remove(&now).and_then(|m| m.events).expect("connected");
+    events.send(MonitorEvent::Gone).await.expect("heard");
+    let not_ready = async |b: &Bench, id: &PodId| {
+        tokio::time::timeout(Duration::from_secs(5), async {
+            while b.engine.pod(Scope::Cri, id.as_str()).expect("listed").phase != PodPhase::NotReady {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("in time");
+    };
+    not_ready(&b, &now).await;
+    b.tasks.shutdown().await;
+    locked(&b.world.monitors).remove(&later);
+    b.restart("boot-1").await;
+    not_ready(&b, &later).await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_failed_create_holds_no_name_after_a_restart() {
+    let mut b = Bench::new();
+    *locked(&b.world.hang) = Some("sandbox");
+    let made = b.engine.run_sandbox(Owner::Cri, pod_config("a"), "");
+    let cut = async {
+        b.world.reached.notified().await;
+        b.tasks.shutdown().await;
+    };
+    tokio::join!(made, cut).0.expect_err("cut off");
+    (*locked(&b.world.hang), *locked(&b.world.fail)) = (None, Some("teardown"));
+    b.restart("boot-1").await;
+    assert_eq!(b.engine.pods(Scope::Local).len(), 1, "kept until it is taken down");
+    b.pod("a").await;
 }

@@ -1,0 +1,126 @@
+//! New limits for containers and pods, and what the kubelet tells of the node's network.
+//!
+//! Limits are changed by the pod's task through the backend, then put on record, so that statuses show what is in force.
+//! A crash between the two leaves new limits with an old record; the kubelet compares and asks again.
+
+use super::pod::{Command, PodTask};
+use super::{Engine, Scope, unknown_container, unknown_pod};
+use crate::core::backend::UpdateContext;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::core::spec::Resources;
+use crate::core::state::{ContainerRequest, PodRequest, Verdict};
+
+impl Engine {
+    /// Changes the limits of a created or running container; what is not given (0, "") stays. NotFound,
+    /// FailedPrecondition when it has ended, Unimplemented or InvalidArgument by name for what can't be honoured.
+    pub async fn update_container(&self, scope: Scope, id: &str, asked: Resources) -> Result<()> {
+        let (id, handle) = self.container_handle(scope, id)?;
+        let asked = Box::new(asked);
+        let gone = |e: Error| if e.kind() == Kind::Aborted { unknown_container(id.as_str()) } else { e };
+        let update = |reply| Command::UpdateContainer { id: id.clone(), asked, reply };
+        handle.ask(update).await.map_err(gone)
+    }
+
+    /// Changes the limits of a ready pod as a whole, as far as its unit is ours; others' are only put on record.
+    pub async fn update_sandbox(
+        &self,
+        scope: Scope,
+        id: &str,
+        resources: Resources,
+        overhead: Resources,
+    ) -> Result<()> {
+        let (id, handle) = self.shared.index().find_pod(scope, id)?.ok_or_else(|| unknown_pod(id))?;
+        let (resources, overhead) = (Box::new(resources), Box::new(overhead));
+        let gone = |e: Error| if e.kind() == Kind::Aborted { unknown_pod(id.as_str()) } else { e };
+        handle.ask(|reply| Command::UpdateSandbox { resources, overhead, reply }).await.map_err(gone)
+    }
+
+    /// Tells every backend of the node's pod networks ("10.1.0.0/24"); none is success.
+    pub async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
+        for backend in self.backends() {
+            backend.set_pod_cidrs(cidrs).await?;
+        }
+        Ok(())
+    }
+}
+
+impl PodTask {
+    pub(super) async fn update_container(&mut self, id: &ContainerId, asked: &Resources) -> Result<()> {
+        let mut record = self.containers.get(id).cloned().ok_or_else(|| unknown_container(id.as_str()))?;
+        let named = |e: Error| e.context(format!("update container {id}"));
+        if let Verdict::Refuse(why) = record.phase.verdict(ContainerRequest::Update) {
+            return Err(named(Error::precondition(why)));
+        }
+        let merged = asked.over(&record.config.resources);
+        check(asked, &merged).map_err(named)?;
+        let run_dir = self.shared.run_dir(&self.pod.id, id);
+        let context = UpdateContext { pod: &self.pod, container: &record, run_dir: &run_dir, asked, merged: &merged };
+        self.backend.update(context).await.map_err(named)?;
+        record.config.resources = merged;
+        self.containers.insert(id.clone(), record.clone());
+        tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), "container has new limits");
+        self.save_container(&record).await
+    }
+
+    pub(super) async fn update_sandbox(&mut self, resources: Resources, overhead: Resources) -> Result<()> {
+        let named = |e: Error| e.context("update the limits of the pod");
+        if let Verdict::Refuse(why) = self.pod.phase.verdict(PodRequest::Update) {
+            return Err(named(Error::precondition(format!("pod {}: {why}", self.pod.id))));
+        }
+        let resources = resources.over(&self.pod.config.resources);
+        let overhead = overhead.over(&self.pod.config.overhead);
+        self.backend.update_sandbox(&self.pod, &resources, &overhead).await.map_err(named)?;
+        (self.pod.config.resources, self.pod.config.overhead) = (resources, overhead);
+        self.save_pod().await?;
+        self.tell_monitor().await;
+        self.publish_pod();
+        tracing::info!(pod = self.pod.id.as_str(), "pod has new limits");
+        Ok(())
+    }
+}
+
+/// What no kernel takes, refused before anything is changed.
+fn check(asked: &Resources, merged: &Resources) -> Result<()> {
+    let bad = |what: String| Err(Error::invalid(what));
+    if asked.cpu_period < 0 || asked.cpu_shares < 0 || asked.cpu_quota < -1 {
+        return bad("a CPU limit is negative".into());
+    }
+    if asked.memory_limit < -1 || asked.memory_swap_limit < -1 {
+        return bad("a memory limit is negative".into());
+    }
+    let (memory, both) = (merged.memory_limit, merged.memory_swap_limit);
+    if both > 0 && (memory > both || memory == -1) {
+        return bad(format!(
+            "memory_limit_in_bytes {memory} is above memory_swap_limit_in_bytes {both}, which counts both"
+        ));
+    }
+    for (name, list) in [("cpuset_cpus", &asked.cpuset_cpus), ("cpuset_mems", &asked.cpuset_mems)] {
+        if !list.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-')) {
+            return bad(format!("{name} {list:?} is not a list of numbers and ranges"));
+        }
+    }
+    match asked.oom_score_adj {
+        Some(score) if !(-1000..=1000).contains(&score) => bad(format!("oom_score_adj {score} is not in -1000..1000")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let refused = |asked: Resources| check(&asked, &asked).expect_err("refused").chain();
+        let base = Resources::default;
+        assert!(refused(Resources { cpu_quota: -2, ..base() }).contains("CPU"));
+        assert!(refused(Resources { memory_limit: -7, ..base() }).contains("memory"));
+        assert!(refused(Resources { memory_limit: 9, memory_swap_limit: 8, ..base() }).contains("memory_swap_limit"));
+        assert!(refused(Resources { cpuset_cpus: "0;1".into(), ..base() }).contains("cpuset_cpus"));
+        assert!(refused(Resources { oom_score_adj: Some(1001), ..base() }).contains("oom_score_adj"));
+        let fits =
+            Resources { cpu_quota: -1, memory_limit: 8, memory_swap_limit: 8, cpuset_cpus: "0-1,3".into(), ..base() };
+        check(&fits, &fits).expect("fits");
+    }
+}
