@@ -259,6 +259,7 @@ impl Server {
             Action::Forget => {
                 if let Some(container) = self.containers.remove(id) {
                     self.end_relays(&Owner::Container(id.into()));
+                    self.detach_all(id, container.log);
                     if let Some((watch, token)) = container.oom {
                         self.poll.unwatch(watch.fd());
                         self.poll.forget(token);
@@ -394,7 +395,9 @@ impl Server {
         container.exit = Some(exit.clone());
         container.terminal = None;
         container.ends = Ends::default();
+        let log = container.log;
         self.end_relays(&Owner::Container(id.into()));
+        self.detach_all(id, log);
         self.broadcast(&Body::ContainerExited(v1::ContainerExited { id: id.into(), exit: Some(exit) }));
     }
 
@@ -477,7 +480,12 @@ impl Container {
         }
     }
 
-    /// CloseStdin: for good, so the FIFO goes, too.
+    /// Where input of an attached client goes: the terminal, or the FIFO unless it is closed.
+    pub fn input(&self) -> Option<&OwnedFd> {
+        self.terminal.as_ref().or(self.ends.stdin.as_ref())
+    }
+
+    /// For good, so the FIFO goes, too.
     pub fn close_stdin(&mut self) {
         self.ends.stdin = None;
         if let Some(path) = self.plan.stdio.as_ref().map(|s| s.stdin.as_str()).filter(|p| !p.is_empty()) {

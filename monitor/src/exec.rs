@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use lxcri_monitor_proto::v1::{self, reply::Body};
+use rustix::termios::Winsize;
 
 use crate::connection::Asker;
 use crate::container::Container;
@@ -41,6 +42,15 @@ pub struct Exec {
     output: Option<OwnedFd>,
     /// Master of its pty.
     pub terminal: Option<OwnedFd>,
+    /// What the terminal's size will be, asked for before it was there.
+    pub size: Option<Winsize>,
+}
+
+impl Exec {
+    /// Whether its terminal has not been sent yet.
+    pub fn terminal_to_come(&self) -> bool {
+        self.console.is_some()
+    }
 }
 
 impl Server {
@@ -77,6 +87,7 @@ impl Server {
             input: None,
             output: None,
             terminal: None,
+            size: None,
         };
         let mut descriptors = Descriptors { mute: true, ..Descriptors::default() };
         if terminal {
@@ -141,8 +152,9 @@ impl Server {
         if let Some(exec) = self.execs.get_mut(id) {
             exec.process = Some(process);
         }
-        if process_ended.is_none()
-            && let Err(failure) = self.exec_terminal(id)
+        // Of one that has ended already, too: what it said waits in its terminal.
+        if let Err(failure) = self.exec_terminal(id)
+            && process_ended.is_none()
         {
             proctree::kill_tree(pid, None);
             if let Some(exec) = self.execs.remove(id) {
@@ -170,6 +182,9 @@ impl Server {
         let Some(exec) = self.execs.get_mut(id) else { return Ok(()) };
         let Some(console) = exec.console.take() else { return Ok(()) };
         let master = console.take()?;
+        if let Some(size) = exec.size {
+            let _ = rustix::termios::tcsetwinsize(&master, size);
+        }
         let copy = || master.try_clone().map_err(|e| Failure::io("dup a terminal", &e));
         let input = exec.input.take().map(|from| Ok((from, copy()?))).transpose()?;
         let output = exec.output.take().map(|to| Ok((copy()?, to))).transpose()?;

@@ -4,6 +4,7 @@
 //! as the pod's init. Fails at once, with a line on stderr, or runs until Shutdown. A crash leaves the containers
 //! running: their output waits in the FIFOs and their exit codes are the kernel's to tell.
 
+mod attach;
 mod cgroup;
 mod clock;
 mod connection;

@@ -10,12 +10,9 @@ use lxcri_monitor_proto::v1::{self, ErrorCode, Request, reply::Body};
 use rustix::termios::Winsize;
 
 use crate::connection::Asker;
-use crate::crilog::Stream;
 use crate::failure::{Failure, Result};
 use crate::init::Init;
-use crate::relay::Owner;
 use crate::server::Server;
-use crate::stdio::set_nonblocking;
 use crate::writer::{LogId, Order};
 
 impl Server {
@@ -55,6 +52,7 @@ impl Server {
                 self.kill_exec(&r.exec_id);
                 return done;
             }
+            Op::Attach(r) => self.attach(asker, r, fds)?,
             Op::ReopenLog(r) => {
                 let log = self.container(&r.container_id)?.log;
                 self.reopening.push((log, asker));
@@ -70,13 +68,8 @@ impl Server {
                 self.resize(&r)?;
                 return done;
             }
-            Op::Attach(r) => {
-                self.attach(&r, fds)?;
-                return done;
-            }
             Op::CloseStdin(r) => {
-                self.container(&r.container_id)?.close_stdin();
-                self.end_relays(&Owner::Container(r.container_id));
+                self.close_stdin(&r.container_id)?;
                 return done;
             }
         }
@@ -100,35 +93,21 @@ impl Server {
         }))
     }
 
-    fn attach(&mut self, request: &v1::Attach, fds: Vec<OwnedFd>) -> Result<()> {
-        let container = self.container(&request.container_id)?;
-        let log = container.log;
-        if !container.life.init_lives() {
-            return Err(Failure::state(format!("container {}: it does not run", request.container_id)));
-        }
-        let wanted = [(request.has_stdout, Stream::Stdout), (request.has_stderr, Stream::Stderr)];
-        if fds.len() != wanted.iter().filter(|(wanted, _)| *wanted).count() {
-            return Err(Failure::invalid(format!("{} descriptors do not fit the request", fds.len())));
-        }
-        let streams = wanted.into_iter().filter_map(|(wanted, stream)| wanted.then_some(stream));
-        for (stream, to) in streams.zip(fds) {
-            set_nonblocking(&to).map_err(|e| Failure::errno("attach: a descriptor", e))?;
-            self.writer.order(Order::Tap { id: log, stream, to });
-        }
-        Ok(())
-    }
-
     fn resize(&mut self, request: &v1::ResizeTerminal) -> Result<()> {
+        let cells = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let size = Winsize { ws_row: cells(request.height), ws_col: cells(request.width), ws_xpixel: 0, ws_ypixel: 0 };
         let (what, terminal) = if request.exec_id.is_empty() {
             (&request.container_id, self.container(&request.container_id)?.terminal.as_ref())
         } else {
-            let exec = self.execs.get(&request.exec_id);
+            let exec = self.execs.get_mut(&request.exec_id);
             let exec = exec.ok_or_else(|| Failure::not_found(format!("exec {}: there is none", request.exec_id)))?;
+            if exec.terminal_to_come() {
+                exec.size = Some(size);
+                return Ok(());
+            }
             (&request.exec_id, exec.terminal.as_ref())
         };
         let terminal = terminal.ok_or_else(|| Failure::state(format!("{what}: no terminal")))?;
-        let cells = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-        let size = Winsize { ws_row: cells(request.height), ws_col: cells(request.width), ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(terminal, size).map_err(|e| Failure::errno(format_args!("resize {what}"), e))
     }
 

@@ -22,6 +22,8 @@ pub enum Owner {
     ExecInput(String),
     /// An exec's output: goes on until its end.
     ExecOutput(String),
+    /// The input of an attached client: container, client.
+    Attach(String, u64),
 }
 
 /// One direction.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lxcri_monitor_proto::v1::{self, Reply, reply::Body};
 use rustix::net::SocketFlags;
 
+use crate::attach::Attached;
 use crate::connection::{Asker, Connection};
 use crate::container::Container;
 use crate::exec::Exec;
@@ -55,6 +56,8 @@ pub struct Server {
     pub execs: BTreeMap<String, Exec>,
     /// Programs that run, by pid.
     pub programs: BTreeMap<i32, (Purpose, Running)>,
+    /// Attached clients, by number.
+    pub attached: BTreeMap<u64, Attached>,
     /// The pod's init.
     pub init: Init,
     /// Who asked for the end.
@@ -89,6 +92,7 @@ impl Server {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             programs: BTreeMap::new(),
+            attached: BTreeMap::new(),
             init: Init::None,
             shutdown: None,
             next_log: 0,
@@ -232,12 +236,22 @@ impl Server {
         if let Some(mut relay) = self.relays.remove(&token) {
             relay.unwatch(&self.poll);
             self.poll.forget(token);
+            if let Owner::Attach(container, client) = &relay.owner {
+                let (container, client) = (container.clone(), *client);
+                drop(relay);
+                self.attached_input_over(&container, client);
+            }
         }
     }
 
     /// Ends all of an owner's.
     pub fn end_relays(&mut self, owner: &Owner) {
-        let tokens: Vec<u64> = self.relays.iter().filter(|(_, r)| r.owner == *owner).map(|(t, _)| *t).collect();
+        self.end_relays_if(|o| o == owner);
+    }
+
+    /// Ends all whose owner fits.
+    pub fn end_relays_if(&mut self, fits: impl Fn(&Owner) -> bool) {
+        let tokens: Vec<u64> = self.relays.iter().filter(|(_, r)| fits(&r.owner)).map(|(t, _)| *t).collect();
         tokens.into_iter().for_each(|token| self.end_relay(token));
     }
 
@@ -284,6 +298,8 @@ impl Server {
         match report {
             Report::Opened(log, Ok(())) => self.writer_answered(log, Event::LogOpened(true)),
             Report::Opened(log, Err(error)) => self.log_failed(log, &error),
+            Report::Attached(client) => self.attached(client),
+            Report::AttachOver(client, lagged) => self.attached_output_over(client, lagged),
             Report::Drained(log) => self.writer_answered(log, Event::Drained),
             Report::Closed(log) => self.writer_answered(log, Event::LogClosed),
             Report::Reopened(log, result) => self.log_reopened(log, result),

@@ -5,6 +5,8 @@
 //! fails pauses the container's streams and is tried again each second. The server gives orders and takes reports;
 //! both queues are bounded by what the daemon asks for. A crash loses at most the one read in hand.
 
+mod taps;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use rustix::io::Errno;
 
 use crate::crilog::{self, Stream};
 use crate::logfile::LogFile;
+use taps::Tap;
 
 /// Names a log; chosen by the server, never used twice.
 pub type LogId = u64;
@@ -56,15 +59,17 @@ pub enum Order {
         /// It is a pty: EIO is its end, and may not be for good.
         tty: bool,
     },
-    /// Copy what is read from `stream` to `to` (non-blocking), too, until it has no room.
-    Tap {
+    /// Give a copy of the output to an attached client, too, from now on. Reported as Attached, later as AttachOver.
+    Attach {
         /// The log.
         id: LogId,
-        /// Which output.
-        stream: Stream,
-        /// A pipe or a socket.
-        to: OwnedFd,
+        /// The client.
+        client: u64,
+        /// Write ends of pipes, non-blocking, and what goes into each.
+        to: Vec<(Stream, OwnedFd)>,
     },
+    /// No client gets output of this log any more.
+    Detach(LogId),
     /// The container has ended: read what is left. Reported as Drained.
     Drain(LogId),
     /// Open the file anew. Reported as Reopened.
@@ -77,6 +82,10 @@ pub enum Order {
 pub enum Report {
     /// The file is open, or why not.
     Opened(LogId, Result<(), std::io::Error>),
+    /// The client gets output from now on.
+    Attached(u64),
+    /// It gets no more; true: because it took too little.
+    AttachOver(u64, bool),
     /// All output is in the log.
     Drained(LogId),
     /// The file was swapped, or why not (the old one stays).
@@ -156,10 +165,9 @@ struct Source {
 
 struct Log {
     file: LogFile,
+    taps: Vec<Tap>,
     line_max: usize,
     sources: Vec<Source>,
-    /// Attached clients.
-    taps: Vec<(Stream, OwnedFd)>,
     /// The rest of a read that has not been formatted because a write failed.
     held: Option<(Stream, Vec<u8>)>,
     trouble: bool,
@@ -217,9 +225,9 @@ impl Thread {
                     let line_max = if line_max == 0 { crilog::LINE_MAX } else { line_max };
                     let log = Log {
                         file,
+                        taps: Vec::new(),
                         line_max,
                         sources: Vec::new(),
-                        taps: Vec::new(),
                         held: None,
                         trouble: false,
                         draining: None,
@@ -239,12 +247,8 @@ impl Thread {
                 }
                 log.sources.push(source);
             }
-            Order::Tap { id, stream, to } => {
-                // A stream that has ended has nothing to copy.
-                if let Some(log) = self.logs.get_mut(&id).filter(|l| l.sources.iter().any(|s| s.stream == stream)) {
-                    log.taps.push((stream, to));
-                }
-            }
+            Order::Attach { id, client, to } => self.attach(id, client, to),
+            Order::Detach(id) => self.detach(id),
             Order::Drain(id) => {
                 let Some(log) = self.logs.get_mut(&id) else { return };
                 log.draining = Some(Instant::now());
@@ -271,6 +275,7 @@ impl Thread {
                 }
                 if let Some(mut log) = self.logs.remove(&id) {
                     log.sources.iter_mut().for_each(|s| unwatch(&self.epoll, s));
+                    self.end_taps(log.taps);
                 }
                 self.report(Report::Closed(id));
             }
@@ -283,7 +288,7 @@ impl Thread {
             .iter()
             .find_map(|(id, log)| Some((*id, log.sources.iter().position(|s| s.token == token && s.watched)?)))
         else {
-            return;
+            return self.left(token);
         };
         let Some(log) = self.logs.get_mut(&id) else { return };
         let source = &mut log.sources[at];
@@ -296,7 +301,7 @@ impl Thread {
                     *last = Instant::now();
                 }
                 let input = std::mem::take(&mut self.read);
-                log.taps.retain(|(of, to)| *of != stream || copy(to, &input));
+                self.copy(id, stream, &input);
                 self.consume(id, stream, &input);
                 self.read = input;
             }
@@ -308,8 +313,8 @@ impl Thread {
             }
             Ok(_) | Err(_) => {
                 unwatch(&self.epoll, source);
-                let ended = log.sources.remove(at).stream;
-                log.taps.retain(|(of, _)| *of != ended);
+                log.sources.remove(at);
+                self.end_dry_taps(id);
                 self.check_drained(id);
             }
         }
@@ -400,8 +405,8 @@ impl Thread {
             if let Some(log) = self.logs.get_mut(&id) {
                 log.sources.iter_mut().for_each(|s| unwatch(&self.epoll, s));
                 log.sources.clear();
-                log.taps.clear();
             }
+            self.end_dry_taps(id);
             self.check_drained(id);
         }
     }
@@ -416,19 +421,6 @@ impl Thread {
             self.report(Report::Drained(id));
         }
     }
-}
-
-/// Gives an attached client what was read; false when it has no room for all of it, or is gone.
-fn copy(to: &OwnedFd, input: &[u8]) -> bool {
-    let mut rest = input;
-    while !rest.is_empty() {
-        match rustix::io::write(to, rest) {
-            Ok(n) if n > 0 => rest = &rest[n..],
-            Err(Errno::INTR) => {}
-            Ok(_) | Err(_) => return false,
-        }
-    }
-    true
 }
 
 fn watch(epoll: &OwnedFd, source: &mut Source) {

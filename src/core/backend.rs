@@ -121,6 +121,14 @@ pub trait Backend: Send + Sync {
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
     /// Removes the files of an exec.
     fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str);
+    /// Connects with a TCP port of a ready pod on its loopback interface. Blocking or not is for the caller to set.
+    async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
+        let _ = port;
+        Err(Error::new(
+            Kind::Unimplemented,
+            format!("handler {} has no way to ports of pod {}", self.handler(), pod.id),
+        ))
+    }
     /// Kills and removes a container without its monitor; unknown is success.
     async fn remove_container(&self, pod: &PodRecord, container: &ContainerId) -> Result<()>;
     /// Takes down everything that the journal notes, network first; goes on after a failure and reports the first.

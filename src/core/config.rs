@@ -2,12 +2,16 @@
 //!
 //! Read once at start by `serve` (and by the CLI for the sockets' paths). Errors name file, line and key.
 
+mod stream;
+
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
+
+pub use stream::{Span, Stream};
 
 /// Where the configuration is read from when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/proxmox-lxcri/config.toml";
@@ -46,6 +50,8 @@ pub struct Server {
     pub state: Utf8PathBuf,
     /// Largest gRPC message in bytes, either way.
     pub grpc_max_message_size: usize,
+    /// Where exec, attach and port-forward are served.
+    pub stream: Stream,
 }
 
 impl Default for Server {
@@ -56,6 +62,7 @@ impl Default for Server {
             root: "/var/lib/proxmox-lxcri".into(),
             state: "/run/proxmox-lxcri".into(),
             grpc_max_message_size: 80 << 20,
+            stream: Stream::default(),
         }
     }
 }
@@ -281,6 +288,7 @@ impl Config {
                 return Err(Error::invalid(format!("{path}: a socket's path has at most 107 bytes")));
             }
         }
+        self.server.stream.check()?;
         // <state>/pods/<64 digits>/containers/<64 digits>/console.sock has to fit, too: see backends::crun.
         if self.runtime.log_line_max < 256 {
             return Err(Error::invalid("runtime.log_line_max: at least 256 bytes"));

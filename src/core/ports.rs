@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
@@ -288,6 +289,10 @@ pub struct ExecExit {
     pub timed_out: bool,
 }
 
+/// Waits for the end of an attached client's output; of one with input alone, for the end of that. True: it was closed
+/// because its buffer was full.
+pub type AttachEnd = BoxFuture<'static, Result<bool>>;
+
 /// Calls to one monitor. Each has a deadline and fails with Unavailable when the monitor is gone.
 #[async_trait]
 pub trait Monitor: Send + Sync {
@@ -308,9 +313,10 @@ pub trait Monitor: Send + Sync {
     async fn reopen_log(&self, container: &ContainerId) -> Result<()>;
     /// Starts the shared PID namespace's init; answers with its pid.
     async fn start_init(&self, request: monitor_v1::StartInit) -> Result<i32>;
-    /// Copies the container's output from now on to pipes or stream sockets too; one whose buffer is full is closed.
-    /// Input goes into the stdin FIFO of the plan.
-    async fn attach(&self, container: &ContainerId, _stdout: Option<OwnedFd>, _stderr: Option<OwnedFd>) -> Result<()> {
+    /// Connects a client with a running container's streams. `stdio`: where its input comes from, and where stdout and
+    /// stderr go from now on (pipes or stream sockets; a client whose buffer is full is closed). The answer waits for
+    /// the end; dropping it changes nothing, closing the other ends does.
+    async fn attach(&self, container: &ContainerId, _stdio: [Option<OwnedFd>; 3]) -> Result<AttachEnd> {
         Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor can't attach")))
     }
     /// Sets the size, in cells, of the container's terminal or, with `exec`, of that exec's.

@@ -8,6 +8,7 @@ pub mod image;
 pub mod runtime;
 pub mod server;
 pub mod status;
+pub mod streaming;
 pub mod to_wire;
 
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub struct Front {
     pub scope: Scope,
     /// Owner of pods made through it.
     pub owner: Owner,
+    /// Serves exec, attach and port-forward.
+    pub streaming: Arc<streaming::Streaming>,
     /// The node's configuration, for Status.
     pub config: Arc<Config>,
     /// Driver that the kubelet is told.

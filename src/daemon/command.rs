@@ -18,6 +18,7 @@ use crate::core::config::{Config, LogFormat};
 use crate::core::engine::Scope;
 use crate::core::error::Error;
 use crate::core::spec::Owner;
+use crate::cri::streaming::Streaming;
 use crate::cri::{Front, server};
 
 /// How long requests under way may take to end when the daemon is told to end: a stop with a long grace, a pull.
@@ -68,10 +69,13 @@ async fn serve(config: Config) -> Result<()> {
     let stop = stop_on_signals()?;
     let wired = wire(&config).await.map_err(plain)?;
     let config = Arc::new(config);
+    let streaming = Streaming::start(&config.server.stream, wired.engine.clone(), wired.tasks.clone());
+    let streaming = streaming.await.map_err(plain)?;
     let front = |owner, scope| Front {
         engine: wired.engine.clone(),
         scope,
         owner,
+        streaming: streaming.clone(),
         config: config.clone(),
         cgroup_driver: wired.cgroup_driver,
         info: Arc::default(),

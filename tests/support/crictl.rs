@@ -30,6 +30,11 @@ impl Node {
 impl Crictl {
     /// Runs crictl and gives all it did.
     pub fn output(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap_or_else(|e| panic!("{}: {e}", self.program.display()))
+    }
+
+    /// crictl with its configuration and nothing on stdin, not started.
+    pub fn command(&self, args: &[&str]) -> Command {
         let endpoint = format!("unix://{}", self.socket.display());
         // A configuration file of our own: without one crictl complains about endpoints on stderr.
         let config = self.dir.join("crictl.yaml");
@@ -37,13 +42,9 @@ impl Crictl {
             let text = format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 60\n");
             std::fs::write(&config, text).expect("crictl.yaml");
         }
-        Command::new(&self.program)
-            .arg("--config")
-            .arg(&config)
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap_or_else(|e| panic!("{}: {e}", self.program.display()))
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(&config).args(args).stdin(Stdio::null());
+        command
     }
 
     /// Whether it succeeded, and stdout and stderr.

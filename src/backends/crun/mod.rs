@@ -5,6 +5,7 @@
 //! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
 //! container's removal takes away.
 
+mod dial;
 mod files;
 mod launch;
 mod sandbox;
@@ -217,6 +218,10 @@ impl Backend for CrunBackend {
 
     fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str) {
         launch::remove_exec_files(run_dir, exec_id);
+    }
+
+    async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
+        dial::dial(pod, port).await
     }
 
     async fn remove_container(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {

@@ -104,7 +104,11 @@ impl Engine {
             .map_err(|e| e.context(format!("reopen the log of container {}", container.id)))
     }
 
-    fn reach(&self, scope: Scope, id: &str) -> Result<(std::sync::Arc<ContainerRecord>, std::sync::Arc<dyn Monitor>)> {
+    pub(super) fn reach(
+        &self,
+        scope: Scope,
+        id: &str,
+    ) -> Result<(std::sync::Arc<ContainerRecord>, std::sync::Arc<dyn Monitor>)> {
         let container = self.container(scope, id)?;
         if let Verdict::Refuse(why) = container.phase.verdict(ContainerRequest::Reach) {
             return Err(Error::precondition(format!("container {}: {why}", container.id)));

@@ -13,6 +13,7 @@ mod pod;
 mod recovery;
 mod sandbox_ops;
 mod stats;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -38,6 +39,7 @@ use index::Index;
 pub use index::Scope;
 use pod::{Command, PodHandle, PodTask};
 pub use recovery::RecoveryReport;
+pub use stream::{Process, ProcessEnd, Terminal, Wanted};
 
 /// Requests that may wait for one pod before more are refused.
 const QUEUE: usize = 64;

@@ -5,6 +5,7 @@ mod lists;
 mod metrics;
 mod node;
 mod stats;
+mod streams;
 
 use std::time::Duration;
 
@@ -166,6 +167,18 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Ok(Response::new(v1::ExecSyncResponse { stdout: done.stdout, stderr: done.stderr, exit_code: done.exit_code }))
     }
 
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        Ok(Response::new(v1::ExecResponse { url: self.exec_url(request.into_inner())? }))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        Ok(Response::new(v1::AttachResponse { url: self.attach_url(request.into_inner())? }))
+    }
+
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+        Ok(Response::new(v1::PortForwardResponse { url: self.port_forward_url(request.into_inner())? }))
+    }
+
     // ------------------------------------------------------------------------------------------ limits, use, events; not offered yet
 
     async fn update_container_resources(
@@ -179,18 +192,6 @@ impl v1::runtime_service_server::RuntimeService for Front {
         let asked = convert::resources(request.linux.unwrap_or_default());
         self.engine.update_container(self.scope, &request.container_id, asked).await?;
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
-    }
-
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        Err(unimplemented("Exec"))
-    }
-
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        Err(unimplemented("Attach"))
-    }
-
-    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
-        Err(unimplemented("PortForward"))
     }
 
     async fn container_stats(&self, request: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {

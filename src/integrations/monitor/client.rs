@@ -23,7 +23,7 @@ use super::error::MonitorError;
 use super::watched::watch;
 use crate::core::error::Result;
 use crate::core::ids::{ContainerId, PodId};
-use crate::core::ports::{ExecExit, Monitor, MonitorEvent};
+use crate::core::ports::{AttachEnd, ExecExit, Monitor, MonitorEvent};
 use crate::utils::tasks::TaskSet;
 
 /// Most calls are answered from memory.
@@ -55,6 +55,7 @@ struct Waiting {
     gone: bool,
     calls: HashMap<u64, oneshot::Sender<Body>>,
     execs: HashMap<String, oneshot::Sender<v1::ExecExited>>,
+    attaches: HashMap<String, oneshot::Sender<v1::AttachEnded>>,
 }
 
 impl Shared {
@@ -166,6 +167,7 @@ impl Shared {
             waiting.gone = true;
             waiting.calls = HashMap::new();
             waiting.execs = HashMap::new();
+            waiting.attaches = HashMap::new();
         }
         let _ = events.send(MonitorEvent::Gone).await;
     }
@@ -190,6 +192,12 @@ impl Shared {
             Body::ExecExited(exited) => {
                 if let Some(tell) = self.waiting().execs.remove(&exited.exec_id) {
                     let _ = tell.send(exited);
+                }
+                None
+            }
+            Body::AttachEnded(ended) => {
+                if let Some(tell) = self.waiting().attaches.remove(&ended.attach_id) {
+                    let _ = tell.send(ended);
                 }
                 None
             }
@@ -349,15 +357,24 @@ impl Monitor for Client {
         }
     }
 
-    async fn attach(&self, container: &ContainerId, stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> Result<()> {
-        let (has_stdout, has_stderr) = (stdout.is_some(), stderr.is_some());
-        let op = Op::Attach(v1::Attach { container_id: container.to_string(), has_stdout, has_stderr });
-        let fds = [stdout, stderr];
-        let fds: Vec<BorrowedFd<'_>> = fds.iter().flatten().map(AsFd::as_fd).collect();
-        match self.shared.call("Attach", op, &fds, QUICK).await? {
-            Body::Done(_) => Ok(()),
-            _ => Err(self.shared.nonsense("Attach").into()),
-        }
+    async fn attach(&self, container: &ContainerId, stdio: [Option<OwnedFd>; 3]) -> Result<AttachEnd> {
+        let [has_stdin, has_stdout, has_stderr] = stdio.each_ref().map(Option::is_some);
+        let (container_id, attach_id) = (container.to_string(), uuid::Uuid::new_v4().simple().to_string());
+        let (tell, told) = oneshot::channel();
+        self.shared.waiting().attaches.insert(attach_id.clone(), tell);
+        let (shared, id) = (self.shared.clone(), attach_id.clone());
+        let forget = Forget(move || drop(shared.waiting().attaches.remove(&id)));
+        let op = Op::Attach(v1::Attach { container_id, has_stdout, has_stderr, attach_id, has_stdin });
+        let answer = {
+            let fds: Vec<BorrowedFd<'_>> = stdio.iter().flatten().map(AsFd::as_fd).collect();
+            self.shared.call("Attach", op, &fds, QUICK).await?
+        };
+        let Body::Done(_) = answer else { return Err(self.shared.nonsense("Attach").into()) };
+        let shared = self.shared.clone();
+        Ok(Box::pin(async move {
+            let _forget = forget;
+            Ok(told.await.map_err(|_| shared.gone())?.lagged)
+        }))
     }
 
     async fn resize(&self, container: &ContainerId, exec: Option<&str>, width: u32, height: u32) -> Result<()> {

@@ -233,8 +233,8 @@ async fn attached_clients_get_output_and_a_slow_one_is_cut() {
     link.monitor.create(plan, None).await.expect("create");
     let ((out, w), (err, we), (slow, ws)) = (pipe(), pipe(), pipe());
     rustix::pipe::fcntl_setpipe_size(&w, 1 << 20).expect("a megabyte of buffer");
-    link.monitor.attach(&id, Some(w), Some(we)).await.expect("attach");
-    link.monitor.attach(&id, Some(ws), None).await.expect("attach");
+    let quick = link.monitor.attach(&id, [None, Some(w), Some(we)]).await.expect("attach");
+    let late = link.monitor.attach(&id, [None, Some(ws), None]).await.expect("attach");
     link.monitor.start(&id).await.expect("start");
     tokio::fs::OpenOptions::new().write(true).open(&stdin).await.expect("stdin");
     let mut input = std::fs::File::options().write(true).open(&stdin).expect("stdin");
@@ -252,7 +252,10 @@ async fn attached_clients_get_output_and_a_slow_one_is_cut() {
     assert!(cut.len() < want.len() && want.starts_with(&cut));
     let log = std::fs::read_to_string(log).expect("log");
     assert_eq!(log.lines().filter(|l| l.contains(" F ")).count(), 100_002, "and the log has all");
-    let error = link.monitor.attach(&id, None, None).await.err().map(|e| e.kind());
+    assert_eq!((quick.await.expect("its end"), late.await.expect("its end")), (false, true));
+    let (out, w) = pipe();
+    drop(out);
+    let error = link.monitor.attach(&id, [None, Some(w), None]).await.err().map(|e| e.kind());
     assert_eq!(error, Some(Kind::FailedPrecondition));
     link.monitor.shutdown(true).await.expect("shutdown");
 }
