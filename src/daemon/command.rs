@@ -100,6 +100,9 @@ async fn serve(config: Config) -> Result<()> {
         served = &mut serving => served.map(|_| ()),
         () = overdue => {
             tracing::warn!(after = ?PATIENCE, "requests are still under way: they are cut off, whoever asked asks again");
+            if let Err(e) = wired.engine.sync_records().await {
+                tracing::error!(error = e.chain(), "records may not outlive a power cut");
+            }
             wired.tasks.shutdown().await;
             // Those that were cut off are answered.
             tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or(Ok(((), ()))).map(|_| ())
