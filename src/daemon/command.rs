@@ -100,15 +100,15 @@ async fn serve(config: Config) -> Result<()> {
         served = &mut serving => served.map(|_| ()),
         () = overdue => {
             tracing::warn!(after = ?PATIENCE, "requests are still under way: they are cut off, whoever asked asks again");
-            if let Err(e) = wired.engine.sync_records().await {
-                tracing::error!(error = e.chain(), "records may not outlive a power cut");
-            }
             wired.tasks.shutdown().await;
             // Those that were cut off are answered.
             tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or(Ok(((), ()))).map(|_| ())
         }
     };
     wired.tasks.shutdown().await;
+    if let Err(e) = wired.engine.sync_records().await {
+        tracing::error!(error = e.chain(), "records may not outlive a power cut");
+    }
     for socket in [listen, local_listen] {
         let _ = std::fs::remove_file(socket);
     }
