@@ -164,15 +164,13 @@ impl Sizes {
         let (mut newest, mut done) = (None, 0);
         loop {
             match objects.next() {
-                Some(Ok(size)) => newest = Some(size),
-                Some(Err(e)) => self.broken = !e.is_eof(),
-                None => {}
+                Some(Ok(size)) => (newest, done) = (Some(size), objects.byte_offset()),
+                Some(Err(e)) => {
+                    self.broken = !e.is_eof();
+                    break;
+                }
+                None => break,
             }
-            let offset = objects.byte_offset();
-            if offset == done {
-                break;
-            }
-            done = offset;
         }
         self.rest.drain(..done.min(self.rest.len()));
         self.broken |= self.rest.len() > SIZE;
