@@ -8,6 +8,7 @@ use clap::{Arg, ArgMatches};
 
 use super::client::{Client, called};
 use super::crilog::Follower;
+use super::stream::{self, Connected, Ended, Options};
 use super::{Command, Context, required, rest, string, strings, switch};
 use crate::api::v1;
 
@@ -43,6 +44,8 @@ impl Command for Run {
         vec![
             switch("rm", None, "Remove the pod when its container ends"),
             switch("detach", Some('d'), "Print the container's id and leave it running"),
+            switch("stdin", Some('i'), "Pass stdin on"),
+            switch("tty", Some('t'), "Give it a terminal, shown in ours (with -i Ctrl-P Ctrl-Q detaches)"),
             switch("host-network", None, "Use the node's network"),
             Arg::new("name").long("name").value_name("NAME").help("Name of pod and container (default: made up)"),
             Arg::new("handler")
@@ -74,9 +77,11 @@ impl Command for Run {
         let request =
             v1::RunPodSandboxRequest { config: Some(pod_config.clone()), runtime_handler: string(matches, "handler") };
         let pod = called(client.runtime.run_pod_sandbox(request).await)?.pod_sandbox_id;
-        let started = start(&mut client, &pod, &pod_config, container_config(&name, image, matches)?).await;
-        let container = match started {
-            Ok(container) => container,
+        let attach = !matches.get_flag("detach") && (matches.get_flag("stdin") || matches.get_flag("tty"));
+        let config = container_config(&name, image, matches)?;
+        let started = start(&mut client, &pod, &pod_config, config, attach).await;
+        let (container, connected) = match started {
+            Ok(started) => started,
             Err(e) => {
                 remove(&mut client, &pod, &pod_config.log_directory).await.context("after a failed start")?;
                 return Err(e);
@@ -86,7 +91,14 @@ impl Command for Run {
             println!("{container}");
             return Ok(0);
         }
-        let code = follow(&mut client, &container).await;
+        let code = match connected {
+            None => follow(&mut client, &container).await,
+            Some(connected) => match converse(&mut client, &container, connected).await {
+                Ok(None) => return Ok(0),
+                Ok(Some(code)) => Ok(code),
+                Err(e) => Err(e),
+            },
+        };
         if matches.get_flag("rm") {
             remove(&mut client, &pod, &pod_config.log_directory).await?;
         }
@@ -137,6 +149,9 @@ fn container_config(name: &str, image: String, matches: &ArgMatches) -> Result<v
         args: strings(matches, "CMD"),
         envs,
         log_path: "0.log".to_string(),
+        stdin: matches.get_flag("stdin"),
+        stdin_once: matches.get_flag("stdin"),
+        tty: matches.get_flag("tty"),
         linux: Some(v1::LinuxContainerConfig {
             security_context: Some(v1::LinuxContainerSecurityContext {
                 namespace_options: Some(namespaces(network)),
@@ -156,16 +171,58 @@ async fn start(
     pod: &str,
     pod_config: &v1::PodSandboxConfig,
     config: v1::ContainerConfig,
-) -> Result<String> {
+    attach: bool,
+) -> Result<(String, Option<Connected>)> {
+    let options = Options { stdin: config.stdin, tty: config.tty, detach_keys: config.stdin && config.tty };
     let request = v1::CreateContainerRequest {
         pod_sandbox_id: pod.to_string(),
         config: Some(config),
         sandbox_config: Some(pod_config.clone()),
     };
     let container_id = called(client.runtime.create_container(request).await)?.container_id;
+    let mut connected = None;
+    if attach {
+        // Before it runs, so that its first words are seen.
+        let Options { stdin, tty, .. } = options;
+        let container_id = container_id.clone();
+        let request = v1::AttachRequest { container_id, stdin, tty, stdout: true, stderr: !tty };
+        let url = called(client.runtime.attach(request).await)?.url;
+        connected = Some(stream::connect(&url, options).await?.ready().await?);
+    }
     let request = v1::StartContainerRequest { container_id: container_id.clone() };
     called(client.runtime.start_container(request).await)?;
-    Ok(container_id)
+    Ok((container_id, connected))
+}
+
+/// Passes streams on until the container ends; its exit code, None when the keys to detach were pressed. Ctrl-C stops it
+/// (a terminal passes that on like any other key).
+async fn converse(client: &mut Client, container: &str, connected: Connected) -> Result<Option<u8>> {
+    let mut talk = std::pin::pin!(connected.run());
+    let mut interrupts = 0;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut talk => break ended?,
+            _ = tokio::signal::ctrl_c() => stop(client, container, &mut interrupts).await?,
+        }
+    };
+    if ended == Ended::Detached {
+        return Ok(None);
+    }
+    loop {
+        let status = client.container_status(container).await?;
+        if status.state() == v1::ContainerState::ContainerExited {
+            return Ok(Some(status.exit_code.clamp(0, 255) as u8));
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+async fn stop(client: &mut Client, container: &str, interrupts: &mut u32) -> Result<()> {
+    *interrupts += 1;
+    let timeout = if *interrupts > 1 { 0 } else { 10 };
+    let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
+    called(client.runtime.stop_container(request).await)?;
+    Ok(())
 }
 
 /// Prints the container's output until it ends; Ctrl-C stops it.
@@ -189,12 +246,7 @@ async fn follow(client: &mut Client, container: &str) -> Result<u8> {
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
-            _ = tokio::signal::ctrl_c() => {
-                interrupts += 1;
-                let timeout = if interrupts > 1 { 0 } else { 10 };
-                let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
-                called(client.runtime.stop_container(request).await)?;
-            }
+            _ = tokio::signal::ctrl_c() => stop(client, container, &mut interrupts).await?,
         }
     }
 }
