@@ -713,3 +713,59 @@ fn a_thousand_execs_leave_nothing() {
         });
     });
 }
+
+#[test]
+fn our_own_command_line() {
+    isolated("our_own_command_line", || {
+        let node = Node::start(Options::default());
+        let (_pod, id) = sleeper(&node.crictl());
+        let config = node.dir.join("config.toml");
+        let verb = |args: &[&str]| {
+            let mut command = Command::new(support::daemon_program());
+            command.arg(args[0]).arg("--config").arg(&config).args(&args[1..]).stdin(Stdio::null());
+            command
+        };
+        let fed = |args: &[&str], input: &[u8]| {
+            let mut command = verb(args);
+            let mut child =
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("us");
+            let (mut stdin, input) = (child.stdin.take().expect("stdin"), input.to_vec());
+            let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+            let out = child.wait_with_output().expect("our output");
+            writer.join().expect("the writer");
+            (out.status.code(), out.stdout, String::from_utf8_lossy(&out.stderr).into_owned())
+        };
+        let big = noise(20 << 20);
+        let (code, out, err) = fed(&["exec", "-i", &id, "cat"], &big);
+        assert!(code == Some(0) && out == big, "{code:?}, {} bytes: {err}", out.len());
+        let (code, out, err) = fed(&["exec", &id, "sh", "-c", "echo out; echo err >&2; exit 9"], b"");
+        assert_eq!((code, &out[..], err.as_str()), (Some(9), &b"out\n"[..], "err\n"));
+        let (code, out, err) = fed(&["exec", "--timeout", "1", &id, "sleep", "30"], b"");
+        assert!(code == Some(1) && out.is_empty() && err.contains("did not end within"), "{code:?} {err}");
+        let mut terminal = OnTerminal::start(&verb(&["exec", "-i", "-t", &id, "sh"]), 99, 31);
+        terminal.until("# ");
+        terminal.type_in("stty size; exit 3\n");
+        terminal.until("31 99");
+        assert_eq!(terminal.status().code(), Some(3));
+
+        // `run` sees the first words, its input ends, and its exit code is the container's.
+        let (code, out, err) = fed(&["run", "--rm", "-i", BUSYBOX, "sh", "-c", "echo first; cat; exit 4"], b"typed\n");
+        assert_eq!((code, out.as_slice()), (Some(4), &b"first\ntyped\n"[..]), "{err}");
+        let mut terminal = OnTerminal::start(&verb(&["run", "-it", "--name", "shell", BUSYBOX, "sh"]), 88, 30);
+        terminal.until("# ");
+        terminal.type_in("until [ \"$(stty size)\" = '30 88' ]; do sleep 0.05; done; echo si''zed\n");
+        terminal.until("sized");
+        // Left by its keys, it runs on; found again, it ends.
+        terminal.type_in("\x10\x11");
+        assert_eq!(terminal.status().code(), Some(0));
+        let mut terminal = OnTerminal::start(&verb(&["attach", "-it", "shell"]), 70, 20);
+        terminal.type_in("echo ba''ck; exit 5\n");
+        terminal.until("back");
+        assert_eq!(terminal.status().code(), Some(0));
+        wait_for("the shell's end", LONG, || {
+            verb(&["rm", "shell"]).output().expect("rm").status.success().then_some(())
+        });
+        // A kubelet's client sees none of it.
+        assert_eq!(node.crictl().json(&["pods"])["items"].as_array().map_or(0, Vec::len), 1);
+    });
+}

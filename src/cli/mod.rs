@@ -6,6 +6,7 @@
 // Printing is what a command line is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod attach;
 mod client;
 mod crilog;
 mod exec;
@@ -16,6 +17,8 @@ mod pull;
 mod rm;
 mod run;
 mod stop;
+mod stream;
+mod terminal;
 mod version;
 
 use anyhow::Result;
@@ -67,6 +70,7 @@ impl Registry {
         registry.register(ps::Ps);
         registry.register(logs::Logs);
         registry.register(exec::Exec);
+        registry.register(attach::Attach);
         registry.register(stop::Stop);
         registry.register(rm::Rm);
         registry.register(version::Version);

@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::{Client, called};
 use super::crilog::Follower;
+use super::stream::{self, Connected, Ended, Options};
 use super::{Command, Context, required, rest, string, strings, switch};
 use crate::api::v1;
 
@@ -44,6 +45,8 @@ impl Command for Run {
         vec![
             switch("rm", None, "Remove the pod when its container ends"),
             switch("detach", Some('d'), "Print the container's id and leave it running"),
+            switch("stdin", Some('i'), "Pass stdin on"),
+            switch("tty", Some('t'), "Give it a terminal, shown in ours (with -i Ctrl-P Ctrl-Q detaches)"),
             switch("host-network", None, "Use the node's network"),
             Arg::new("name").long("name").value_name("NAME").help("Name of pod and container (default: made up)"),
             Arg::new("handler")
@@ -71,15 +74,18 @@ impl Command for Run {
             empty if empty.is_empty() => format!("run-{}", &uid[..8]),
             name => name,
         };
+        let detach = matches.get_flag("detach");
+        let attach = !detach && (matches.get_flag("stdin") || matches.get_flag("tty"));
         // From here on there is something to take down: an interrupt waits until it can be stopped.
-        let mut interrupts = (!matches.get_flag("detach")).then(Interrupts::catch).transpose()?;
+        let mut interrupts = (!detach).then(Interrupts::catch).transpose()?;
         let pod_config = pod_config(&name, &uid, matches.get_flag("host-network"));
         let request =
             v1::RunPodSandboxRequest { config: Some(pod_config.clone()), runtime_handler: string(matches, "handler") };
         let pod = called(client.runtime.run_pod_sandbox(request).await)?.pod_sandbox_id;
-        let started = start(&mut client, &pod, &pod_config, container_config(&name, image, matches)?).await;
-        let container = match started {
-            Ok(container) => container,
+        let config = container_config(&name, image, matches)?;
+        let started = start(&mut client, &pod, &pod_config, config, attach).await;
+        let (container, connected) = match started {
+            Ok(started) => started,
             Err(e) => {
                 remove(&mut client, &pod, &pod_config.log_directory).await.context("after a failed start")?;
                 return Err(e);
@@ -89,7 +95,14 @@ impl Command for Run {
             println!("{container}");
             return Ok(0);
         };
-        let code = follow(&mut client, &container, interrupts).await;
+        let code = match connected {
+            None => follow(&mut client, &container, interrupts).await,
+            Some(connected) => match converse(&mut client, &container, connected, interrupts).await {
+                Ok(None) => return Ok(0),
+                Ok(Some(code)) => Ok(code),
+                Err(e) => Err(e),
+            },
+        };
         if matches.get_flag("rm") {
             remove(&mut client, &pod, &pod_config.log_directory).await?;
         }
@@ -140,6 +153,9 @@ fn container_config(name: &str, image: String, matches: &ArgMatches) -> Result<v
         args: strings(matches, "CMD"),
         envs,
         log_path: "0.log".to_string(),
+        stdin: matches.get_flag("stdin"),
+        stdin_once: matches.get_flag("stdin"),
+        tty: matches.get_flag("tty"),
         linux: Some(v1::LinuxContainerConfig {
             security_context: Some(v1::LinuxContainerSecurityContext {
                 namespace_options: Some(namespaces(network)),
@@ -159,16 +175,66 @@ async fn start(
     pod: &str,
     pod_config: &v1::PodSandboxConfig,
     config: v1::ContainerConfig,
-) -> Result<String> {
+    attach: bool,
+) -> Result<(String, Option<Connected>)> {
+    let options = Options { stdin: config.stdin, tty: config.tty, detach_keys: config.stdin && config.tty };
     let request = v1::CreateContainerRequest {
         pod_sandbox_id: pod.to_string(),
         config: Some(config),
         sandbox_config: Some(pod_config.clone()),
     };
     let container_id = called(client.runtime.create_container(request).await)?.container_id;
+    let mut connected = None;
+    if attach {
+        // Before it runs, so that its first words are seen.
+        let Options { stdin, tty, .. } = options;
+        let container_id = container_id.clone();
+        let request = v1::AttachRequest { container_id, stdin, tty, stdout: true, stderr: !tty };
+        let url = called(client.runtime.attach(request).await)?.url;
+        connected = Some(stream::connect(&url, options).await?.ready().await?);
+    }
     let request = v1::StartContainerRequest { container_id: container_id.clone() };
     called(client.runtime.start_container(request).await)?;
-    Ok(container_id)
+    Ok((container_id, connected))
+}
+
+/// Passes streams on until the container ends; its exit code, None when the keys to detach were pressed. Ctrl-C stops it
+/// (a terminal passes that on like any other key).
+async fn converse(
+    client: &mut Client,
+    container: &str,
+    connected: Connected,
+    interrupts: &mut Interrupts,
+) -> Result<Option<u8>> {
+    let mut talk = std::pin::pin!(connected.run());
+    let ended = loop {
+        tokio::select! {
+            ended = &mut talk => break ended?,
+            seen = interrupts.next() => stop(client, container, interrupts, seen).await?,
+        }
+    };
+    if ended == Ended::Detached {
+        return Ok(None);
+    }
+    loop {
+        let status = client.container_status(container).await?;
+        if status.state() == v1::ContainerState::ContainerExited {
+            return Ok(Some(status.exit_code.clamp(0, 255) as u8));
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// Stops the container after the interrupt number `seen`; from the second one on there is no grace.
+async fn stop(client: &mut Client, container: &str, interrupts: &mut Interrupts, seen: u32) -> Result<()> {
+    let mut timeout = if seen > 1 { 0 } else { 10 };
+    loop {
+        let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
+        tokio::select! {
+            stopped = client.runtime.stop_container(request) => return called(stopped).map(drop),
+            _ = interrupts.next() => timeout = 0,
+        }
+    }
 }
 
 /// Ctrl-C or SIGTERM, from when it is made.
@@ -214,19 +280,7 @@ async fn follow(client: &mut Client, container: &str, interrupts: &mut Interrupt
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
-            seen = interrupts.next() => {
-                let mut timeout = if seen > 1 { 0 } else { 10 };
-                loop {
-                    let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
-                    tokio::select! {
-                        stopped = client.runtime.stop_container(request) => {
-                            called(stopped)?;
-                            break;
-                        }
-                        _ = interrupts.next() => timeout = 0,
-                    }
-                }
-            }
+            seen = interrupts.next() => stop(client, container, interrupts, seen).await?,
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::Monitor;
 use crate::core::records::{ContainerRecord, PodRecord};
-use crate::core::state::PodPhase;
+use crate::core::state::{ContainerPhase, PodPhase};
 
 /// A client that lags behind a container's output by so many bytes is cut off: the pipe's size.
 const LAG: usize = 1 << 20;
@@ -59,7 +59,8 @@ pub struct Process {
     pub stderr: Option<pipe::Receiver>,
     /// Its terminal.
     pub terminal: Terminal,
-    /// Starts it (or attaches) when it is first polled, and waits for the end. Dropped before that, it is killed.
+    /// Starts it when it is first polled (one attached to runs already), and waits for the end. Dropped before that, an
+    /// exec is killed.
     pub ended: BoxFuture<'static, Result<ProcessEnd>>,
 }
 
@@ -140,9 +141,21 @@ impl Engine {
         Ok(Process { stdin, stdout, stderr, terminal, ended: ended.boxed() })
     }
 
-    /// Connects with the streams of a running container's main process, from now on.
+    /// The container that a client can attach to: it runs, or, for our own command line, is about to.
+    pub fn attachable(&self, scope: Scope, id: &str) -> Result<Arc<ContainerRecord>> {
+        let container = self.container(scope, id)?;
+        if scope == Scope::Local && container.phase == ContainerPhase::Created {
+            return Ok(container);
+        }
+        self.reachable(scope, id)
+    }
+
+    /// Connects with the streams of a container's main process, from now on.
     pub async fn attach(&self, scope: Scope, id: &str, wanted: Wanted) -> Result<Process> {
-        let (container, monitor) = self.reach(scope, id)?;
+        let container = self.attachable(scope, id)?;
+        let monitor = self.shared.index().monitor(&container.pod);
+        let monitor =
+            monitor.ok_or_else(|| Error::new(Kind::Unavailable, format!("pod {} has no monitor", container.pod)))?;
         let tty = container.config.tty;
         if wanted.stdin && !container.config.stdin && !tty {
             return Err(Error::precondition(format!("container {} was made without stdin", container.id)));
@@ -155,10 +168,11 @@ impl Engine {
             let _ = rustix::pipe::fcntl_setpipe_size(end, LAG);
         }
         let terminal = Terminal { monitor: monitor.clone(), container: container.id.clone(), exec_id: None };
+        let named = |e: Error, id: &ContainerId| e.context(format!("attach to container {id}"));
+        let end = monitor.attach(&container.id, [in_end, out_end, err_end]).await;
+        let end = end.map_err(|e| named(e, &container.id))?;
         let ended = async move {
-            let named = |e: Error| e.context(format!("attach to container {}", container.id));
-            let end = monitor.attach(&container.id, [in_end, out_end, err_end]).await.map_err(named)?;
-            Ok(if end.await.map_err(named)? { ProcessEnd::Lagged } else { ProcessEnd::Detached })
+            Ok(if end.await.map_err(|e| named(e, &container.id))? { ProcessEnd::Lagged } else { ProcessEnd::Detached })
         };
         Ok(Process { stdin, stdout, stderr, terminal, ended: ended.boxed() })
     }

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::remote::{Gone, Remote};
@@ -72,8 +71,8 @@ fn keep_half(stream: Stream) -> super::remote::Incoming {
 /// Channels on which the client talks.
 pub const TALKS: [u8; 2] = [channel::STDIN, channel::RESIZE];
 
-/// Takes the channels of a WebSocket; tells the client by an empty message that each is there.
-pub async fn websocket(mut channels: Channels, protocol: Protocol, wanted: Wanted) -> Result<Remote, Gone> {
+/// Takes the channels of a WebSocket.
+pub fn websocket(mut channels: Channels, protocol: Protocol, wanted: Wanted) -> Remote {
     let outgoing = |number: u8, wanted: bool| wanted.then(|| channels.outgoing(number));
     let mut remote = Remote {
         stdout: outgoing(channel::STDOUT, wanted.stdout),
@@ -87,13 +86,5 @@ pub async fn websocket(mut channels: Channels, protocol: Protocol, wanted: Wante
     let (stdin, resize) = (channels.incoming(channel::STDIN), channels.incoming(channel::RESIZE));
     remote.stdin = stdin.filter(|_| wanted.stdin);
     remote.resize = resize.filter(|_| wanted.tty);
-    let mut greeted = false;
-    for stream in [&mut remote.stdout, &mut remote.stderr].into_iter().flatten() {
-        stream.send(Bytes::new()).await?;
-        greeted = true;
-    }
-    if !greeted {
-        remote.error.send(Bytes::new()).await?;
-    }
-    Ok(remote)
+    remote
 }

@@ -31,6 +31,7 @@ pub async fn run(start: impl Future<Output = Result<Process>>, remote: Remote, w
             Ok(process) => process,
             Err(e) => return Outcome::failed(what, &e),
         };
+        greet(&mut stdout, &mut stderr, &mut error).await;
         let over = CancellationToken::new();
         let ended = async {
             let ended = process.ended.await;
@@ -71,6 +72,20 @@ pub async fn run(start: impl Future<Output = Result<Process>>, remote: Remote, w
     };
     // Who is gone need not be told.
     let _ = gone.run_until_cancelled(said).await;
+}
+
+/// Tells the client that it is connected: by nothing on each stream for output, or on the one for errors.
+async fn greet(
+    stdout: &mut Option<Box<dyn Outgoing>>,
+    stderr: &mut Option<Box<dyn Outgoing>>,
+    error: &mut Box<dyn Outgoing>,
+) {
+    if stdout.is_none() && stderr.is_none() {
+        let _ = error.send(Bytes::new()).await;
+    }
+    for stream in [stdout, stderr].into_iter().flatten() {
+        let _ = stream.send(Bytes::new()).await;
+    }
 }
 
 /// From the client to the process; the process's input ends with the client's.
@@ -164,15 +179,13 @@ impl Sizes {
         let (mut newest, mut done) = (None, 0);
         loop {
             match objects.next() {
-                Some(Ok(size)) => newest = Some(size),
-                Some(Err(e)) => self.broken = !e.is_eof(),
-                None => {}
+                Some(Ok(size)) => (newest, done) = (Some(size), objects.byte_offset()),
+                Some(Err(e)) => {
+                    self.broken = !e.is_eof();
+                    break;
+                }
+                None => break,
             }
-            let offset = objects.byte_offset();
-            if offset == done {
-                break;
-            }
-            done = offset;
         }
         self.rest.drain(..done.min(self.rest.len()));
         self.broken |= self.rest.len() > SIZE;

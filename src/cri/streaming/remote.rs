@@ -49,7 +49,8 @@ impl Incoming {
 /// Bytes to the client.
 #[async_trait]
 pub trait Outgoing: Send {
-    /// Sends; waits as long as the client does not take what was sent before.
+    /// Sends; waits as long as the client does not take what was sent before. Nothing, sent, tells a WebSocket's client
+    /// that the channel is there.
     async fn send(&mut self, bytes: Bytes) -> Result<(), Gone>;
     /// Says that there is nothing more to come.
     async fn finish(&mut self) -> Result<(), Gone>;

@@ -163,9 +163,8 @@ impl Streaming {
             (wanted, Upgrade::WebSocket(protocol)) => {
                 let socket = open(io).await;
                 session::run(socket, protocol, &connect::TALKS, &peer, |channels| async {
-                    if let Ok(remote) = connect::websocket(channels, protocol, streams_of(&wanted)).await {
-                        self.process(wanted, remote).await;
-                    }
+                    let remote = connect::websocket(channels, protocol, streams_of(&wanted));
+                    self.process(wanted, remote).await;
                 })
                 .await;
             }

@@ -10,4 +10,6 @@ pub mod frame;
 pub mod headers;
 pub mod session;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 mod window;
