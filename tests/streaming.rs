@@ -769,3 +769,52 @@ fn our_own_command_line() {
         assert_eq!(node.crictl().json(&["pods"])["items"].as_array().map_or(0, Vec::len), 1);
     });
 }
+
+#[test]
+fn tls_and_a_limit_of_streams() {
+    isolated("tls_and_a_limit_of_streams", || {
+        let request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost";
+        let mut openssl = Command::new("openssl");
+        support::run(openssl.args(request.split(' ')).args(["-keyout", "/tmp/key.pem", "-out", "/tmp/cert.pem"]));
+        let stream = "[server.stream]\naddress = \"::1\"\nmax_streams = 2\nidle_timeout = \"1s\"\n\
+                      tls_cert_file = \"/tmp/cert.pem\"\ntls_key_file = \"/tmp/key.pem\"";
+        let mut node = Node::start(Options { more_config: stream.into(), ..Options::default() });
+        let crictl = node.crictl();
+        let (_pod, id) = sleeper(&crictl);
+        let big = noise(10 << 20);
+        for transport in TRANSPORTS {
+            let out = fed(&crictl, &["exec", "-i", "--transport", transport, &id, "cat"], big.clone());
+            assert!(out.status.success() && out.stdout == big, "{transport}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        // Half of it is refused by name.
+        node.stop_daemon();
+        let path = node.dir.join("config.toml");
+        let text = std::fs::read_to_string(&path).expect("config.toml");
+        std::fs::write(&path, text.replace("tls_cert_file = \"/tmp/cert.pem\"", "")).expect("config.toml");
+        let out =
+            Command::new(support::daemon_program()).args(["serve", "--config"]).arg(&path).output().expect("serve");
+        assert!(!out.status.success() && describe(&out).contains("tls_key_file"), "{}", describe(&out));
+
+        // Two streams, of which one ends because nothing goes over it.
+        let plain =
+            text.replace("tls_cert_file = \"/tmp/cert.pem\"", "").replace("tls_key_file = \"/tmp/key.pem\"", "");
+        std::fs::write(&path, plain).expect("config.toml");
+        node.start_daemon();
+        block_on(async {
+            let mut client = Client::connect(&node.socket()).await;
+            let talks = exec_url(&mut client, &id, &["sh", "-c", "while :; do echo x; sleep 0.1; done"], false).await;
+            assert!(talks.starts_with("http://[::1]:"), "{talks}");
+            let mut talks = Ws::connect(&talks, "v5.channel.k8s.io").await;
+            let silent = exec_url(&mut client, &id, &["sleep", "4321"], false).await;
+            let mut silent = Ws::connect(&silent, "v5.channel.k8s.io").await;
+            let third = exec_url(&mut client, &id, &["true"], false).await;
+            assert_eq!(Ws::try_connect(&third, "v5.channel.k8s.io").await.err(), Some(503));
+            assert_eq!(silent.finish().await.error, b"");
+            wait_gone("sleep 4321");
+            talks.until("x\nx\n").await;
+            let third = exec_url(&mut client, &id, &["true"], false).await;
+            let said = Ws::connect(&third, "v5.channel.k8s.io").await.finish().await;
+            assert_eq!(said.status()["status"], "Success");
+        });
+    });
+}

@@ -19,6 +19,8 @@ pub struct Options {
     pub network: String,
     /// Put on a file system of its own of so many MiB: the folder that holds images and records.
     pub root_size_mib: Option<u32>,
+    /// More tables of the configuration.
+    pub more_config: String,
 }
 
 impl Default for Options {
@@ -28,6 +30,7 @@ impl Default for Options {
             plugin_dirs: vec!["/usr/lib/cni".into()],
             network: bridge_network(),
             root_size_mib: None,
+            more_config: String::new(),
         }
     }
 }
@@ -240,7 +243,10 @@ embedded = false
 
 [images]
 config_path = ["{dir}/certs.d"]
+
+{more}
 "#,
+        more = options.more_config,
         level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
         crun = options.crun,
