@@ -16,7 +16,7 @@ test: ## every suite that runs on this machine, with a count
 	@scripts/test-all
 
 check: ## the quick gate: format, lints, licences, unit tests, layers, wire contract
-	@scripts/setup build
+	@scripts/setup test
 	@scripts/check
 
 test-node: ## the life of a pod on a real systemd and cgroup v2 (a guest with its own kernel)

@@ -383,6 +383,7 @@ fn a_list_of_a_hundred_is_quick() {
                 assert!(stats.iter().all(|s| s.memory.is_some() && s.cpu.is_some()));
             }
             times.sort();
+            println!(); // ends the line that the test runner has begun
             println!(
                 "figure: ListContainerStats of 100 containers: median {:?}, best {:?}, worst {:?}",
                 times[25], times[0], times[49]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::{Client, called};
 use super::crilog::Follower;
@@ -73,6 +74,8 @@ impl Command for Run {
             empty if empty.is_empty() => format!("run-{}", &uid[..8]),
             name => name,
         };
+        // From here on there is something to take down: an interrupt waits until it can be stopped.
+        let mut interrupts = (!matches.get_flag("detach")).then(Interrupts::catch).transpose()?;
         let pod_config = pod_config(&name, &uid, matches.get_flag("host-network"));
         let request =
             v1::RunPodSandboxRequest { config: Some(pod_config.clone()), runtime_handler: string(matches, "handler") };
@@ -87,13 +90,13 @@ impl Command for Run {
                 return Err(e);
             }
         };
-        if matches.get_flag("detach") {
+        let Some(interrupts) = &mut interrupts else {
             println!("{container}");
             return Ok(0);
-        }
+        };
         let code = match connected {
-            None => follow(&mut client, &container).await,
-            Some(connected) => match converse(&mut client, &container, connected).await {
+            None => follow(&mut client, &container, interrupts).await,
+            Some(connected) => match converse(&mut client, &container, interrupts, connected).await {
                 Ok(None) => return Ok(0),
                 Ok(Some(code)) => Ok(code),
                 Err(e) => Err(e),
@@ -194,15 +197,24 @@ async fn start(
     Ok((container_id, connected))
 }
 
-/// Passes streams on until the container ends; its exit code, None when the keys to detach were pressed. Ctrl-C stops it
-/// (a terminal passes that on like any other key).
-async fn converse(client: &mut Client, container: &str, connected: Connected) -> Result<Option<u8>> {
-    let mut talk = std::pin::pin!(connected.run());
-    let mut interrupts = 0;
-    let ended = loop {
+/// Passes streams on until the container ends; its exit code, None when the keys to detach were pressed. A terminal passes
+/// Ctrl-C on like any other key.
+async fn converse(
+    client: &mut Client,
+    container: &str,
+    interrupts: &mut Interrupts,
+    connected: Connected,
+) -> Result<Option<u8>> {
+    let ended = {
+        let stops = async {
+            loop {
+                let seen = interrupts.next().await;
+                stop(client, container, interrupts, seen).await?;
+            }
+        };
         tokio::select! {
-            ended = &mut talk => break ended?,
-            _ = tokio::signal::ctrl_c() => stop(client, container, &mut interrupts).await?,
+            ended = connected.run() => ended?,
+            failed = stops => return failed,
         }
     };
     if ended == Ended::Detached {
@@ -217,18 +229,44 @@ async fn converse(client: &mut Client, container: &str, connected: Connected) ->
     }
 }
 
-async fn stop(client: &mut Client, container: &str, interrupts: &mut u32) -> Result<()> {
-    *interrupts += 1;
-    let timeout = if *interrupts > 1 { 0 } else { 10 };
-    let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
-    called(client.runtime.stop_container(request).await)?;
-    Ok(())
+/// Stops the container; an interrupt that is not the first kills it.
+async fn stop(client: &mut Client, container: &str, interrupts: &mut Interrupts, seen: u32) -> Result<()> {
+    let mut timeout = if seen > 1 { 0 } else { 10 };
+    loop {
+        let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
+        tokio::select! {
+            stopped = client.runtime.stop_container(request) => return called(stopped).map(|_| ()),
+            _ = interrupts.next() => timeout = 0,
+        }
+    }
 }
 
-/// Prints the container's output until it ends; Ctrl-C stops it.
-async fn follow(client: &mut Client, container: &str) -> Result<u8> {
+/// Ctrl-C or SIGTERM, from when it is made.
+struct Interrupts {
+    int: Signal,
+    term: Signal,
+    seen: u32,
+}
+
+impl Interrupts {
+    fn catch() -> Result<Self> {
+        Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())?, seen: 0 })
+    }
+
+    /// The next one; how many there were.
+    async fn next(&mut self) -> u32 {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+        self.seen += 1;
+        self.seen
+    }
+}
+
+/// Prints the container's output until it ends; an interrupt stops it, a second one kills it.
+async fn follow(client: &mut Client, container: &str, interrupts: &mut Interrupts) -> Result<u8> {
     let mut log: Option<Follower> = None;
-    let mut interrupts = 0;
     loop {
         let status = client.container_status(container).await?;
         if log.is_none() {
@@ -246,7 +284,7 @@ async fn follow(client: &mut Client, container: &str) -> Result<u8> {
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
-            _ = tokio::signal::ctrl_c() => stop(client, container, &mut interrupts).await?,
+            seen = interrupts.next() => stop(client, container, interrupts, seen).await?,
         }
     }
 }

@@ -280,6 +280,9 @@ impl Config {
                 return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
             }
         }
+        if self.server.grpc_max_message_size < 1 << 20 {
+            return Err(Error::invalid("server.grpc_max_message_size: less than 1 MiB holds no request"));
+        }
         for path in [&self.server.listen, &self.server.local_listen] {
             if path.as_str().len() > 107 {
                 return Err(Error::invalid(format!("{path}: a socket's path has at most 107 bytes")));

@@ -3,6 +3,12 @@
 //! On disk a pod is the folder `<root>/pods/<id>/` with `pod.json` and `containers/<id>.json`, each a versioned
 //! envelope, replaced whole. They survive a reboot. An unreadable one is moved to `<root>/quarantine/` and
 //! reported, never taken for "no pod". Environment values are not in them.
+//!
+//! A record is not synced when it is written, so that no pod waits for a disk: [`RecordStore::sync`] does it for all that
+//! was written since the last time, every few seconds. A power cut in between loses the last changes, not the file.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::de::DeserializeOwned;
@@ -159,12 +165,14 @@ pub type Stored = (PodRecord, Vec<ContainerRecord>);
 pub struct RecordStore {
     pods: Utf8PathBuf,
     quarantine: Utf8PathBuf,
+    /// Something was written since the last sync.
+    unsynced: Arc<AtomicBool>,
 }
 
 impl RecordStore {
     /// Opens (or makes) `<root>/pods`.
     pub fn open(root: &Utf8Path) -> Result<Self> {
-        let store = Self { pods: root.join("pods"), quarantine: root.join("quarantine") };
+        let store = Self { pods: root.join("pods"), quarantine: root.join("quarantine"), unsynced: Arc::default() };
         std::fs::create_dir_all(&store.pods).map_err(|e| Error::io(format!("make {}", store.pods), e))?;
         Ok(store)
     }
@@ -183,7 +191,21 @@ impl RecordStore {
 
     fn put<T: Serialize>(&self, path: &Utf8Path, record: &T) -> Result<()> {
         atomic::write(path.as_std_path(), &encode(record)?, 0o600, Durability::Process)
-            .map_err(|e| Error::io(format!("write record {path}"), e))
+            .map_err(|e| Error::io(format!("write record {path}"), e))?;
+        self.unsynced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes all that was written so far outlive the machine; nothing to do is no work. Blocks on the disk.
+    pub fn sync(&self) -> Result<()> {
+        if !self.unsynced.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let done = std::fs::File::open(&self.pods).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
+        done.map_err(|e| {
+            self.unsynced.store(true, Ordering::Release);
+            Error::io(format!("sync the records in {}", self.pods), e)
+        })
     }
 
     fn container_path(&self, pod: &PodId, container: &ContainerId) -> Utf8PathBuf {

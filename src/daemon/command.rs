@@ -106,6 +106,9 @@ async fn serve(config: Config) -> Result<()> {
         }
     };
     wired.tasks.shutdown().await;
+    if let Err(e) = wired.engine.sync_records().await {
+        tracing::error!(error = e.chain(), "records may not outlive a power cut");
+    }
     for socket in [listen, local_listen] {
         let _ = std::fs::remove_file(socket);
     }

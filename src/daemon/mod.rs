@@ -32,8 +32,8 @@ pub use lock::StateLock;
 
 /// Where `ip netns` and other tools look for network namespaces.
 const NETNS_FOLDER: &str = "/run/netns";
-/// How often the daemon looks whether there is memory to give back.
-const MEMORY_PERIOD: Duration = Duration::from_secs(3);
+/// How often records are synced and memory is given back, where there is any.
+const HOUSEKEEPING: Duration = Duration::from_secs(3);
 /// Where a package puts the monitor.
 const LIBEXEC: &str = "/usr/libexec/proxmox-lxcri";
 /// The monitor's file name.
@@ -110,15 +110,18 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         tasks.clone(),
     );
     let report = engine.recover().await?;
-    tasks.spawn_cancellable("give memory back", give_memory_back(engine.clone()));
+    tasks.spawn_cancellable("housekeeping", keep_house(engine.clone()));
     tracing::info!(pods = report.pods, running = report.running, quarantined = report.quarantined.len(), "recovered");
     Ok(Wired { engine, cgroup_driver, tasks, _lock: lock })
 }
 
-/// After work, when the heap holds what the work needed and nobody needs any more.
-async fn give_memory_back(engine: Engine) {
+/// What is done a while after work and not on its path: records are synced, memory is given back.
+async fn keep_house(engine: Engine) {
     loop {
-        tokio::time::sleep(MEMORY_PERIOD).await;
+        tokio::time::sleep(HOUSEKEEPING).await;
+        if let Err(e) = engine.sync_records().await {
+            tracing::error!(error = e.chain(), "records may not outlive a power cut");
+        }
         if engine.take_activity() {
             crate::utils::memory::trim();
         }

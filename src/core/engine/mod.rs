@@ -135,6 +135,12 @@ impl Engine {
         self.shared.active.swap(false, std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Makes records that were written since the last call outlive the machine.
+    pub async fn sync_records(&self) -> Result<()> {
+        let store = self.shared.records.clone();
+        super::blocking::blocking(move || store.sync()).await
+    }
+
     /// The images.
     pub fn images(&self) -> &Arc<dyn ImageStore> {
         &self.shared.ports.images

@@ -188,7 +188,13 @@ impl PodTask {
             self.containers.values().filter(|c| c.phase == ContainerPhase::Running).map(|c| c.id.clone()).collect();
         if let Some(monitor) = self.monitor.clone() {
             for id in &running {
-                monitor.signal(id, libc::SIGKILL, true).await?;
+                if let Err(e) = monitor.signal(id, libc::SIGKILL, true).await {
+                    // A monitor that hangs must not keep its pod from going: it is ended, and the runtime asked instead.
+                    tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "going on without the monitor");
+                    self.set_monitor(None);
+                    self.shared.ports.supervisor.cleanup(self.id()).await?;
+                    break;
+                }
             }
         }
         let deadline = Instant::now() + KILL_PATIENCE;

@@ -337,6 +337,7 @@ impl Monitor for FakeMonitor {
         Ok(self.world.now_ns())
     }
     async fn signal(&self, container: &ContainerId, signal: i32, _: bool) -> Result<()> {
+        self.world.step("signal").await?;
         // A process that obeys SIGTERM unless the test says that it does not.
         if signal == libc::SIGKILL || *locked(&self.world.hang) != Some("sigterm") {
             self.world.end(&self.pod, container, 128 + signal).await;

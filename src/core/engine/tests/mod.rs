@@ -314,3 +314,15 @@ async fn what_is_left_of_a_failed_create_holds_no_name_after_a_restart() {
     assert_eq!(b.engine.pods(Scope::Local).len(), 1, "kept until it is taken down");
     b.pod("a").await;
 }
+
+#[tokio::test]
+async fn a_monitor_that_hangs_keeps_no_pod() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    let c = b.running(&pod, "c").await;
+    *locked(&b.world.fail) = Some("signal");
+    b.engine.stop_sandbox(Scope::Cri, pod.as_str()).await.expect("stop pod");
+    assert_eq!(b.engine.container(Scope::Cri, c.as_str()).expect("known").exit.clone().expect("ended").code, 137);
+    b.engine.remove_sandbox(Scope::Cri, pod.as_str()).await.expect("remove pod");
+    assert_eq!((b.world.left(), b.records_left()), ((0, 0, 0), 0));
+}
