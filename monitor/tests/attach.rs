@@ -123,9 +123,10 @@ fn input_alone_ends_with_itself() {
 #[test]
 fn a_client_without_room_is_cut_and_the_others_are_not() {
     let pod = Pod::start();
-    let mut client = running(&pod, "read x; seq 200000; exit 3", false);
+    let mut client = running(&pod, "read x; seq 100000; exit 3", false);
     let (mut input, slow) = attached(&mut client, "slow");
     let (out, to): (_, OwnedFd) = pipe();
+    // All of it has room here, however busy the machine is.
     rustix::pipe::fcntl_setpipe_size(&to, 1 << 20).unwrap();
     let reader = std::thread::spawn(move || read_all(out));
     client.call(Op::Attach(attach("quick", [false, true, false])), &[to.as_fd()]);
@@ -133,7 +134,7 @@ fn a_client_without_room_is_cut_and_the_others_are_not() {
     input.write_all(b"go\n").unwrap();
     assert_eq!(client.exited("c1").code, 3);
     assert!(ended(&mut client, "slow") && !ended(&mut client, "quick"));
-    let want: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+    let want: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
     assert!(reader.join().unwrap() == want && pod.output("c1.log", "stdout") == want.as_bytes());
     let cut = read_all(slow);
     assert!(cut.len() < want.len() && want.starts_with(&cut));

@@ -3,7 +3,7 @@
 
 mod harness;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 
 use harness::*;
@@ -102,13 +102,15 @@ fn execs_die_with_their_connection_and_by_kill() {
     let mut client = pod.connect();
     let mut request = exec(&pod, "e1", "sleep 1000 & echo up; sleep 1000");
     request.has_stdout = true;
-    let (out, w) = pipe();
+    let (mut out, w) = pipe();
     let id = client.send(Op::Exec(request), &[w.as_fd()]);
     drop(w);
     let pid = started(&mut client, id);
+    let mut up = [0; 3];
+    out.read_exact(&mut up).unwrap();
     drop(client);
     assert_eq!(watcher.exec_exited("e1").exit.unwrap().signal, 9);
-    assert_eq!(read_all(out), "up\n");
+    assert_eq!((&up, read_all(out).as_str()), (b"up\n", ""));
     assert!(!alive(pid));
 
     let id = watcher.send(Op::Exec(exec(&pod, "e2", "sleep 1000")), &[]);

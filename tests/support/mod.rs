@@ -15,6 +15,7 @@ pub mod client;
 pub mod crictl;
 pub mod node;
 pub mod snapshot;
+pub mod streams;
 pub mod ws;
 
 use std::path::{Path, PathBuf};

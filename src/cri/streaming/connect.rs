@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::remote::{Gone, Remote};
-use super::spdy::session::Acceptor;
-use super::spdy::stream::Stream;
+use super::spdy::stream::{Acceptor, Stream};
 use super::websocket::protocol::{Protocol, channel};
 use super::websocket::session::Channels;
 use crate::core::engine::Wanted;

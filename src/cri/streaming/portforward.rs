@@ -11,8 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::remote::{Incoming, Outgoing};
-use super::spdy::session::Acceptor;
-use super::spdy::stream::Stream;
+use super::spdy::stream::{Acceptor, Stream};
 use super::websocket::session::Channels;
 use crate::core::engine::{Engine, Scope};
 

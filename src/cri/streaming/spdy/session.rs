@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Control, Decoder, Event, FrameError, Reset};
 use super::headers::{Deflater, HeaderError, Headers, Inflater};
-use super::stream::{Stream, Writer};
+use super::stream::{Acceptor, Stream, Writer};
 use super::window::{INITIAL, SendWindow};
 use crate::cri::streaming::Peer;
 use crate::cri::streaming::remote::{Activity, Credit, Incoming};
@@ -125,20 +125,6 @@ impl Shared {
 
     fn update(&self, stream: u32, delta: u32) -> bool {
         self.control.try_send(Out::Frame(Control::WindowUpdate { stream, delta })).is_ok()
-    }
-}
-
-/// Streams that the client opens. Dropping it refuses all further ones.
-pub struct Acceptor {
-    streams: mpsc::Receiver<Stream>,
-    /// Cancelled when the client is gone.
-    pub gone: CancellationToken,
-}
-
-impl Acceptor {
-    /// The next stream; None when the client is gone.
-    pub async fn next(&mut self) -> Option<Stream> {
-        self.gone.run_until_cancelled(self.streams.recv()).await.flatten()
     }
 }
 

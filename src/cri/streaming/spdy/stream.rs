@@ -1,9 +1,10 @@
-//! One stream of a SPDY session: what its user reads from it and writes to it.
+//! The streams of a SPDY session: how its user gets them, reads from them and writes to them.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{Control, Reset};
@@ -31,6 +32,20 @@ impl Stream {
     /// Accepts it (SYN_REPLY).
     pub async fn accept(&mut self) -> Result<(), Gone> {
         self.outgoing.shared.control.send(Out::Reply { stream: self.outgoing.id }).await.map_err(|_| Gone)
+    }
+}
+
+/// Streams that the client opens. Dropping it refuses all further ones.
+pub struct Acceptor {
+    pub(super) streams: mpsc::Receiver<Stream>,
+    /// Cancelled when the client is gone.
+    pub gone: CancellationToken,
+}
+
+impl Acceptor {
+    /// The next stream; None when the client is gone.
+    pub async fn next(&mut self) -> Option<Stream> {
+        self.gone.run_until_cancelled(self.streams.recv()).await.flatten()
     }
 }
 

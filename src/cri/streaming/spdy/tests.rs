@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use super::frame::{self, Control, Decoder, Event, Reset};
 use super::headers::{Deflater, Headers, Inflater};
-use super::session::{self, Acceptor};
+use super::session;
+use super::stream::Acceptor;
 use crate::cri::streaming::Peer;
 use crate::cri::streaming::hangup::Hangup;
 use crate::cri::streaming::remote::Outgoing;
