@@ -102,6 +102,26 @@ pub struct RootfsOptions {
     pub gid_map: Vec<(u32, u32, u32)>,
 }
 
+/// Why layers and root file systems can't be made now, or soon can't.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageTrouble {
+    /// One CamelCase word for the node condition.
+    pub reason: String,
+    /// For a human.
+    pub message: String,
+    /// Nothing can be made until it is over.
+    pub blocks: bool,
+}
+
+/// What a look at all of the store found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StorageReport {
+    /// What should not be; a store without any is clean.
+    pub problems: Vec<String>,
+    /// What is good to know.
+    pub notes: Vec<String>,
+}
+
 /// Keeps unpacked layers and gives containers root file systems made of them (drivers `overlay`, `zfs`).
 ///
 /// A layer is named by its chain id. It exists or it does not: an apply that did not end leaves nothing.
@@ -145,6 +165,15 @@ pub trait LayerStore: Send + Sync {
     async fn rootfs_usage(&self, container: &ContainerId) -> Result<Usage>;
     /// Folder on the file system that holds the layers.
     fn mountpoint(&self) -> Utf8PathBuf;
+    /// What is wrong with it now; from memory.
+    fn trouble(&self) -> Option<StorageTrouble> {
+        None
+    }
+    /// Compares what is on disk with what is known; `claimed` are the containers that there are. Changes nothing.
+    async fn check(&self, claimed: &[ContainerId]) -> Result<StorageReport> {
+        let _ = claimed;
+        Err(Error::new(Kind::Unimplemented, format!("the {} driver has no check", self.driver())))
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- images
