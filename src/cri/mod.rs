@@ -5,6 +5,7 @@
 
 pub mod convert;
 pub mod image;
+pub mod local;
 pub mod runtime;
 pub mod server;
 pub mod status;

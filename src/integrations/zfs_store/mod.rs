@@ -8,6 +8,8 @@
 //! a layer without `@ready`, which the next start destroys, or a clone that no record claims, which the engine removes.
 
 mod check;
+mod cuts;
+mod diff;
 mod health;
 mod layers;
 mod mount;
@@ -26,7 +28,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
-use crate::core::ports::{LayerStore, RootfsOptions, StorageReport, StorageTrouble, Usage};
+use crate::core::ports::{FileChange, LayerStore, RootfsOptions, StorageReport, StorageTrouble, Usage};
 use crate::fail_point;
 use crate::integrations::layers::unpack::Limits;
 use crate::integrations::mounts;
@@ -178,6 +180,7 @@ impl Inner {
         self.zfs.clone_snapshot(&origin, &dataset, &properties).await.map_err(|e| self.noted(e))?;
         fail_point!("zfs.clone.after");
         self.state().rootfs.insert(id.clone(), Rootfs { top: top.clone(), cuts: Vec::new() });
+        fail_point!("zfs.clone.known");
         Ok(())
     }
 
@@ -262,6 +265,7 @@ impl Inner {
                 }
             }
         }
+        fail_point!("zfs.open.root");
         for part in ["layers", "containers"] {
             let properties =
                 [property(OWNER, &self.config.owner)?, property("mountpoint", "none")?, property("canmount", "off")?];
@@ -455,6 +459,28 @@ impl LayerStore for ZfsStore {
 
     fn mountpoint(&self) -> Utf8PathBuf {
         self.0.config.folder.clone()
+    }
+
+    async fn snapshot_rootfs(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        self.0.usable()?;
+        let (store, containers, name) = (self.0.clone(), containers.to_vec(), name.to_owned());
+        self.to_its_end("snapshot root file systems", async move { store.snapshot(&containers, &name).await }).await
+    }
+
+    async fn rollback_rootfs(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        self.0.usable()?;
+        let (store, containers, name) = (self.0.clone(), containers.to_vec(), name.to_owned());
+        self.to_its_end("roll root file systems back", async move { store.rollback(&containers, &name).await }).await
+    }
+
+    async fn rootfs_snapshots(&self, container: &ContainerId) -> Result<Vec<String>> {
+        self.0.cuts(container)
+    }
+
+    async fn diff_rootfs(&self, container: &ContainerId, from: Option<&str>) -> Result<Vec<FileChange>> {
+        self.0.usable()?;
+        let (store, container, from) = (self.0.clone(), container.clone(), from.map(str::to_owned));
+        self.to_its_end("compare root file systems", async move { store.diff(&container, from.as_deref()).await }).await
     }
 
     fn trouble(&self) -> Option<StorageTrouble> {

@@ -95,6 +95,7 @@ fn settle(store: &Inner, dataset: &Dataset, done: Result<(), ZfsError>) -> bool 
     let mut state = store.state();
     let Err(e) = done else {
         state.doomed.remove(dataset);
+        fail_point!("zfs.destroy.settled");
         return true;
     };
     let Some(doomed) = state.doomed.get_mut(dataset) else { return false };

@@ -161,10 +161,9 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
                 let cuts = own.iter().filter(|s| s.starts_with(CUT)).map(|s| (*s).to_owned()).collect();
                 state.rootfs.insert(id, Rootfs { top, cuts });
             }
-            Some(("tmp", _)) => {
-                state.doomed.insert(dataset, Doomed::new(own.iter().map(|s| (*s).to_owned()).collect()));
+            None if place.starts_with("tmp-") => {
+                state.doomed.insert(dataset, Doomed::new(Vec::new()));
             }
-            _ if place == "tmp" => {}
             _ => {
                 state.odd.insert(name.clone());
             }
@@ -211,7 +210,7 @@ mod tests {
             (&box_x, &[(OWNER, "you"), ("origin", &br)]),
             ("tank/l/subvol-100-disk-0", &[]),
             ("tank/l/layers/x y", &[]),
-            ("tank/l/tmp/x", own),
+            ("tank/l/tmp-x", own),
             ("tank/l/other", own),
         ]);
         let state = read(&"tank/l".parse().expect("name"), "me", &all);
@@ -219,7 +218,7 @@ mod tests {
         assert_eq!(state.layers.len(), 2);
         assert_eq!(state.layers[&digest(&b)].parent, Some(digest(&a)));
         assert_eq!(state.layers[&digest(&a)].usage, Usage { bytes: 7, inodes: 8 });
-        assert_eq!(state.doomed.keys().map(Dataset::as_str).collect::<Vec<_>>(), [lc.as_str(), "tank/l/tmp/x"]);
+        assert_eq!(state.doomed.keys().map(Dataset::as_str).collect::<Vec<_>>(), [lc.as_str(), "tank/l/tmp-x"]);
         let rootfs = state.rootfs.values().next().expect("one");
         assert_eq!((state.rootfs.len(), rootfs.cuts.as_slice()), (1, ["lxcri-one".to_owned()].as_slice()));
         assert_eq!(state.foreign.len(), 3, "{:?}", state.foreign);
