@@ -21,8 +21,12 @@ impl Command for Pod {
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![
-            required("VERB", "snapshot, rollback, snapshots or diff")
-                .value_parser(["snapshot", "rollback", "snapshots", "diff"]),
+            required("VERB", "snapshot, rollback, snapshots or diff").value_parser([
+                "snapshot",
+                "rollback",
+                "snapshots",
+                "diff",
+            ]),
             required("POD", "Its id (or the beginning) or name"),
             Arg::new("NAME").help("The snapshot; of `diff` what is compared with: the image if not given"),
         ]
@@ -58,12 +62,10 @@ fn tell(containers: &[String]) {
 
 async fn diff(client: &mut Client, pod: String, from: String) -> Result<()> {
     let mut changes = called(client.local.diff_pod(local::DiffPodRequest { pod, from }).await)?;
-    let mut out = std::io::stdout().lock();
     while let Some(change) = changes.message().await.map_err(|s| anyhow::anyhow!("{}", s.message()))? {
-        write!(out, "{} {} /", change.container, change.kind)?;
         // Names are bytes; a line each, so that what would break one is escaped.
-        write!(out, "{}", change.path.escape_ascii())?;
-        writeln!(out)?;
+        let path = change.path.escape_ascii();
+        writeln!(std::io::stdout(), "{} {} /{path}", change.container, change.kind)?;
     }
     Ok(())
 }

@@ -61,7 +61,7 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
     let _ = std::fs::remove_dir_all(&logs);
 }
 
-fn repository() -> &'static Path {
+pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 

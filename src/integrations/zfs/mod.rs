@@ -118,7 +118,10 @@ impl Zfs {
             Ok(text) => match parse::version(&text) {
                 Some((major, minor)) => Flavor::Kernel(major, minor),
                 None => {
-                    return Err(ZfsError::Output { what: "zfs version".into(), line: text.chars().take(200).collect() });
+                    return Err(ZfsError::Output {
+                        what: "zfs version".into(),
+                        line: text.chars().take(200).collect(),
+                    });
                 }
             },
             // OpenZFS has it since 0.8; zfs-fuse has not.

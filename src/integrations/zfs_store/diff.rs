@@ -118,7 +118,9 @@ mod tests {
             }
         }
         // One inode, so one time of change: what a clone has.
-        std::fs::remove_file(b.join("same")).and_then(|()| std::fs::hard_link(a.join("same"), b.join("same"))).expect("link");
+        std::fs::remove_file(b.join("same"))
+            .and_then(|()| std::fs::hard_link(a.join("same"), b.join("same")))
+            .expect("link");
         let changes = compare(&a, &b).expect("compared");
         let told: Vec<_> = changes.iter().map(|c| (c.path.to_str().unwrap_or(""), c.kind)).collect();
         use ChangeKind::{Added, Changed, Deleted};
