@@ -99,7 +99,8 @@ fn a_pool_that_is_away_is_told_and_taken_up_again() {
         until(&crictl, "RuntimeReady", (false, "StoragePoolMissing"));
         assert_eq!(condition(&crictl, "StorageReady"), (false, "StoragePoolMissing".into()));
         let file = crictl.file("away", &support::crictl::container_config("away", BUSYBOX, "true"));
-        let (good, said) = quick("a refusal", || crictl.try_run(&["create", "--no-pull", &pod, &file, &crictl.pod_file("p")]));
+        let (good, said) =
+            quick("a refusal", || crictl.try_run(&["create", "--no-pull", &pod, &file, &crictl.pod_file("p")]));
         assert!(!good && said.contains("code = Unavailable") && said.contains("zpool import tank"), "{said}");
         quick("images", || crictl.run(&["images"]));
         zpool(&["import", "-d", "/tmp/pool", "tank"]);
@@ -134,6 +135,16 @@ fn a_full_pool_is_told_and_leaves_nothing_half() {
         assert!(good || (!second && said.contains("code = ResourceExhausted")), "{said}");
         std::fs::remove_file("/tmp/ballast/x").expect("ballast");
         until(&crictl, "StorageReady", (true, ""));
+        // What was freed can be used some transactions later.
+        wait_for("room in the pool", Duration::from_secs(60), || {
+            Command::new("/usr/sbin/zfs")
+                .args(["create", "tank/probe"])
+                .output()
+                .expect("zfs")
+                .status
+                .success()
+                .then_some(())
+        });
         let pod = crictl.run_pod("p");
         runs(&crictl, &pod, "c");
         clean(&node);
@@ -226,7 +237,11 @@ fn neighbours_are_left_alone() {
         std::fs::write(node.dir.join("lib/installation"), "b".repeat(32)).expect("another installation");
         let out = Command::new(daemon_program()).args(["serve", "--config"]).arg(node.dir.join("config.toml")).output();
         let out = out.expect("the daemon");
-        assert!(!out.status.success() && describe(&out).contains("belongs to another installation"), "{}", describe(&out));
+        assert!(
+            !out.status.success() && describe(&out).contains("belongs to another installation"),
+            "{}",
+            describe(&out)
+        );
     });
 }
 
@@ -237,7 +252,7 @@ fn a_pod_is_cut_compared_and_put_back() {
         let crictl = node.crictl();
         crictl.run(&["pull", BUSYBOX]);
         let pod = crictl.run_pod("p");
-        let script = "echo one > /one; mkdir /d; i=0; while :; do i=$((i+1)); echo $i > /n; [ ! -e /go ] || echo $i; done";
+        let script = "echo one > /one; mkdir /d; i=0; while :; do i=$((i+1)); echo $i > /n; sleep 0.05; done";
         let id = crictl.create(&pod, "p", "c", BUSYBOX, script);
         crictl.run(&["start", &id]);
         let exec = |script: &str| crictl.run(&["exec", "-s", &id, "sh", "-c", script]);
@@ -250,6 +265,10 @@ fn a_pod_is_cut_compared_and_put_back() {
             said
         };
         good(&["pod", "snapshot", "p", "first"]);
+        // zfs-fuse tells times of change in whole seconds: what changes now is to be told from what was cut.
+        let second = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let cut = second();
+        wait_for("another second", Duration::from_secs(3), || (second() > cut).then_some(()));
         exec("rm /one; echo two > /two; echo x > /d/x");
         let said = good(&["pod", "diff", "p", "first"]);
         for line in ["c D /one", "c A /two", "c A /d/x", "c C /d", "c C /n"] {
@@ -288,9 +307,12 @@ fn a_configuration_without_a_dataset_is_refused() {
         let node = Node::prepare(options());
         let path = node.dir.join("config.toml");
         let text = std::fs::read_to_string(&path).expect("config.toml");
-        for (dataset, part) in [("", "images.zfs.dataset"), ("tank/a b", "dataset \\\"tank/a b\\\""), ("nopool/x", "nopool")] {
+        for (dataset, part) in
+            [("", "images.zfs.dataset"), ("tank/a b", "dataset \\\"tank/a b\\\""), ("nopool/x", "nopool")]
+        {
             std::fs::write(&path, text.replace("tank/lxcri", dataset)).expect("config.toml");
-            let out = Command::new(daemon_program()).args(["serve", "--config"]).arg(&path).output().expect("the daemon");
+            let out =
+                Command::new(daemon_program()).args(["serve", "--config"]).arg(&path).output().expect("the daemon");
             let said = describe(&out).replace('"', "\\\"");
             assert!(!out.status.success() && said.contains(part), "{dataset:?}: {said}");
         }
