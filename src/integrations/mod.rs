@@ -4,6 +4,7 @@ pub mod apparmor;
 pub mod cgroup;
 pub mod cni;
 pub mod host;
+pub mod idmap;
 pub mod images;
 pub mod layers;
 pub mod monitor;

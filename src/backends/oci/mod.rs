@@ -7,6 +7,7 @@ pub mod linux;
 pub mod mounts;
 pub mod process;
 pub mod seccomp;
+pub mod userns;
 pub mod users;
 
 use camino::Utf8Path;
@@ -102,9 +103,7 @@ fn refuse(input: &SpecInput<'_>) -> Result<()> {
     if config.security.privileged && !input.pod.config.security.privileged {
         return Err(Error::invalid("a privileged container needs a privileged sandbox"));
     }
-    if config.security.namespaces.user.is_some() || input.pod.config.security.namespaces.user.is_some() {
-        return Err(Error::new(Kind::Unimplemented, "user namespaces are not supported by this handler yet"));
-    }
+    userns::check_container(input)?;
     if !config.cdi_devices.is_empty() {
         return Err(Error::new(
             Kind::Unimplemented,

@@ -124,7 +124,9 @@ impl PodTask {
         })
         .await?;
         let layers = &self.shared.ports.layers;
-        layers.create_rootfs(&record.id, &image.chains, &RootfsOptions::default()).await?;
+        let user = self.pod.config.security.namespaces.user.clone().unwrap_or_default();
+        let options = RootfsOptions { uid_map: user.uids, gid_map: user.gids, ..Default::default() };
+        layers.create_rootfs(&record.id, &image.chains, &options).await?;
         let rootfs = layers.mount_rootfs(&record.id).await?;
         let target = self.target(config)?;
         let Launch { mut plan, user, stop_signal } = self

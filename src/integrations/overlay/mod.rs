@@ -23,6 +23,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::{LayerStore, RootfsOptions, Usage};
+use crate::core::spec::{IdMapping, UserNamespace};
 use crate::integrations::layers::unpack::{Limits, Whiteouts, unpack};
 use crate::utils::beneath;
 use crate::utils::tasks::TaskSet;
@@ -152,16 +153,16 @@ impl Inner {
     }
 
     /// The blocking part of [`LayerStore::create_rootfs`].
-    fn make_rootfs(&self, container: ContainerId, chains: Vec<Digest>) -> Result<()> {
+    fn make_rootfs(&self, container: ContainerId, chains: Vec<Digest>, user: Option<UserNamespace>) -> Result<()> {
         let _alone = self.change();
         {
             let state = self.state();
             match state.rootfs.get(&container) {
-                Some(Some(there)) if there.chains == chains => return Ok(()),
+                Some(Some(there)) if there.chains == chains && there.user == user => return Ok(()),
                 Some(_) => {
                     return Err(Error::new(
                         Kind::AlreadyExists,
-                        format!("container {}: it has a root file system of other layers", container.short()),
+                        format!("container {}: it has a root file system of other layers or ids", container.short()),
                     ));
                 }
                 None => {}
@@ -170,7 +171,7 @@ impl Inner {
                 return Err(Error::not_found(format!("layer {missing} is not in the overlay store")));
             }
         }
-        let meta = RootfsMeta { chains, boot_id: self.boot_id.clone() };
+        let meta = RootfsMeta { chains, boot_id: self.boot_id.clone(), user };
         let folder = self.unique("tmp", container.as_str());
         let lower = meta.chains.last().map(|top| self.layer_fs(top)).unwrap_or_default();
         let made = state::make_rootfs(&folder, &lower, &meta)
@@ -181,6 +182,19 @@ impl Inner {
             return Err(e.context(format!("root file system of container {}", container.short())));
         }
         self.state().rootfs.insert(container, Some(meta));
+        Ok(())
+    }
+
+    /// An overlay with an idmapped layer, made in `folder` and let go at once.
+    fn try_idmap(&self, folder: &Utf8Path) -> Result<()> {
+        let [lower, upper, work, scratch] = ["lower", "fs", "work", "scratch"].map(|name| folder.join(name));
+        for path in [folder, &lower, &upper, &work, &scratch] {
+            state::make_folder(path, 0o700)?;
+        }
+        let one = || vec![IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
+        let user = Some(UserNamespace { uids: one(), gids: one() });
+        let legacy = self.options.legacy_mount;
+        mount::mount(&mount::Request { lowers: vec![lower], upper, work, scratch, legacy, user })?;
         Ok(())
     }
 
@@ -339,12 +353,11 @@ impl LayerStore for OverlayStore {
                 format!("container {}: the overlay driver has no quota for root file systems", container.short()),
             ));
         }
-        if !options.uid_map.is_empty() || !options.gid_map.is_empty() {
-            return Err(Error::new(
-                Kind::Unimplemented,
-                format!("container {}: the overlay driver has no idmapped root file systems", container.short()),
-            ));
-        }
+        let user = match (options.uid_map.is_empty(), options.gid_map.is_empty()) {
+            (true, true) => None,
+            (false, false) => Some(UserNamespace { uids: options.uid_map.clone(), gids: options.gid_map.clone() }),
+            _ => return Err(Error::invalid(format!("container {}: half an id map", container.short()))),
+        };
         if chains.is_empty() || chains.len() > MAX_LAYERS {
             return Err(Error::invalid(format!(
                 "container {}: a root file system is made of 1 to {MAX_LAYERS} layers, not {}",
@@ -353,7 +366,7 @@ impl LayerStore for OverlayStore {
             )));
         }
         let (store, container, chains) = (self.0.clone(), container.clone(), chains.to_vec());
-        blocking(move || store.make_rootfs(container, chains)).await
+        blocking(move || store.make_rootfs(container, chains, user)).await
     }
 
     async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd> {
@@ -380,6 +393,7 @@ impl LayerStore for OverlayStore {
                 work: folder.join("work"),
                 scratch: store.root.join("tmp"),
                 legacy: store.options.legacy_mount,
+                user: meta.user,
             };
             mount::mount(&request).map_err(|e| Error::from(e).context(format!("container {}", container.short())))
         })
@@ -419,6 +433,17 @@ impl LayerStore for OverlayStore {
             blocking(move || usage::measure(&upper).map_err(|e| Error::io(format!("measuring {upper}"), e))).await?;
         *measured = Some((Instant::now(), usage));
         Ok(usage)
+    }
+
+    async fn try_idmap(&self) -> Result<()> {
+        let store = self.0.clone();
+        blocking(move || {
+            let folder = store.unique("tmp", "idmap");
+            let done = store.try_idmap(&folder);
+            let gone = beneath::remove_tree(folder.as_std_path());
+            done.and(gone.map_err(|e| Error::io(format!("removing {folder}"), e)))
+        })
+        .await
     }
 
     fn mountpoint(&self) -> Utf8PathBuf {
