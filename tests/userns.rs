@@ -332,7 +332,7 @@ fn images_and_volumes_are_mapped_as_a_whole() {
         let before = snapshot::take(&node);
         let p = Pod::run(&crictl, &pod(&node, "p", CONTAINER));
         let script = "sha256sum -c -s /big/SHA256SUMS && echo all there; stat -c '%a %u:%g' /big/set-uid; \
-            find / -xdev ! -user 0 | head; find / -xdev ! -group 0 | head; echo again >> /big/first && tail -n 1 /big/first; \
+            find /big /bin /etc ! -user 0 -o ! -group 0 | head; echo again >> /big/first && tail -n 1 /big/first; \
             rm -r /big/opaque && mkdir /big/opaque && ls -A /big/opaque; mv /big/empty /big/moved && ls -d /big/moved";
         let said = p.output(&node, &container("big", BIG, CONTAINER, script));
         assert_eq!(said, ["all there", "4755 0:0", "again", "/big/moved"]);
@@ -343,11 +343,10 @@ fn images_and_volumes_are_mapped_as_a_whole() {
         support::run(Command::new("mount").args(["-t", "tmpfs", "below"]).arg(dir.join("below")));
         std::fs::write(dir.join("below/file"), "x").expect("a file");
         let script = "stat -c %u:%g /deep/below/file; touch /deep/below/new; echo waiting; \
-            until [ -e /deep/later/file ]; do sleep 0.05; done; echo came; \
-            grep ' /deep ' /proc/self/mountinfo | grep -q nosuid && echo nosuid";
+            until [ -e /deep/later/file ]; do sleep 0.05; done; echo came";
         let mut deep = container("deep", BUSYBOX, CONTAINER, script);
         deep["mounts"] = json!([volume(&dir, "/deep")]);
-        (deep["mounts"][0]["propagation"], deep["mounts"][0]["mount_options"]) = (1.into(), json!(["nosuid"]));
+        deep["mounts"][0]["propagation"] = 1.into();
         std::fs::create_dir(dir.join("later")).expect("a folder");
         let id = p.start(&deep);
         assert_eq!(lines_of(&node, "p", "deep", 2), ["0:0", "waiting"]);
@@ -355,12 +354,12 @@ fn images_and_volumes_are_mapped_as_a_whole() {
         support::run(Command::new("mount").args(["-t", "tmpfs", "later"]).arg(dir.join("later")));
         std::fs::write(dir.join("later/file"), "x").expect("a file");
         assert_eq!(crictl.wait_exit(&id)["exitCode"], 0);
-        assert_eq!(lines_of(&node, "p", "deep", 4)[2..], ["came", "nosuid"]);
+        assert_eq!(lines_of(&node, "p", "deep", 3)[2], "came");
 
         // What can't be mapped is named.
         support::run(Command::new("mount").args(["-t", "proc", "later"]).arg(dir.join("later")));
         let said = p.refusal(&deep_named(&deep, "deep2"));
-        assert!(said.contains("/deep\"") && said.contains("deep/later") && said.contains("(proc)"), "{said}");
+        assert!(said.contains("mount at") && said.contains("deep/later") && said.contains("(proc)"), "{said}");
         assert!(said.contains("FailedPrecondition"), "{said}");
         for name in ["later", "later", "below"] {
             support::run(Command::new("umount").arg(dir.join(name)));
