@@ -438,3 +438,56 @@ fn what_can_not_be_is_refused_by_name() {
         back_to(before, &node);
     });
 }
+
+#[test]
+fn powers_end_at_the_user_namespace() {
+    isolated("powers_end_at_the_user_namespace", || {
+        let node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let before = snapshot::take(&node);
+        let mut config = pod(&node, "p", CONTAINER);
+        config["linux"]["security_context"]["privileged"] = true.into();
+        let p = Pod::run(&crictl, &config);
+        let dir = node.dir.join("volume");
+        std::fs::create_dir_all(dir.join("out")).expect("a volume");
+        support::run(Command::new("mount").args(["--bind"]).args([&dir, &dir]));
+        support::run(Command::new("mount").args(["--make-shared"]).arg(&dir));
+
+        // Privileged: root of everything inside, of nothing outside.
+        let script = "mkdir /m; mount -t tmpfs x /m && echo mounted; hostname other && hostname; \
+            echo 1 > /proc/sys/net/ipv4/ip_forward && echo forwards; \
+            echo 1 > /proc/sys/kernel/panic 2> /dev/null || echo no panic; \
+            dmesg > /dev/null 2>&1 || echo no dmesg; echo x > /dev/null && echo null; \
+            mount -t tmpfs x /vol/out && echo x > /vol/out/file && echo out; exec sleep 1000";
+        let mut strong = container("strong", BUSYBOX, CONTAINER, script);
+        strong["linux"]["security_context"]["privileged"] = true.into();
+        strong["mounts"] = json!([volume(&dir, "/vol")]);
+        strong["mounts"][0]["propagation"] = 2.into();
+        let id = p.start(&strong);
+        let said = lines_of(&node, "p", "strong", 7);
+        assert_eq!(said, ["mounted", "other", "forwards", "no panic", "no dmesg", "null", "out"]);
+        // A mount that is let out reaches the node, as it does without a user namespace.
+        assert_eq!(owner(&dir.join("out/file")), (UID, GID));
+        let exec = crictl.command(&["exec", "-i", "-t", &id, "sh", "-c", "'tty; stat -c %u:%g $(tty)'"]);
+        let words = [exec.get_program()].into_iter().chain(exec.get_args());
+        let line: Vec<_> = words.map(|w| w.to_str().expect("UTF-8")).collect();
+        // crictl wants a terminal of its own.
+        let terminal = support::run(Command::new("script").args(["-qec", &line.join(" "), "/dev/null"]));
+        assert_eq!(terminal.replace('\r', "").trim_start_matches("^@").lines().collect::<Vec<_>>(), ["/dev/pts/0", "0:5"]);
+
+        let mut weak = container(
+            "weak",
+            BUSYBOX,
+            CONTAINER,
+            "echo x > /x 2> /dev/null || echo read only; stat -c '%F %t:%T %u:%g' /dev/mine /dev/null; cat /dev/mine | head -c 1 | wc -c",
+        );
+        weak["linux"]["security_context"]["readonly_rootfs"] = true.into();
+        weak["devices"] = json!([{"host_path": "/dev/zero", "container_path": "/dev/mine", "permissions": "r"}]);
+        let expected = ["read only", "character special file 1:5 0:0", "character special file 1:3 65534:65534", "1"];
+        assert_eq!(p.output(&node, &weak), expected);
+        p.remove();
+        support::run(Command::new("umount").args(["-R"]).arg(&dir));
+        back_to(before, &node);
+    });
+}

@@ -272,7 +272,7 @@ fn mount_source(m: &Mount) -> Result<String> {
 /// Makes the idmapped mounts that the runtime will make, for an error that says which of them can't be and why.
 fn try_idmaps(mounts: &[Mount], sources: &[String]) -> Result<()> {
     let mut last: Option<(UserNamespace, Maps)> = None;
-    for (m, source) in mounts.iter().zip(sources) {
+    for (m, source) in mounts.iter().zip(sources).filter(|(m, _)| m.image.is_none()) {
         let named = |e: Error| e.context(format!("mount at {:?}", m.container_path));
         let Some(user) = oci::userns::of_mount(m).map_err(named)? else { continue };
         // Those of one pod have all the same maps.
