@@ -34,6 +34,7 @@ impl CrunBackend {
             config,
             image,
             rootfs,
+            volumes,
             target,
             log_path,
         } = context;
@@ -44,7 +45,7 @@ impl CrunBackend {
             let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
             blocking(move || look_up(rootfs, &security, &image_user, &mounts, &devices)).await?
         };
-        let parent = self.parent(pod)?;
+        let (parent, host) = (self.parent(pod)?, self.host_now(&config.resources));
         let mut input = SpecInput {
             pod,
             facts,
@@ -55,13 +56,13 @@ impl CrunBackend {
             rootfs: rootfs_mount_point,
             cgroups_path: &parent.oci_path(id),
             target_pidns: target.map(|t| format!("/proc/{}/ns/pid", t.pid)),
-            mount_sources: found.sources,
+            mount_sources: with_volumes(found.sources, &volumes.sources),
             devices: found.devices,
             seccomp: None,
             apparmor: self.apparmor(config)?,
             pids_limit: self.config.pids_limit,
             default_caps: self.config.default_caps,
-            host: &self.host,
+            host: &host,
         };
         input.seccomp = self.seccomp(&input)?;
         let spec = oci::plan(&input)?;
@@ -100,6 +101,7 @@ impl CrunBackend {
             cgroups: Some(monitor_v1::Cgroups { memory: folders.memory.to_string(), kill: folders.kill.to_string() }),
             kill_with_init,
             info: Vec::new(),
+            volume_mount_points: volumes.mount_points.iter().map(ToString::to_string).collect(),
         };
         Ok(Launch { plan, user: found.user, stop_signal: stop_signal(config, &image.config.stop_signal) })
     }
@@ -238,6 +240,16 @@ fn look_up(
         requested_device(d, &mut found)?;
     }
     Ok(Found { user, sources, devices: found })
+}
+
+/// Sources of all mounts: an image's is where the monitor puts it.
+fn with_volumes(mut sources: Vec<String>, volumes: &[Option<Utf8PathBuf>]) -> Vec<String> {
+    for (source, volume) in sources.iter_mut().zip(volumes) {
+        if let Some(path) = volume {
+            *source = path.to_string();
+        }
+    }
+    sources
 }
 
 /// The source with its links resolved; a folder is made where nothing is, as users of hostPath expect.

@@ -82,6 +82,9 @@ impl CrunBackend {
             cgroup_v2: v2,
             swap_limit: hierarchy.can_limit_swap(),
             hugetlb: hierarchy.has_controller("hugetlb"),
+            hugepage_sizes: host::hugepage_sizes(),
+            online_cpus: None,
+            online_mems: None,
             apparmor: apparmor::is_enabled(),
             selinux: host::selinux(),
             bounding: powers.bounding,
@@ -130,6 +133,18 @@ impl CrunBackend {
             error_log: log.to_string(),
             oom_score_adj,
         }
+    }
+
+    /// The node as limits see it: CPUs come and go.
+    fn host_now(&self, asked: &Resources) -> HostFacts {
+        let mut host = self.host.clone();
+        if !asked.cpuset_cpus.is_empty() {
+            host.online_cpus = host::online("cpu");
+        }
+        if !asked.cpuset_mems.is_empty() {
+            host.online_mems = host::online("node");
+        }
+        host
     }
 
     fn parent(&self, pod: &PodRecord) -> Result<Parent> {

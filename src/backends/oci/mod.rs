@@ -7,7 +7,10 @@ pub mod linux;
 pub mod mounts;
 pub mod process;
 pub mod seccomp;
+pub mod selinux;
 pub mod users;
+
+use std::collections::BTreeSet;
 
 use camino::Utf8Path;
 use oci_spec::runtime::{LinuxDevice, LinuxSeccomp, Root, RootBuilder, Spec};
@@ -27,6 +30,12 @@ pub struct HostFacts {
     pub swap_limit: bool,
     /// There is a hugetlb controller.
     pub hugetlb: bool,
+    /// Sizes of huge pages, as limits name them ("2MB").
+    pub hugepage_sizes: Vec<String>,
+    /// CPUs that are online; None: not known.
+    pub online_cpus: Option<BTreeSet<u32>>,
+    /// Memory nodes that are online; None: not known.
+    pub online_mems: Option<BTreeSet<u32>>,
     /// AppArmor is on.
     pub apparmor: bool,
     /// SELinux is on.
