@@ -5,6 +5,7 @@
 //! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
 //! container's removal takes away.
 
+mod devices;
 mod dial;
 mod files;
 mod launch;
@@ -52,8 +53,14 @@ pub struct CrunConfig {
     pub pids_limit: i64,
     /// Capabilities of containers that ask for nothing.
     pub default_caps: CapSet,
+    /// Folders of CDI files; a later one wins.
+    pub cdi_spec_dirs: Vec<Utf8PathBuf>,
     /// Folder of Localhost seccomp profiles with relative names.
     pub seccomp_root: Utf8PathBuf,
+    /// Pods with a network of their own may listen on ports below 1024 without a capability.
+    pub unprivileged_ports: bool,
+    /// They may ping without a capability.
+    pub unprivileged_icmp: bool,
 }
 
 /// The backend.

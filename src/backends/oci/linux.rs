@@ -82,10 +82,9 @@ fn namespace(kind: LinuxNamespaceType, path: Option<&str>) -> Result<LinuxNamesp
 
 /// Limits for the OCI runtime; what the node can't enforce is refused, what only says "no limit" is left out.
 pub fn resources(asked: &Resources, host: &HostFacts, pids_limit: i64) -> Result<LinuxResources> {
-    for (name, list, online) in [
-        ("cpuset_cpus", &asked.cpuset_cpus, &host.online_cpus),
-        ("cpuset_mems", &asked.cpuset_mems, &host.online_mems),
-    ] {
+    for (name, list, online) in
+        [("cpuset_cpus", &asked.cpuset_cpus, &host.online_cpus), ("cpuset_mems", &asked.cpuset_mems, &host.online_mems)]
+    {
         if let Some(online) = online.as_ref().filter(|_| !list.is_empty())
             && let Some(absent) = limits::numbers(name, list)?.difference(online).next()
         {

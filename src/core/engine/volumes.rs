@@ -139,11 +139,21 @@ mod tests {
         for (path, found) in [("", ""), ("a/b", "a/b"), ("/a/./b/", "a/b"), ("abs/b", "a/b"), ("a/up", "a/b")] {
             assert_eq!(shown(path).expect(path), found, "{path}");
         }
-        for (path, why) in [("x", "has no"), ("a/file", "not a folder"), ("a/file/x", "not a folder"), ("loop", "loop"),
-            ("out", "has no"), ("../x", "leads out"), ("a/../../x", "leads out")]
-        {
+        for (path, why) in [
+            ("x", "has no"),
+            ("a/file", "not a folder"),
+            ("a/file/x", "not a folder"),
+            ("loop", "loop"),
+            ("out", "has no"),
+            ("../x", "leads out"),
+            ("a/../../x", "leads out"),
+        ] {
             let e = shown(path).expect_err(path);
-            assert!(e.kind() == crate::core::error::Kind::InvalidArgument && e.chain().contains(why), "{path}: {}", e.chain());
+            assert!(
+                e.kind() == crate::core::error::Kind::InvalidArgument && e.chain().contains(why),
+                "{path}: {}",
+                e.chain()
+            );
         }
     }
 }
