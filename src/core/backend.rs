@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 
 use async_trait::async_trait;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Kind, Result};
@@ -49,10 +49,23 @@ pub struct LaunchContext<'a> {
     pub image: &'a Image,
     /// Root of its (detached) root file system, to look at.
     pub rootfs: BorrowedFd<'a>,
+    /// Images that are mounted as volumes; their descriptors follow the root file system's in the order of
+    /// [`Volumes::mount_points`].
+    pub volumes: &'a Volumes,
     /// The container whose PID namespace it joins, with NamespaceMode::Target.
     pub target: Option<&'a ContainerRecord>,
     /// Absolute; None: no log.
     pub log_path: Option<&'a Utf8Path>,
+}
+
+/// Images that a container has as volumes, mounted nowhere yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Volumes {
+    /// Empty folders, one an image, that the detached mounts go onto.
+    pub mount_points: Vec<Utf8PathBuf>,
+    /// For each mount of the container's configuration: the folder it shows, at or below one of `mount_points` and without
+    /// links; None where it is no image.
+    pub sources: Vec<Option<Utf8PathBuf>>,
 }
 
 /// How to launch it.

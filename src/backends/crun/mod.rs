@@ -5,6 +5,7 @@
 //! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
 //! container's removal takes away.
 
+mod devices;
 mod dial;
 mod files;
 mod launch;
@@ -52,8 +53,14 @@ pub struct CrunConfig {
     pub pids_limit: i64,
     /// Capabilities of containers that ask for nothing.
     pub default_caps: CapSet,
+    /// Folders of CDI files; a later one wins.
+    pub cdi_spec_dirs: Vec<Utf8PathBuf>,
     /// Folder of Localhost seccomp profiles with relative names.
     pub seccomp_root: Utf8PathBuf,
+    /// Pods with a network of their own may listen on ports below 1024 without a capability.
+    pub unprivileged_ports: bool,
+    /// They may ping without a capability.
+    pub unprivileged_icmp: bool,
 }
 
 /// The backend.
@@ -82,6 +89,9 @@ impl CrunBackend {
             cgroup_v2: v2,
             swap_limit: hierarchy.can_limit_swap(),
             hugetlb: hierarchy.has_controller("hugetlb"),
+            hugepage_sizes: host::hugepage_sizes(),
+            online_cpus: None,
+            online_mems: None,
             apparmor: apparmor::is_enabled(),
             selinux: host::selinux(),
             bounding: powers.bounding,
@@ -130,6 +140,18 @@ impl CrunBackend {
             error_log: log.to_string(),
             oom_score_adj,
         }
+    }
+
+    /// The node as limits see it: CPUs come and go.
+    fn host_now(&self, asked: &Resources) -> HostFacts {
+        let mut host = self.host.clone();
+        if !asked.cpuset_cpus.is_empty() {
+            host.online_cpus = host::online("cpu");
+        }
+        if !asked.cpuset_mems.is_empty() {
+            host.online_mems = host::online("node");
+        }
+        host
     }
 
     fn parent(&self, pod: &PodRecord) -> Result<Parent> {

@@ -78,7 +78,7 @@ impl Monitor for NoMonitor {
     fn pid(&self) -> i32 {
         0
     }
-    async fn create(&self, _: monitor_v1::CreateContainer, _: Option<OwnedFd>) -> Result<monitor_v1::Created> {
+    async fn create(&self, _: monitor_v1::CreateContainer, _: Vec<OwnedFd>) -> Result<monitor_v1::Created> {
         self.refuse()
     }
     async fn start(&self, _: &ContainerId) -> Result<i64> {
