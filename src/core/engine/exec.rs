@@ -10,7 +10,7 @@ use super::{Engine, Scope};
 use crate::core::backend::ExecContext;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::Monitor;
-use crate::core::records::ContainerRecord;
+use crate::core::records::{ContainerRecord, PodRecord};
 use crate::core::state::{ContainerRequest, Verdict};
 
 /// More output than this is read and thrown away. It counts for both streams together: a kubelet receives messages of at
@@ -60,6 +60,7 @@ impl Engine {
         plan.timeout_ms = timeout.map_or(0, |t| t.as_millis().clamp(1, u128::from(u32::MAX)) as u32);
         let (mut out, out_end) = output_pipe()?;
         let (mut err, err_end) = output_pipe()?;
+        give_ends(&pod, &container, [&out_end, &err_end])?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let ended = {
             let mut read = std::pin::pin!(async {
@@ -131,6 +132,24 @@ impl Drop for ExecFiles<'_> {
     fn drop(&mut self) {
         self.backend.end_exec(self.run_dir, self.exec_id);
     }
+}
+
+/// In a user namespace a process can open its own /dev/stdout only when a user of the namespace owns it; the runtime,
+/// which is inside by then, can't give it away.
+pub(super) fn give_ends<'a>(
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    ends: impl IntoIterator<Item = &'a OwnedFd>,
+) -> Result<()> {
+    use rustix::fs::{Gid, Uid};
+    let Some(user) = &pod.config.security.namespaces.user else { return Ok(()) };
+    let owner = user.host_uid(container.user.uid).map(Uid::from_raw);
+    let group = user.host_gid(container.user.gid).map(Gid::from_raw);
+    for end in ends {
+        rustix::fs::fchown(end, owner, group)
+            .map_err(|e| Error::io(format!("give a pipe to an exec in container {}", container.id), e.into()))?;
+    }
+    Ok(())
 }
 
 fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {
