@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::oci::HostFacts;
 use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext, UpdateContext};
+use crate::core::blocking::blocking;
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
@@ -66,6 +67,8 @@ pub struct CrunBackend {
     /// Identity of the program that answered `--version`: it is asked again only when it changes.
     probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
     traffic: stats::TrafficCache,
+    /// The runtime puts execs into cgroups of their own.
+    exec_cgroup: bool,
 }
 
 impl CrunBackend {
@@ -91,7 +94,8 @@ impl CrunBackend {
             recursive_read_only: false,
         };
         let (probed, traffic) = Default::default();
-        let mut this = Self { config, host: facts, hierarchy, pins, network, probed, traffic };
+        let mut this = Self { config, host: facts, hierarchy, pins, network, probed, traffic, exec_cgroup: false };
+        this.exec_cgroup = this.knows_exec_cgroup().await;
         this.host.recursive_read_only = this.knows_recursive_read_only().await;
         if this.host.apparmor
             && let Err(e) = apparmor::load_default().await
@@ -107,6 +111,16 @@ impl CrunBackend {
         let Ok(output) = features else { return false };
         let parsed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         parsed["mountOptions"].as_array().is_some_and(|o| o.iter().any(|v| v == "rro"))
+    }
+
+    /// `exec --cgroup` is crun's from 1.3 on, and runc's. Without it an exec is killed by its descendants and session.
+    async fn knows_exec_cgroup(&self) -> bool {
+        let help = Spawn::new(self.config.program.as_str(), ["exec", "--help"]).env("PATH", PATH).run_ok().await;
+        let knows = help.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--cgroup"));
+        if !knows {
+            tracing::warn!(program = %self.config.program, "no `exec --cgroup`: daemons that an exec starts outlive its kill");
+        }
+        knows
     }
 
     fn root(&self) -> Utf8PathBuf {
@@ -216,8 +230,13 @@ impl Backend for CrunBackend {
         self.plan_exec(context)
     }
 
-    fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str) {
-        launch::remove_exec_files(run_dir, exec_id);
+    fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        self.remove_exec(pod, container, run_dir, exec_id);
+    }
+
+    async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
+        let (hierarchy, parent, container) = (self.hierarchy.clone(), self.parent(pod)?, container.clone());
+        blocking(move || Ok(hierarchy.end_execs(&parent, &container, Some(sandbox::KILL))?)).await
     }
 
     async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
