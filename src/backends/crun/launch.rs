@@ -10,7 +10,9 @@ use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
 use crate::core::ports::monitor_v1;
+use crate::core::records::PodRecord;
 use crate::core::spec::{ContainerConfig, Device, Mount, Profile, UserNamespace};
 use crate::integrations::idmap::Maps;
 use crate::integrations::{apparmor, cdi};
@@ -168,7 +170,7 @@ impl CrunBackend {
     }
 
     pub(super) fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
-        let ExecContext { container, run_dir, exec_id, command, tty, .. } = context;
+        let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
         let bundle = run_dir.join("config.json");
         let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
         let spec: Spec = serde_json::from_slice(&text)
@@ -190,6 +192,14 @@ impl CrunBackend {
         if tty {
             verb.extend(["--console-socket", console.as_str()]);
         }
+        let (group, folders) = if self.exec_cgroup {
+            self.hierarchy.create_exec(&self.parent(pod)?, &container.id, exec_id)?
+        } else {
+            Default::default()
+        };
+        if !folders.is_empty() {
+            verb.extend(["--cgroup", group.as_str()]);
+        }
         verb.push(container.id.as_str());
         Ok(monitor_v1::Exec {
             container_id: container.id.to_string(),
@@ -198,8 +208,17 @@ impl CrunBackend {
             pid_file: files.pid.to_string(),
             terminal: tty,
             console_socket: if tty { console.to_string() } else { String::new() },
+            cgroups: folders.into_iter().map(String::from).collect(),
             ..Default::default()
         })
+    }
+
+    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        remove_exec_files(run_dir, exec_id);
+        // The monitor has done it, unless it is an older one or never heard of the exec.
+        if let Ok(parent) = self.parent(pod) {
+            self.hierarchy.remove_exec(&parent, container, exec_id);
+        }
     }
 }
 
@@ -216,7 +235,7 @@ impl ExecFiles {
     }
 }
 
-pub(super) fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
+fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
     let files = ExecFiles::of(run_dir, exec_id);
     for path in [files.process, files.pid, files.log] {
         let _ = std::fs::remove_file(path);
