@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, Digest, PodId};
-use super::spec::{DnsConfig, IdMapping, PortMapping};
+use super::spec::{DnsConfig, IdMapping, PortMapping, UserNamespace};
 
 pub use lxcri_monitor_proto::v1 as monitor_v1;
 
@@ -100,6 +100,8 @@ pub struct RootfsOptions {
     pub uid_map: Vec<IdMapping>,
     /// As `uid_map`, for groups.
     pub gid_map: Vec<IdMapping>,
+    /// More committed layers that the container uses, for image volumes: none of them is forgotten before it is removed.
+    pub volumes: Vec<Digest>,
 }
 
 /// Keeps unpacked layers and gives containers root file systems made of them (drivers `overlay`, `zfs`).
@@ -137,6 +139,13 @@ pub trait LayerStore: Send + Sync {
     async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()>;
     /// A detached mount of it, ready for move_mount(2). Repeatable.
     async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd>;
+    /// A detached mount of the committed layers `chains` (base first), read-only, noexec, nosuid and nodev. They must be
+    /// among the `volumes` of a container that is there as long as the mount is. `user`: its files have the ids that they
+    /// have in the image when seen from that user namespace.
+    async fn mount_volume(&self, chains: &[Digest], user: Option<&UserNamespace>) -> Result<OwnedFd> {
+        let _ = (chains, user);
+        Err(Error::new(Kind::Unimplemented, format!("image volumes: the {} driver has none", self.driver())))
+    }
     /// Removes it; unknown is success.
     async fn remove_rootfs(&self, container: &ContainerId) -> Result<()>;
     /// All containers that have a root file system, for garbage collection.
@@ -302,8 +311,8 @@ pub type AttachEnd = BoxFuture<'static, Result<bool>>;
 pub trait Monitor: Send + Sync {
     /// Pid of the monitor process.
     fn pid(&self) -> i32;
-    /// See CreateContainer in monitor.proto.
-    async fn create(&self, plan: monitor_v1::CreateContainer, rootfs: Option<OwnedFd>) -> Result<monitor_v1::Created>;
+    /// See CreateContainer in monitor.proto; `mounts`: the plan's root file system, if it has one, then its volumes.
+    async fn create(&self, plan: monitor_v1::CreateContainer, mounts: Vec<OwnedFd>) -> Result<monitor_v1::Created>;
     /// Lets the init run; answers with the time (Unix, ns).
     async fn start(&self, container: &ContainerId) -> Result<i64>;
     /// Signals the init (or all of the container's processes with SIGKILL); ended or unknown is success.

@@ -305,6 +305,9 @@ pub struct ImageSpec {
     pub runtime_handler: String,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// What it was found to be: a reference with a digest, or the id; "" until then.
+    #[serde(default)]
+    pub image_ref: String,
 }
 
 /// A mount of a container.

@@ -171,7 +171,10 @@ fn crun_config(
         log_line_max: config.runtime.log_line_max,
         pids_limit: config.runtime.pids_limit,
         default_caps: CapSet::of(&config.runtime.default_capabilities)?,
+        cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         seccomp_root: config.runtime.seccomp_root.clone(),
+        unprivileged_ports: config.runtime.enable_unprivileged_ports,
+        unprivileged_icmp: config.runtime.enable_unprivileged_icmp,
         idmapped_rootfs,
     })
 }

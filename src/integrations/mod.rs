@@ -1,6 +1,7 @@
 //! The world outside, one noun each: what is done on the host and how it can fail; no policy.
 
 pub mod apparmor;
+pub mod cdi;
 pub mod cgroup;
 pub mod cni;
 pub mod host;

@@ -24,7 +24,7 @@ use crate::utils::process::Spawn;
 /// Size of a pod's /dev/shm in bytes.
 const SHM: u64 = 64 << 20;
 /// How long killed processes may take to leave a cgroup.
-const KILL: Duration = Duration::from_secs(10);
+pub(super) const KILL: Duration = Duration::from_secs(10);
 
 const CGROUP: &str = "cgroup";
 const NAMESPACES: &str = "namespaces";
@@ -255,6 +255,16 @@ impl CrunBackend {
             tracing::info!(container = id.as_str(), "removing a container of crun's that nobody claims");
             self.delete(id).await?;
         }
+        // Groups of execs that an earlier daemon had made and not begun.
+        let (hierarchy, claimed) = (self.hierarchy.clone(), containers.to_vec());
+        let parents: Vec<_> = pods.iter().filter_map(|p| self.parent(p).ok()).collect();
+        blocking(move || {
+            for parent in &parents {
+                claimed.iter().try_for_each(|id| hierarchy.end_execs(parent, id, None))?;
+            }
+            Ok(())
+        })
+        .await?;
         self.network.gc(&live).await?;
         for (pod, _) in self.pins.list().await.map_err(Error::from)? {
             if !live.contains(&pod) {

@@ -100,8 +100,11 @@ pub(super) fn mappings(map: &[IdMapping]) -> Result<Vec<LinuxIdMapping>> {
     map.iter().map(one).collect()
 }
 
-/// The maps of an idmapped mount; None: it is not one.
+/// The maps of an idmapped mount; None: it is not one. An image's mount comes with its pod's maps and needs no others.
 pub fn of_mount(mount: &crate::core::spec::Mount) -> Result<Option<UserNamespace>> {
+    if mount.image.is_some() {
+        return Ok(None);
+    }
     let user = UserNamespace { uids: mount.uid_mappings.clone(), gids: mount.gid_mappings.clone() };
     match (user.uids.is_empty(), user.gids.is_empty()) {
         (true, true) => return Ok(None),

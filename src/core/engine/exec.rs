@@ -46,7 +46,8 @@ impl Engine {
         let run_dir = self.container_run_dir(&container);
         let exec_id = uuid::Uuid::new_v4().simple().to_string();
         let backend = self.shared.backend(&pod.handler)?;
-        let cleanup = ExecFiles { backend: &*backend, run_dir: &run_dir, exec_id: &exec_id };
+        let cleanup =
+            ExecFiles { backend: &*backend, pod: &pod, container: &container.id, run_dir: &run_dir, exec_id: &exec_id };
         let mut plan = backend
             .exec_plan(ExecContext {
                 pod: &pod,
@@ -124,13 +125,15 @@ impl Engine {
 /// Removes an exec's files, also when its caller goes away.
 struct ExecFiles<'a> {
     backend: &'a dyn crate::core::backend::Backend,
+    pod: &'a crate::core::records::PodRecord,
+    container: &'a crate::core::ids::ContainerId,
     run_dir: &'a camino::Utf8Path,
     exec_id: &'a str,
 }
 
 impl Drop for ExecFiles<'_> {
     fn drop(&mut self) {
-        self.backend.end_exec(self.run_dir, self.exec_id);
+        self.backend.end_exec(self.pod, self.container, self.run_dir, self.exec_id);
     }
 }
 

@@ -118,7 +118,8 @@ impl Engine {
         let backend = self.shared.backend(&pod.handler)?;
         let files = {
             let (backend, run_dir, exec_id) = (backend.clone(), run_dir.clone(), exec_id.clone());
-            Cleanup(Some(move || backend.end_exec(&run_dir, &exec_id)))
+            let (pod, container) = (pod.clone(), container.id.clone());
+            Cleanup(Some(move || backend.end_exec(&pod, &container, &run_dir, &exec_id)))
         };
         let context = ExecContext {
             pod: &pod,

@@ -2,7 +2,8 @@
 //!
 //! Called by the image store (layers) and the engine (root file systems). On disk, below one root:
 //! `layers/<chain>/{fs,layer.json}` (there is only what was committed), `containers/<id>/{fs,work,rootfs.json}`, `tmp/`
-//! (what is being made), `trash/` (what is being removed), `quarantine/` (what could not be read). Fails by name when a
+//! (what is being made), `trash/` (what is being removed), `quarantine/` (what could not be read), `empty/` (a layer
+//! without anything: overlayfs wants two where nothing is written). Fails by name when a
 //! layer or container is not there, with ResourceExhausted on a full disk. A crash leaves entries in `tmp/` and `trash/`,
 //! which the next start removes; a layer counts only after it was synced and renamed into place.
 
@@ -140,7 +141,8 @@ impl Inner {
             ));
         }
         let mut wanted: HashSet<Digest> = keep.into_iter().collect();
-        wanted.extend(state.rootfs.values().flatten().flat_map(|meta| meta.chains.iter().cloned()));
+        let used = state.rootfs.values().flatten().flat_map(|meta| meta.chains.iter().chain(&meta.volumes));
+        wanted.extend(used.cloned());
         let mut pending: Vec<Digest> = wanted.iter().cloned().collect();
         while let Some(chain) = pending.pop() {
             if let Some(parent) = state.layers.get(&chain).and_then(|meta| meta.parent.clone())
@@ -153,12 +155,12 @@ impl Inner {
     }
 
     /// The blocking part of [`LayerStore::create_rootfs`].
-    fn make_rootfs(&self, container: ContainerId, chains: Vec<Digest>, user: Option<UserNamespace>) -> Result<()> {
+    fn make_rootfs(&self, container: ContainerId, meta: RootfsMeta) -> Result<()> {
         let _alone = self.change();
         {
             let state = self.state();
             match state.rootfs.get(&container) {
-                Some(Some(there)) if there.chains == chains && there.user == user => return Ok(()),
+                Some(Some(there)) if *there == meta => return Ok(()),
                 Some(_) => {
                     return Err(Error::new(
                         Kind::AlreadyExists,
@@ -167,11 +169,10 @@ impl Inner {
                 }
                 None => {}
             }
-            if let Some(missing) = chains.iter().find(|c| !state.layers.contains_key(c)) {
+            if let Some(missing) = meta.chains.iter().chain(&meta.volumes).find(|c| !state.layers.contains_key(c)) {
                 return Err(Error::not_found(format!("layer {missing} is not in the overlay store")));
             }
         }
-        let meta = RootfsMeta { chains, boot_id: self.boot_id.clone(), user };
         let folder = self.unique("tmp", container.as_str());
         let lower = meta.chains.last().map(|top| self.layer_fs(top)).unwrap_or_default();
         let made = state::make_rootfs(&folder, &lower, &meta)
@@ -194,7 +195,8 @@ impl Inner {
         let one = || vec![IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
         let user = Some(UserNamespace { uids: one(), gids: one() });
         let legacy = self.options.legacy_mount;
-        mount::mount(&mount::Request { lowers: vec![lower], upper, work, scratch, legacy, user })?;
+        let writable = Some(mount::Writable { upper, work });
+        mount::mount(&mount::Request { lowers: vec![lower], writable, scratch, legacy, user })?;
         Ok(())
     }
 
@@ -365,8 +367,10 @@ impl LayerStore for OverlayStore {
                 chains.len()
             )));
         }
-        let (store, container, chains) = (self.0.clone(), container.clone(), chains.to_vec());
-        blocking(move || store.make_rootfs(container, chains, user)).await
+        let (volumes, boot_id) = (options.volumes.clone(), self.0.boot_id.clone());
+        let meta = RootfsMeta { chains: chains.to_vec(), volumes, boot_id, user };
+        let (store, container) = (self.0.clone(), container.clone());
+        blocking(move || store.make_rootfs(container, meta)).await
     }
 
     async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd> {
@@ -389,13 +393,38 @@ impl LayerStore for OverlayStore {
             let folder = store.container(&container);
             let request = mount::Request {
                 lowers: meta.chains.iter().rev().map(|chain| store.layer_fs(chain)).collect(),
-                upper: folder.join("fs"),
-                work: folder.join("work"),
+                writable: Some(mount::Writable { upper: folder.join("fs"), work: folder.join("work") }),
                 scratch: store.root.join("tmp"),
                 legacy: store.options.legacy_mount,
                 user: meta.user,
             };
             mount::mount(&request).map_err(|e| Error::from(e).context(format!("container {}", container.short())))
+        })
+        .await
+    }
+
+    async fn mount_volume(&self, chains: &[Digest], user: Option<&UserNamespace>) -> Result<OwnedFd> {
+        if chains.is_empty() || chains.len() >= MAX_LAYERS {
+            return Err(Error::invalid(format!(
+                "a volume is made of 1 to {} layers, not {}",
+                MAX_LAYERS - 1,
+                chains.len()
+            )));
+        }
+        if let Some(missing) = chains.iter().find(|c| !self.0.state().layers.contains_key(c)) {
+            return Err(Error::not_found(format!("layer {missing} is not in the overlay store")));
+        }
+        let (store, chains, user) = (self.0.clone(), chains.to_vec(), user.cloned());
+        blocking(move || {
+            let layers = chains.iter().rev().map(|chain| store.layer_fs(chain));
+            let request = mount::Request {
+                lowers: layers.chain([store.root.join("empty")]).collect(),
+                writable: None,
+                scratch: store.root.join("tmp"),
+                legacy: store.options.legacy_mount,
+                user,
+            };
+            mount::mount(&request).map_err(|e| Error::from(e).context("an image as a volume"))
         })
         .await
     }

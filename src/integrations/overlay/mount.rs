@@ -31,16 +31,22 @@ const MAX_VALUE: usize = 255;
 pub(super) struct Request {
     /// Top first.
     pub lowers: Vec<Utf8PathBuf>,
-    /// What the container writes.
-    pub upper: Utf8PathBuf,
-    /// overlayfs's own work folder beside it.
-    pub work: Utf8PathBuf,
+    /// What is written, and where; None: read-only, and nothing in it runs, is a device or has privileges.
+    pub writable: Option<Writable>,
     /// Where a folder for the time of the call may be made.
     pub scratch: Utf8PathBuf,
     /// The old way at once.
     pub legacy: bool,
     /// Id maps of the lower layers; what the upper folder holds has the ids on the other side already.
     pub user: Option<UserNamespace>,
+}
+
+/// Folders of a mount that can be written.
+pub(super) struct Writable {
+    /// What the container writes.
+    pub upper: Utf8PathBuf,
+    /// overlayfs's own work folder beside it.
+    pub work: Utf8PathBuf,
 }
 
 /// Why there is no mount.
@@ -73,13 +79,11 @@ fn failed(step: &'static str) -> impl Fn(Errno) -> MountError {
 
 /// Mounts; see the module's words.
 pub(super) fn mount(request: &Request) -> Result<OwnedFd, MountError> {
-    // A volatile overlay refuses to be mounted again lest a crash lost writes; the store knows there was none.
-    let mark = request.work.join("work/incompat");
-    beneath::remove_tree(mark.as_std_path()).map_err(|source| MountError {
-        step: "clearing the last mount's mark",
-        words: String::new(),
-        source,
-    })?;
+    if let Some(writable) = &request.writable {
+        // A volatile overlay refuses to be mounted again lest a crash lost writes; the store knows there was none.
+        let mark = writable.work.join("work/incompat");
+        beneath::remove_tree(mark.as_std_path()).map_err(io("clearing the last mount's mark"))?;
+    }
     if let Some(user) = &request.user {
         return idmapped(request, user);
     }
@@ -111,15 +115,28 @@ fn modern<'a>(request: &Request, lowers: impl Iterator<Item = &'a str>) -> Resul
     for lower in lowers {
         fsconfig_set_string(&fs, "lowerdir+", lower).map_err(explained(ADD_LAYER))?;
     }
-    fsconfig_set_string(&fs, "upperdir", request.upper.as_std_path()).map_err(explained("setting the upper folder"))?;
-    fsconfig_set_string(&fs, "workdir", request.work.as_std_path()).map_err(explained("setting the work folder"))?;
+    if let Some(Writable { upper, work }) = &request.writable {
+        fsconfig_set_string(&fs, "upperdir", upper.as_std_path()).map_err(explained("setting the upper folder"))?;
+        fsconfig_set_string(&fs, "workdir", work.as_std_path()).map_err(explained("setting the work folder"))?;
+    }
     // Lower layers are shared and never change: no index of them is needed, and none may outlive the mount.
     for (key, value) in [("index", "off"), ("metacopy", "off")] {
         fsconfig_set_string(&fs, key, value).map_err(explained("setting an option"))?;
     }
-    fsconfig_set_flag(&fs, "volatile").map_err(explained("setting volatile"))?;
+    let attributes = match request.writable {
+        Some(_) => {
+            fsconfig_set_flag(&fs, "volatile").map_err(explained("setting volatile"))?;
+            MountAttrFlags::empty()
+        }
+        None => {
+            MountAttrFlags::MOUNT_ATTR_RDONLY
+                | MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        }
+    };
     fsconfig_create(&fs).map_err(explained("creating it"))?;
-    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(explained("fsmount"))
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(explained("fsmount"))
 }
 
 /// What the kernel has to say about the last failure of `fs`.
@@ -214,15 +231,21 @@ fn enter(folder: &Utf8Path) -> Result<(), MountError> {
 /// In the thread's working folder, where the lower layers are named 0, 1 and so on.
 fn by_options(request: &Request) -> Result<OwnedFd, MountError> {
     let count = request.lowers.len();
-    for (n, target) in [(count, &request.upper), (count + 1, &request.work)] {
-        rustix::fs::symlink(target.as_std_path(), n.to_string()).map_err(failed("making a link"))?;
+    if let Some(Writable { upper, work }) = &request.writable {
+        for (n, target) in [(count, upper), (count + 1, work)] {
+            rustix::fs::symlink(target.as_std_path(), n.to_string()).map_err(failed("making a link"))?;
+        }
     }
     rustix::fs::mkdir("m", Mode::RWXU).map_err(failed("making a folder"))?;
     let lowers: Vec<String> = (0..count).map(|n| n.to_string()).collect();
-    let options =
-        format!("lowerdir={},upperdir={count},workdir={},index=off,metacopy=off,volatile", lowers.join(":"), count + 1);
+    let mut options = format!("lowerdir={},index=off,metacopy=off", lowers.join(":"));
+    let mut flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if request.writable.is_some() {
+        options += &format!(",upperdir={count},workdir={},volatile", count + 1);
+        flags = MountFlags::empty();
+    }
     let options = CString::new(options).map_err(|e| io("its options")(e.into()))?;
-    mount_now("lxcri", "m", "overlay", MountFlags::empty(), Some(options.as_c_str())).map_err(failed("mount(2)"))?;
+    mount_now("lxcri", "m", "overlay", flags, Some(options.as_c_str())).map_err(failed("mount(2)"))?;
     let fd = open_tree(CWD, "m", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
         .map_err(failed("open_tree"));
     let _ = unmount("m", UnmountFlags::DETACH);

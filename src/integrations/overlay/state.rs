@@ -33,6 +33,9 @@ pub(super) struct LayerMeta {
 pub(super) struct RootfsMeta {
     /// Base first.
     pub chains: Vec<Digest>,
+    /// More layers that the container uses (image volumes): they stay as long as it does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Digest>,
     /// Boot in which it was made.
     pub boot_id: String,
     /// Id maps, of a pod with a user namespace.
@@ -65,7 +68,7 @@ fn sync_folder(path: &Utf8Path) -> Result<()> {
 
 /// Makes the store's folders and takes its lock.
 pub(super) fn prepare(root: &Utf8Path) -> Result<File> {
-    for folder in ["", "layers", "containers", "tmp", "trash", "quarantine"] {
+    for folder in ["", "layers", "containers", "tmp", "trash", "quarantine", "empty"] {
         let path = root.join(folder);
         DirBuilder::new()
             .recursive(true)
