@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use camino::{Utf8Path, Utf8PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxSeccomp, Spec};
 
-use super::CrunBackend;
+use super::{CrunBackend, destinations};
 use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
@@ -41,6 +41,7 @@ impl CrunBackend {
         } = context;
         let rootfs =
             rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
+        let again = rootfs.try_clone().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
         let found = {
             let (security, image_user) = (config.security.clone(), image.config.user.clone());
             let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
@@ -67,6 +68,7 @@ impl CrunBackend {
         };
         input.seccomp = self.seccomp(&input)?;
         let spec = oci::plan(&input)?;
+        let spec = blocking(move || Ok(destinations::resolve_all(&beneath::Root::from_fd(again), spec))).await?;
         let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
         write(&run_dir.join("config.json"), &text)?;
         let kill_with_init = linux::shares_pids(&input);
