@@ -148,8 +148,13 @@ fn restore(node: &Node, archive: &Path, before: u64) {
     spec["root"]["path"] = json!(root);
     spec["linux"]["cgroupsPath"] = json!("/tests/restored");
     // The pod's namespaces went with the pod.
+    support::run(Command::new("ip").args(["netns", "add", "restored"]));
     for namespace in spec["linux"]["namespaces"].as_array_mut().expect("namespaces") {
-        namespace.as_object_mut().expect("a namespace").remove("path");
+        if namespace["type"] == "network" {
+            namespace["path"] = json!("/run/netns/restored");
+        } else {
+            namespace.as_object_mut().expect("a namespace").remove("path");
+        }
     }
     for mount in spec["mounts"].as_array_mut().expect("mounts") {
         if mount["type"] == "bind" && !Path::new(mount["source"].as_str().unwrap_or("")).exists() {
@@ -165,16 +170,31 @@ fn restore(node: &Node, archive: &Path, before: u64) {
         }
     }
     std::fs::write(bundle.join("config.json"), spec.to_string()).expect("config.json");
+    // With v1 criu puts processes back where they were, whatever it is told: the groups must be there.
+    let id = std::fs::read(dir.join("config.dump")).expect("config.dump");
+    let id: Value = serde_json::from_slice(&id).expect("JSON");
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
+        let parent = hierarchy.path().join("tests");
+        let group = parent.join(id["id"].as_str().expect("an id"));
+        if parent.is_dir() && std::fs::create_dir(&group).is_ok() {
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let Ok(value) = std::fs::read(parent.join(file)) {
+                    std::fs::write(group.join(file), value).expect("the group's cpuset");
+                }
+            }
+        }
+    }
     // The names that the streams had are in criu's images; descriptors are given under them.
-    let log = std::fs::read_to_string(dir.join("dump.log")).expect("dump.log");
-    let names: std::collections::BTreeSet<String> = log
-        .match_indices("file[")
-        .filter_map(|(at, _)| log[at..].split_once(']').map(|(name, _)| format!("{name}]")))
-        .collect();
-    println!("names: {names:?}");
+    let text = std::fs::read_to_string(dir.join("criu.conf")).expect("criu.conf");
+    let name = |line: &str| line.strip_prefix("external ")?.split(" #").next().map(str::to_owned);
+    let names: Vec<String> = text.lines().filter_map(name).collect();
+    assert!(text.contains("# stdout") && names.len() == 2, "{text}");
     let script = r#"
         cd "$1"; shift; fd=10; : > criu.conf
-        for name; do eval "exec $fd>>restored.out"; echo "inherit-fd fd[$fd]:$name" >> criu.conf; fd=$((fd+1)); done
+        for name; do
+            mkfifo -m 600 p$fd; eval "exec $fd<>p$fd"; cat p$fd < /dev/null >> restored.out 2> /dev/null &
+            echo "inherit-fd fd[$fd]:$name" >> criu.conf; fd=$((fd+1))
+        done
         exec env CRIU_CONFIG_FILE=$PWD/criu.conf crun --root $PWD/crun restore --detach --bundle $PWD/bundle \
             --image-path $PWD/checkpoint --work-path $PWD --manage-cgroups-mode ignore --tcp-established --file-locks \
             --ext-unix-sk restored < /dev/null

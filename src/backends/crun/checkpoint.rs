@@ -6,7 +6,7 @@
 //! that crun uses has no call for it before 4.2. Fails by name when the node lacks criu, its library, or a runtime that
 //! knows the verb. A failed dump leaves the container running. A crash of the daemon leaves the dump to its own end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::Duration;
 
@@ -58,7 +58,9 @@ impl CrunBackend {
             blocking(move || Ok(hierarchy.thaw(&parent, &id)?)).await?;
         }
         dumped.map_err(|e| refusal(e, &log, &work.join("dump.log")))?;
-        for (from, name) in [(work.join("dump.log"), "dump.log"), (run_dir.join("config.json"), "spec.dump")] {
+        for (from, name) in
+            [(work.join("dump.log"), "dump.log"), (config, "criu.conf"), (run_dir.join("config.json"), "spec.dump")]
+        {
             std::fs::copy(&from, archive.join(name)).map_err(|e| Error::io(format!("copy {from}"), e))?;
         }
         let stats = work.join("stats-dump");
@@ -86,8 +88,11 @@ impl CrunBackend {
 
 /// criu's configuration: what a container's processes have open of its streams. Blocks shortly.
 fn external_files(group: &Utf8Path, streams: &[Utf8PathBuf]) -> Result<String> {
-    let inodes: BTreeSet<(u64, u64)> =
-        streams.iter().filter_map(|path| std::fs::metadata(path).ok()).map(|m| (m.dev(), m.ino())).collect();
+    let identity = |path: &Utf8PathBuf| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(((meta.dev(), meta.ino()), path.file_name().unwrap_or_default().to_owned()))
+    };
+    let inodes: BTreeMap<_, _> = streams.iter().filter_map(identity).collect();
     let mut lines = BTreeSet::new();
     let mut folders = vec![group.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -102,16 +107,14 @@ fn external_files(group: &Utf8Path, streams: &[Utf8PathBuf]) -> Result<String> {
     Ok(lines.into_iter().collect())
 }
 
-fn external_files_of(process: Utf8PathBuf, inodes: &BTreeSet<(u64, u64)>) -> Vec<String> {
+fn external_files_of(process: Utf8PathBuf, inodes: &BTreeMap<(u64, u64), String>) -> Vec<String> {
     let entries = process.join("fd").read_dir_utf8().into_iter().flatten().flatten();
     let line = |fd: &str| {
         let meta = std::fs::metadata(process.join("fd").join(fd)).ok()?;
-        if !meta.file_type().is_fifo() || !inodes.contains(&(meta.dev(), meta.ino())) {
-            return None;
-        }
+        let stream = inodes.get(&(meta.dev(), meta.ino())).filter(|_| meta.file_type().is_fifo())?;
         let info = std::fs::read_to_string(process.join("fdinfo").join(fd)).ok()?;
         let mount: u64 = info.lines().find_map(|l| l.strip_prefix("mnt_id:"))?.trim().parse().ok()?;
-        Some(format!("external file[{mount:x}:{:x}]\n", meta.ino()))
+        Some(format!("external file[{mount:x}:{:x}] # {stream}\n", meta.ino()))
     };
     entries.filter_map(|e| line(e.file_name())).collect()
 }
@@ -155,10 +158,10 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, path.as_std_path(), rustix::fs::Mode::RUSR).unwrap();
         let _open = std::fs::File::options().read(true).write(true).open(&path).unwrap();
         let meta = std::fs::metadata(&path).unwrap();
-        let found = external_files_of("/proc/self".into(), &[(meta.dev(), meta.ino())].into());
+        let found = external_files_of("/proc/self".into(), &[((meta.dev(), meta.ino()), "stdout".to_owned())].into());
         assert_eq!(found.len(), 1);
         assert!(
-            found[0].starts_with("external file[") && found[0].ends_with(&format!(":{:x}]\n", meta.ino())),
+            found[0].starts_with("external file[") && found[0].ends_with(&format!(":{:x}] # stdout\n", meta.ino())),
             "{found:?}"
         );
     }

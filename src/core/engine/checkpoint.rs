@@ -7,6 +7,7 @@
 //! spec.dump         the OCI spec                status.dump       when it was made and started
 //! bind.mounts       mounts from outside (JSON)  network.status    the pod's addresses
 //! container.log     its log                     dump.log          criu's words
+//! criu.conf         names of its streams in the images, for `inherit-fd` at a restore
 //! ```
 //! The memory of the processes is in it, and with it every secret that they hold, environment included: the archive can be
 //! read by its owner, root, alone. Work goes on in a task of its own when the caller's time is up, since a dump that is killed in

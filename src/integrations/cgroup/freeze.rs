@@ -1,6 +1,5 @@
 //! Thaws a container's cgroup, which a checkpoint that was killed may have left frozen. Blocks shortly.
 
-
 use super::manage::put;
 use super::{CgroupError, Driver, Hierarchy, Mode, Parent};
 use crate::core::ids::ContainerId;
