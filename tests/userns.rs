@@ -474,7 +474,10 @@ fn powers_end_at_the_user_namespace() {
         let line: Vec<_> = words.map(|w| w.to_str().expect("UTF-8")).collect();
         // crictl wants a terminal of its own.
         let terminal = support::run(Command::new("script").args(["-qec", &line.join(" "), "/dev/null"]));
-        assert_eq!(terminal.replace('\r', "").trim_start_matches("^@").lines().collect::<Vec<_>>(), ["/dev/pts/0", "0:5"]);
+        assert_eq!(
+            terminal.replace('\r', "").trim_start_matches("^@").lines().collect::<Vec<_>>(),
+            ["/dev/pts/0", "0:5"]
+        );
 
         let mut weak = container(
             "weak",

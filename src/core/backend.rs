@@ -94,6 +94,20 @@ pub struct ExecContext<'a> {
     pub tty: bool,
 }
 
+/// A running container to write down.
+pub struct CheckpointContext<'a> {
+    /// Its pod.
+    pub pod: &'a PodRecord,
+    /// The container, running.
+    pub container: &'a ContainerRecord,
+    /// Folder of the container.
+    pub run_dir: &'a Utf8Path,
+    /// Private folder for what is needed on the way; removed by the caller.
+    pub folder: &'a Utf8Path,
+    /// Folder of what goes into the archive; has an empty folder `checkpoint` for the images of the processes.
+    pub archive: &'a Utf8Path,
+}
+
 /// New limits of a container.
 pub struct UpdateContext<'a> {
     /// Its pod.
@@ -164,6 +178,11 @@ pub trait Backend: Send + Sync {
     /// Changes the limits of a container; refuses by name what it can't honour, before it changes anything.
     async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
         Err(unoffered(self.handler(), &format!("new limits for container {}", update.container.id)))
+    }
+    /// Writes a running container's processes, `spec.dump` and `dump.log` into the folder of an archive; the container
+    /// runs on, also after a failure.
+    async fn checkpoint(&self, checkpoint: CheckpointContext<'_>) -> Result<()> {
+        Err(unoffered(self.handler(), &format!("a checkpoint of container {}", checkpoint.container.id)))
     }
     /// Changes the limits of a pod as a whole (without its overhead, and that). Success without a change when
     /// somebody else keeps the pod's unit and has done it already.

@@ -104,6 +104,19 @@ pub struct RootfsOptions {
     pub volumes: Vec<Digest>,
 }
 
+/// What a container has changed of its image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RootfsChanges {
+    /// Folder that the changed files are in.
+    pub folder: Utf8PathBuf,
+    /// New and changed files and folders, relative to it, bytes as they are; a folder before what is in it.
+    pub changed: Vec<Vec<u8>>,
+    /// Files of the image that are gone, from the container's root ("/etc/motd").
+    pub deleted: Vec<String>,
+    /// Folders that hide all that the image has in them.
+    pub opaque: Vec<String>,
+}
+
 /// Keeps unpacked layers and gives containers root file systems made of them (drivers `overlay`, `zfs`).
 ///
 /// A layer is named by its chain id. It exists or it does not: an apply that did not end leaves nothing.
@@ -155,6 +168,11 @@ pub trait LayerStore: Send + Sync {
     /// Whether root file systems can be idmapped here, found by trying; the error says why not.
     async fn try_idmap(&self) -> Result<()> {
         Err(Error::new(Kind::Unimplemented, format!("driver {} has no idmapped root file systems", self.driver())))
+    }
+    /// What the container has changed of its image, to be read while nothing of it is removed.
+    async fn rootfs_changes(&self, container: &ContainerId) -> Result<RootfsChanges> {
+        let message = format!("container {container}: driver {} can't tell what it has changed", self.driver());
+        Err(Error::new(Kind::Unimplemented, message))
     }
     /// Folder on the file system that holds the layers.
     fn mountpoint(&self) -> Utf8PathBuf;

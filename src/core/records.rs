@@ -180,6 +180,11 @@ impl RecordStore {
         Ok(store)
     }
 
+    /// Folder, beside the records and perhaps not there, for checkpoints while they are made.
+    pub fn checkpoints(&self) -> Utf8PathBuf {
+        self.pods.with_file_name("checkpoints")
+    }
+
     /// Writes a pod's record.
     pub fn save_pod(&self, pod: &PodRecord) -> Result<()> {
         let folder = self.pods.join(pod.id.as_str());

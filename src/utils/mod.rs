@@ -5,4 +5,5 @@ pub mod beneath;
 pub mod memory;
 pub mod pidfd;
 pub mod process;
+pub mod tar;
 pub mod tasks;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use camino::{Utf8Path, Utf8PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxSeccomp, Spec};
 
-use super::{CrunBackend, devices};
+use super::{CrunBackend, destinations, devices};
 use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
@@ -42,6 +42,7 @@ impl CrunBackend {
         } = context;
         let rootfs =
             rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
+        let again = rootfs.try_clone().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
         let found = {
             let (security, image_user) = (config.security.clone(), image.config.user.clone());
             let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
@@ -76,6 +77,7 @@ impl CrunBackend {
         };
         input.seccomp = self.seccomp(&input)?;
         let spec = oci::plan(&input)?;
+        let spec = blocking(move || Ok(destinations::resolve_all(&beneath::Root::from_fd(again), spec))).await?;
         let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
         write(&run_dir.join("config.json"), &text)?;
         // FIFOs are the host's: inside, their owner is the container's user.

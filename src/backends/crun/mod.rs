@@ -5,6 +5,8 @@
 //! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
 //! container's removal takes away.
 
+mod checkpoint;
+mod destinations;
 mod devices;
 mod dial;
 mod files;
@@ -20,7 +22,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::oci::{self, HostFacts};
-use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext, UpdateContext};
+use crate::core::backend::{
+    Backend, Capabilities, CheckpointContext, ExecContext, Journal, Launch, LaunchContext, UpdateContext,
+};
 use crate::core::blocking::blocking;
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
@@ -313,6 +317,10 @@ impl Backend for CrunBackend {
 
     async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
         self.change_limits(update).await
+    }
+
+    async fn checkpoint(&self, checkpoint: CheckpointContext<'_>) -> Result<()> {
+        self.dump(checkpoint).await
     }
 
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {

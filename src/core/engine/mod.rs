@@ -4,6 +4,7 @@
 //! Called by `cri` and by the library's users. Fails with `core::error::Error`. A crash at any point leaves records
 //! on disk and monitors running; [`recovery`] takes up from there.
 
+mod checkpoint;
 mod container_ops;
 mod events;
 mod exec;
@@ -83,6 +84,8 @@ struct Shared {
     active: std::sync::atomic::AtomicBool,
     events: events::Events,
     stats: stats::Samples,
+    /// Containers that a checkpoint is being made of.
+    checkpoints: std::sync::Mutex<std::collections::BTreeSet<ContainerId>>,
 }
 
 /// The engine; cheap to clone.
@@ -108,6 +111,10 @@ impl Shared {
         self.pod_dir(pod).join("containers").join(container.as_str())
     }
 
+    fn checkpointing(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeSet<ContainerId>> {
+        self.checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     fn index(&self) -> std::sync::RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -120,8 +127,9 @@ impl Shared {
 impl Engine {
     /// An engine without pods; [`Engine::recover`] finds those of an earlier daemon.
     pub fn new(config: EngineConfig, ports: Ports, records: RecordStore, tasks: TaskSet) -> Self {
-        let (index, active, events, stats) = Default::default();
-        Self { shared: Arc::new(Shared { config, ports, records, index, tasks, active, events, stats }) }
+        let (index, active, events, stats, checkpoints) = Default::default();
+        let shared = Shared { config, ports, records, index, tasks, active, events, stats, checkpoints };
+        Self { shared: Arc::new(shared) }
     }
 
     /// All backends, the default first.

@@ -51,6 +51,9 @@ enum Fate {
 impl Engine {
     /// Takes up all pods of an earlier daemon. To be called once, before anything is served.
     pub async fn recover(&self) -> Result<RecoveryReport> {
+        if let Err(e) = self.sweep_checkpoints().await {
+            tracing::warn!(error = e.chain(), "what checkpoints have left stays");
+        }
         let store = self.shared.records.clone();
         let (stored, quarantined) = blocking(move || store.load()).await?;
         let mut report = RecoveryReport { quarantined, ..Default::default() };

@@ -260,7 +260,8 @@ fn start_control_plane(dir: &Path, control: &ControlPlane) -> Vec<(&'static str,
     let certificate = dir.join("pki/apiserver.crt");
     wait_for("the API server's certificate", Duration::from_secs(60), || certificate.exists().then_some(()));
     start("kube-controller-manager", bin.join("kube-controller-manager"), gates(manager));
-    let scheduler = vec![config, "--leader-elect=false".into(), "--kube-api-qps=200".into(), "--kube-api-burst=400".into()];
+    let scheduler =
+        vec![config, "--leader-elect=false".into(), "--kube-api-qps=200".into(), "--kube-api-burst=400".into()];
     start("kube-scheduler", bin.join("kube-scheduler"), gates(scheduler));
     started
 }

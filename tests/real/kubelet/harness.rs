@@ -119,8 +119,10 @@ impl Runner {
 
     fn finish(&self) -> bool {
         let results = self.results.lock().expect("results");
-        let lines: Vec<_> =
-            results.iter().map(|(n, ok)| format!("{} {}::{n}\n", if *ok { "ok" } else { "FAILED" }, self.group)).collect();
+        let lines: Vec<_> = results
+            .iter()
+            .map(|(n, ok)| format!("{} {}::{n}\n", if *ok { "ok" } else { "FAILED" }, self.group))
+            .collect();
         let logs = crate::support::given("LXCRI_LOGS");
         let _ = std::fs::write(logs.join("results"), lines.concat() + "done\n");
         results.values().any(|ok| !ok)

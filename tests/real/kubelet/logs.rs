@@ -17,10 +17,15 @@ pub fn kubelet_config() -> serde_json::Value {
 }
 
 fn logs(ctx: &Ctx) {
-    let crash = pod_with("crash", json!({"containers": [shell("c", "echo run $(cat /proc/sys/kernel/random/uuid); sleep 1; exit 1")]}));
+    let crash = pod_with(
+        "crash",
+        json!({"containers": [shell("c", "echo run $(cat /proc/sys/kernel/random/uuid); sleep 1; exit 1")]}),
+    );
     let slow = "i=0; while [ $i -lt 12 ]; do echo line $i; echo error $i >&2; i=$((i+1)); sleep 0.5; done";
     ctx.apply(&[crash, pod("slow", slow)]);
-    ctx.wait_pod("slow", "started", |p| container(p, "c")["state"]["waiting"].is_null() && p["status"]["phase"] != "Pending");
+    ctx.wait_pod("slow", "started", |p| {
+        container(p, "c")["state"]["waiting"].is_null() && p["status"]["phase"] != "Pending"
+    });
     // Followed to its end, which ends kubectl.
     let followed = ctx.logs(&["slow", "-f"]);
     let lines: Vec<&str> = followed.lines().filter(|l| l.starts_with("line")).collect();
@@ -30,7 +35,8 @@ fn logs(ctx: &Ctx) {
     let stamped = ctx.logs(&["slow", "--timestamps"]);
     let line_8 = stamped.lines().find(|l| l.ends_with("line 8")).expect("line 8");
     let since = format!("--since-time={}", line_8.split(' ').next().expect("its time"));
-    let later: Vec<String> = ctx.logs(&["slow", &since]).lines().filter(|l| l.starts_with("line")).map(str::to_owned).collect();
+    let later: Vec<String> =
+        ctx.logs(&["slow", &since]).lines().filter(|l| l.starts_with("line")).map(str::to_owned).collect();
     // The time of the line itself is within the second that the API gives.
     assert!(later.contains(&"line 9".into()) && !later.contains(&"line 2".into()), "{later:?}");
     assert_eq!(ctx.logs(&["slow", "--since=1h"]).lines().count(), 24);
@@ -54,7 +60,9 @@ fn rotation(ctx: &Ctx) {
     let node = ctx.cluster.nodes()[0].dir.clone();
     let folder = node.join(format!("logs/pods/{}_p_{uid}/c", ctx.ns));
     let last = format!("line {:08}", LINES - 1);
-    ctx.wait("the last line", LONG, || std::fs::read_to_string(folder.join("0.log")).ok()?.contains(&last).then_some(()));
+    ctx.wait("the last line", LONG, || {
+        std::fs::read_to_string(folder.join("0.log")).ok()?.contains(&last).then_some(())
+    });
     let mut seen = vec![0_u8; LINES];
     let mut files = 0;
     for entry in std::fs::read_dir(&folder).expect("the log's folder").flatten() {
@@ -67,7 +75,8 @@ fn rotation(ctx: &Ctx) {
         }
         files += 1;
         for line in text.lines() {
-            let number = line.split(" F line ").nth(1).and_then(|l| l.split(' ').next()).and_then(|n| n.parse::<usize>().ok());
+            let number =
+                line.split(" F line ").nth(1).and_then(|l| l.split(' ').next()).and_then(|n| n.parse::<usize>().ok());
             seen[number.unwrap_or_else(|| panic!("{:?}: a broken line: {line}", entry.path()))] += 1;
         }
     }
@@ -76,7 +85,9 @@ fn rotation(ctx: &Ctx) {
     assert!(files >= 3, "only {files} files: not rotated");
     println!("figure: {LINES} log lines in {files} rotated files, none lost");
     ctx.kubectl(&["delete", "pod", "p", "--wait=true"]);
-    let status = crate::support::wait_for("the follower's end", Duration::from_secs(30), || follow.try_wait().expect("its status"));
+    let status = crate::support::wait_for("the follower's end", Duration::from_secs(30), || {
+        follow.try_wait().expect("its status")
+    });
     let followed = follower.join().expect("the reader").expect("UTF-8");
     println!("figure: kubectl logs -f saw {} of them ({status})", followed.lines().count());
 }

@@ -45,7 +45,10 @@ fn host_network(ctx: &Ctx) {
 }
 
 fn pod_to_pod(ctx: &Ctx) {
-    ctx.apply(&[pod_with("server", json!({"containers": [web(json!({}))]})), pod_with("client", json!({"containers": [shell("c", "sleep 1000")]}))]);
+    ctx.apply(&[
+        pod_with("server", json!({"containers": [web(json!({}))]})),
+        pod_with("client", json!({"containers": [shell("c", "sleep 1000")]})),
+    ]);
     let server = ctx.ready("server");
     let ip = server["status"]["podIP"].as_str().expect("its address");
     ctx.ready("client");
@@ -58,7 +61,9 @@ fn runtime_classes(ctx: &Ctx) {
     run(ctx.cluster.kubectl().arg("apply").arg("-f").arg(Path::new(&file)));
     let other = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nothing"}, "handler": "nothing"});
     ctx.kubectl_with(&["apply", "-f", "-"], other.to_string().as_bytes());
-    let of = |name: &str, class: &str| pod_with(name, json!({"runtimeClassName": class, "containers": [shell("c", "sleep 1000")]}));
+    let of = |name: &str, class: &str| {
+        pod_with(name, json!({"runtimeClassName": class, "containers": [shell("c", "sleep 1000")]}))
+    };
     ctx.apply(&[of("good", "crun"), of("bad", "nothing")]);
     ctx.ready("good");
     let sandbox = ctx.cluster.nodes()[0].crictl_json(&["pods", "--namespace", &ctx.ns, "--name", "good"]);
@@ -66,6 +71,10 @@ fn runtime_classes(ctx: &Ctx) {
     ctx.wait("an event that names the handler", LONG, || {
         let events = ctx.get("events?fieldSelector=involvedObject.name%3Dbad")?;
         let all = events["items"].as_array()?;
-        all.iter().any(|e| e["reason"] == "FailedCreatePodSandBox" && e["message"].as_str().is_some_and(|m| m.contains("nothing"))).then_some(())
+        all.iter()
+            .any(|e| {
+                e["reason"] == "FailedCreatePodSandBox" && e["message"].as_str().is_some_and(|m| m.contains("nothing"))
+            })
+            .then_some(())
     });
 }
