@@ -24,9 +24,10 @@ pub struct Capabilities {
 }
 
 /// Notes what a pod is about to own, on disk, before it is made.
+#[async_trait]
 pub trait Journal: Send {
     /// Returns once the notes are written; noting twice is fine.
-    fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
+    async fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
 }
 
 /// A container about to be made.

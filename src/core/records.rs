@@ -259,6 +259,11 @@ impl RecordStore {
         Ok((found, bad))
     }
 
+    /// One pod; None: there is no record of it.
+    pub fn load_one(&self, id: &PodId) -> Result<Option<Stored>> {
+        self.load_pod(id.as_str()).map_err(|why| Error::internal(format!("the record of pod {id}: {why}")))
+    }
+
     fn load_pod(&self, name: &str) -> std::result::Result<Option<Stored>, String> {
         let folder = self.pods.join(name);
         let id: PodId = name.parse().map_err(|e: Error| e.to_string())?;

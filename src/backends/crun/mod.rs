@@ -235,7 +235,7 @@ impl Backend for CrunBackend {
     }
 
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
-        self.plan_exec(context)
+        self.plan_exec(context).await
     }
 
     fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str) {
