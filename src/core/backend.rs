@@ -133,8 +133,13 @@ pub trait Backend: Send + Sync {
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch>;
     /// As `launch_plan`, for an exec.
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
-    /// Removes the files of an exec.
-    fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str);
+    /// Removes the files of an exec that is over.
+    fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str);
+    /// Kills all execs of a container whose monitor is gone: nobody else could end them any more.
+    async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
+        let _ = (pod, container);
+        Ok(())
+    }
     /// Connects with a TCP port of a ready pod on its loopback interface. Blocking or not is for the caller to set.
     async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
         let _ = port;

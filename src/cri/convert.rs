@@ -134,7 +134,10 @@ fn profile(new: Option<v1::SecurityProfile>, old: &str, what: &str) -> Result<Pr
             Ok(ProfileType::Localhost) if p.localhost_ref.is_empty() => {
                 Err(Error::invalid(format!("{what} profile: Localhost without a name")))
             }
-            Ok(ProfileType::Localhost) => Ok(Profile::Localhost(p.localhost_ref)),
+            // Kubelets have written the older form's prefix into the newer field; no profile or file has such a name.
+            Ok(ProfileType::Localhost) => Ok(Profile::Localhost(
+                p.localhost_ref.strip_prefix("localhost/").unwrap_or(&p.localhost_ref).to_owned(),
+            )),
             Err(_) => Err(Error::invalid(format!("{what} profile: type {} is not known", p.profile_type))),
         },
         None => match old {

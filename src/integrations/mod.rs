@@ -5,6 +5,7 @@ pub mod cdi;
 pub mod cgroup;
 pub mod cni;
 pub mod host;
+pub mod idmap;
 pub mod images;
 pub mod layers;
 pub mod monitor;

@@ -261,9 +261,14 @@ config_path = ["{dir}/certs.d"]
 
 /// Pid and address of a registry that serves the tests' images.
 fn start_registry(dir: &Path) -> (i32, String) {
+    registry_of(&given("LXCRI_IMAGES").join("registry"), dir)
+}
+
+/// The same for a registry's data folder, to which nothing is written; its log is in `dir`.
+pub fn registry_of(data: &Path, dir: &Path) -> (i32, String) {
     let out = super::run(
         Command::new(super::repository().join("tests/tools/registry"))
-            .arg(given("LXCRI_IMAGES").join("registry"))
+            .arg(data)
             .arg(dir.join("registry.log"))
             .arg("readonly"),
     );

@@ -11,8 +11,11 @@ use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
 use crate::core::ports::monitor_v1;
-use crate::core::spec::{ContainerConfig, Device, Mount, Profile};
+use crate::core::records::PodRecord;
+use crate::core::spec::{ContainerConfig, Device, Mount, Profile, UserNamespace};
+use crate::integrations::idmap::Maps;
 use crate::integrations::{apparmor, cdi};
 use crate::utils::atomic::{self, Durability};
 use crate::utils::beneath;
@@ -76,6 +79,13 @@ impl CrunBackend {
         let spec = oci::plan(&input)?;
         let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
         write(&run_dir.join("config.json"), &text)?;
+        // FIFOs are the host's: inside, their owner is the container's user.
+        let user = config.security.namespaces.user.as_ref();
+        let owner = match user.map(|u| (u.host_uid(found.user.uid), u.host_gid(found.user.gid))) {
+            None => (found.user.uid, found.user.gid),
+            Some((Some(uid), Some(gid))) => (uid, gid),
+            Some(_) => return Err(Error::internal("a user outside of the pod's user namespace")),
+        };
         let kill_with_init = linux::shares_pids(&input);
         let oom = spec.process().as_ref().and_then(|p| p.oom_score_adj()).unwrap_or(0);
         let (log, pid_file) = (run_dir.join("crun.log"), run_dir.join("pid"));
@@ -99,8 +109,8 @@ impl CrunBackend {
                 stdout: run_dir.join("stdout").to_string(),
                 stderr: run_dir.join("stderr").to_string(),
                 stdin_once: config.stdin_once,
-                uid: found.user.uid,
-                gid: found.user.gid,
+                uid: owner.0,
+                gid: owner.1,
             }),
             log_path: log_path.map(ToString::to_string).unwrap_or_default(),
             log_line_max: self.config.log_line_max,
@@ -161,7 +171,7 @@ impl CrunBackend {
     }
 
     pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
-        let ExecContext { container, run_dir, exec_id, command, tty, .. } = context;
+        let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
         let bundle = run_dir.join("config.json");
         let of = container.id.clone();
         let spec: Spec = blocking(move || {
@@ -187,6 +197,14 @@ impl CrunBackend {
         if tty {
             verb.extend(["--console-socket", console.as_str()]);
         }
+        let (group, folders) = if self.exec_cgroup {
+            self.hierarchy.create_exec(&self.parent(pod)?, &container.id, exec_id)?
+        } else {
+            Default::default()
+        };
+        if !folders.is_empty() {
+            verb.extend(["--cgroup", group.as_str()]);
+        }
         verb.push(container.id.as_str());
         Ok(monitor_v1::Exec {
             container_id: container.id.to_string(),
@@ -195,8 +213,17 @@ impl CrunBackend {
             pid_file: files.pid.to_string(),
             terminal: tty,
             console_socket: if tty { console.to_string() } else { String::new() },
+            cgroups: folders.into_iter().map(String::from).collect(),
             ..Default::default()
         })
+    }
+
+    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        remove_exec_files(run_dir, exec_id);
+        // The monitor has done it, unless it is an older one or never heard of the exec.
+        if let Ok(parent) = self.parent(pod) {
+            self.hierarchy.remove_exec(&parent, container, exec_id);
+        }
     }
 }
 
@@ -213,7 +240,7 @@ impl ExecFiles {
     }
 }
 
-pub(super) fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
+fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
     let files = ExecFiles::of(run_dir, exec_id);
     for path in [files.process, files.pid, files.log] {
         let _ = std::fs::remove_file(path);
@@ -244,7 +271,8 @@ fn look_up(
         Err(e) => Err(Error::io(format!("read /{path} of the image"), e)),
     };
     let user = users::resolve(security, image_user, &text("etc/passwd")?, &text("etc/group")?)?;
-    let sources = mounts.iter().map(mount_source).collect::<Result<_>>()?;
+    let sources = mounts.iter().map(mount_source).collect::<Result<Vec<_>>>()?;
+    try_idmaps(mounts, &sources)?;
     let mut found = Vec::new();
     if security.privileged {
         devices::host_devices(Utf8Path::new("/dev"), Utf8Path::new("/dev"), "rwm", &mut found)?;
@@ -287,6 +315,23 @@ fn mount_source(m: &Mount) -> Result<String> {
         }
         Err(e) => Err(named(e)),
     }
+}
+
+/// Makes the idmapped mounts that the runtime will make, for an error that says which of them can't be and why.
+fn try_idmaps(mounts: &[Mount], sources: &[String]) -> Result<()> {
+    let mut last: Option<(UserNamespace, Maps)> = None;
+    for (m, source) in mounts.iter().zip(sources) {
+        let named = |e: Error| e.context(format!("mount at {:?}", m.container_path));
+        let Some(user) = oci::userns::of_mount(m).map_err(named)? else { continue };
+        // Those of one pod have all the same maps.
+        let maps = match last.take() {
+            Some((known, maps)) if known == user => maps,
+            _ => Maps::new(&user).map_err(|e| named(e.into()))?,
+        };
+        maps.mount(source.as_ref(), true).map_err(|e| named(e.into()))?;
+        last = Some((user, maps));
+    }
+    Ok(())
 }
 
 /// The request's, else the image's, else SIGTERM.

@@ -8,7 +8,7 @@ use oci_spec::runtime::{
 };
 
 use super::process::host_pid;
-use super::{HostFacts, SpecInput, built, mounts, selinux};
+use super::{HostFacts, SpecInput, built, mounts, selinux, userns};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::limits;
 use crate::core::spec::{NamespaceMode, Resources};
@@ -32,14 +32,18 @@ pub(super) fn plan(input: &SpecInput<'_>) -> Result<Linux> {
     linux.set_readonly_paths(hidden(&security.readonly_paths));
     linux.set_mount_label(selinux::labels(security.selinux.as_ref(), input.host.selinux)?.map(|l| l.mount));
     linux.set_sysctl(None);
-    linux.set_uid_mappings(None);
-    linux.set_gid_mappings(None);
+    let user = security.namespaces.user.as_ref();
+    linux.set_uid_mappings(user.map(|u| userns::mappings(&u.uids)).transpose()?);
+    linux.set_gid_mappings(user.map(|u| userns::mappings(&u.gids)).transpose()?);
     Ok(linux)
 }
 
 fn namespaces(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>> {
     let wanted = &input.config.security.namespaces;
     let mut list = vec![namespace(LinuxNamespaceType::Mount, None)?];
+    if let Some(path) = &input.facts.userns {
+        list.push(namespace(LinuxNamespaceType::User, Some(path.as_str()))?);
+    }
     let joined = [
         (LinuxNamespaceType::Network, wanted.network, &input.facts.netns),
         (LinuxNamespaceType::Ipc, wanted.ipc, &input.facts.ipcns),

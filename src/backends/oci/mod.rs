@@ -9,6 +9,7 @@ pub mod mounts;
 pub mod process;
 pub mod seccomp;
 pub mod selinux;
+pub mod userns;
 pub mod users;
 
 use std::collections::BTreeSet;
@@ -116,10 +117,7 @@ fn refuse(input: &SpecInput<'_>) -> Result<()> {
     if config.security.privileged && !input.pod.config.security.privileged {
         return Err(Error::invalid("a privileged container needs a privileged sandbox"));
     }
-    if config.security.namespaces.user.is_some() || input.pod.config.security.namespaces.user.is_some() {
-        return Err(Error::new(Kind::Unimplemented, "user namespaces are not supported by this handler yet"));
-    }
-    Ok(())
+    userns::check_container(input)
 }
 
 pub(crate) fn built<T>(result: std::result::Result<T, impl std::error::Error + Send + Sync + 'static>) -> Result<T> {

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{Mount, MountBuilder};
 
-use super::{SpecInput, built};
+use super::{SpecInput, built, userns};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::spec::{self, Propagation};
 
@@ -50,15 +50,12 @@ pub(super) fn plan(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
 fn base(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
     let privileged = input.config.security.privileged;
     let sys = if privileged { "rw" } else { "ro" };
+    let terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"].map(String::from);
+    let terminals: Vec<String> = terminals.into_iter().chain(userns::tty_group(input)).collect();
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        )?,
+        mount("/dev/pts", "devpts", "devpts", &terminals.iter().map(String::as_str).collect::<Vec<_>>())?,
     ];
     // It shows the IPC namespace of whoever mounts it: the pod's, or the host's.
     mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?);
@@ -80,9 +77,6 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
     }
     if m.image.is_some() {
         return volume(m, source).map_err(named);
-    }
-    if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
-        return Err(named(Error::new(Kind::Unimplemented, "idmapped mounts are not supported yet")));
     }
     let mut options = vec!["rbind"];
     options.push(match m.propagation {
@@ -113,7 +107,15 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
             None => return Err(named(Error::invalid(format!("mount option {option:?} is not known")))),
         }
     }
-    mount(&m.container_path, "bind", source, &options)
+    let Some(user) = userns::of_mount(m).map_err(named)? else {
+        return mount(&m.container_path, "bind", source, &options);
+    };
+    // All of it: what is mounted below must not belong to nobody.
+    options.push("ridmap");
+    let mut mount = mount(&m.container_path, "bind", source, &options)?;
+    mount.set_uid_mappings(Some(userns::mappings(&user.uids)?));
+    mount.set_gid_mappings(Some(userns::mappings(&user.gids)?));
+    Ok(mount)
 }
 
 /// An image's folder: read-only, and nothing in it runs (KEP-4639).

@@ -129,10 +129,13 @@ impl PodTask {
         let layers = &self.shared.ports.layers;
         let wanted = volumes::find(&*self.shared.ports.images, config)?;
         volumes::note(&wanted, &mut record.config);
-        let options = RootfsOptions { volumes: volumes::chains(&wanted), ..Default::default() };
+        let user = self.pod.config.security.namespaces.user.clone().unwrap_or_default();
+        let volumes = volumes::chains(&wanted);
+        let options = RootfsOptions { uid_map: user.uids, gid_map: user.gids, volumes, ..Default::default() };
         layers.create_rootfs(&record.id, &image.chains, &options).await?;
         let rootfs = layers.mount_rootfs(&record.id).await?;
-        let (volumes, volume_mounts) = volumes::mount(&self.shared, wanted, config).await?;
+        let (volumes, volume_mounts) =
+            volumes::mount(&self.shared, wanted, config, self.pod.config.security.namespaces.user.as_ref()).await?;
         let target = self.target(config)?;
         let Launch { mut plan, user, stop_signal } = self
             .backend

@@ -41,7 +41,11 @@ pub(super) fn watch(
             pids.insert(container.id.clone(), fd.clone());
         }
         let (sender, shared_in, id) = (sender.clone(), shared.clone(), container.id);
+        let (backend, pod) = (backend.clone(), pod.clone());
         shared.tasks.spawn_cancellable(format!("watch {}", id.short()), async move {
+            if let Err(e) = backend.abandon_execs(&pod, &id).await {
+                tracing::warn!(container = id.as_str(), error = e.chain(), "execs of a monitor that is gone run on");
+            }
             if let Some(fd) = fd {
                 let _ = pidfd::ended(fd).await;
             }

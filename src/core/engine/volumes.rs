@@ -15,7 +15,7 @@ use crate::core::blocking::blocking;
 use crate::core::error::{Error, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::{Image, ImageStore};
-use crate::core::spec::{ContainerConfig, Mount, Propagation};
+use crate::core::spec::{ContainerConfig, Mount, Propagation, UserNamespace};
 use crate::utils::beneath::Root;
 
 /// Most images that one container has as volumes: their descriptors travel in one message.
@@ -65,6 +65,7 @@ pub(super) async fn mount(
     shared: &Shared,
     wanted: Wanted,
     config: &ContainerConfig,
+    user: Option<&UserNamespace>,
 ) -> Result<(Volumes, Vec<OwnedFd>)> {
     let mut images: Vec<Arc<Image>> = Vec::new();
     for image in wanted.iter().flatten() {
@@ -80,7 +81,7 @@ pub(super) async fn mount(
     }
     let mut fds = Vec::new();
     for image in &images {
-        fds.push(shared.ports.layers.mount_volume(&image.chains).await?);
+        fds.push(shared.ports.layers.mount_volume(&image.chains, user).await?);
     }
     let base = shared.config.state.join("rootfs/volumes");
     let mounts = config.mounts.clone();

@@ -141,7 +141,7 @@ impl Backend for FakeBackend {
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         Ok(monitor_v1::Exec { exec_id: context.exec_id.into(), ..Default::default() })
     }
-    fn end_exec(&self, _: &Utf8Path, _: &str) {}
+    fn end_exec(&self, _: &PodRecord, _: &ContainerId, _: &Utf8Path, _: &str) {}
     async fn remove_container(&self, _: &PodRecord, _: &ContainerId) -> Result<()> {
         Ok(())
     }

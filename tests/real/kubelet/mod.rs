@@ -1,0 +1,19 @@
+//! Kubernetes on the daemon. `harness` runs groups of scenarios, `node` is a daemon with its kubelet, `cluster` a control
+//! plane with nodes, `ctx` what a scenario works with; the other files hold scenarios.
+
+pub mod cluster;
+pub mod ctx;
+pub mod harness;
+pub mod node;
+pub mod process;
+
+mod lifecycle;
+mod logs;
+mod network;
+mod one;
+mod probes;
+mod resources;
+mod security;
+mod standalone;
+mod streams;
+mod volumes;
