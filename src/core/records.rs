@@ -133,6 +133,9 @@ pub struct ContainerRecord {
     pub pid: i32,
     /// See `pid`.
     pub pid_start_time: u64,
+    /// Why its program can't run, told by StartContainer: the runtime never made the container.
+    #[serde(default)]
+    pub cannot_run: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -372,6 +375,7 @@ pub(crate) mod tests {
             stop_signal: 15,
             pid: 0,
             pid_start_time: 0,
+            cannot_run: None,
         }
     }
 

@@ -227,6 +227,21 @@ impl CrunBackend {
     }
 }
 
+/// crun's own words in its log about a program that is not there or can't be executed.
+pub(super) async fn cannot_run(run_dir: &Utf8Path) -> Option<String> {
+    let log = run_dir.join("crun.log");
+    let text = blocking(move || std::fs::read_to_string(&log).map_err(|e| Error::io(log, e))).await.ok()?;
+    program_trouble(&text)
+}
+
+fn program_trouble(log: &str) -> Option<String> {
+    const WORDS: [&str; 3] = ["executable file ", "executable path ", "cannot find executable"];
+    let line = log.lines().rev().find(|line| WORDS.iter().any(|w| line.contains(w)))?;
+    // Time and level come before it.
+    let at = WORDS.iter().filter_map(|w| line.find(w)).min().unwrap_or(0);
+    Some(line[at..].chars().take(1000).collect())
+}
+
 struct ExecFiles {
     process: Utf8PathBuf,
     pid: Utf8PathBuf,
@@ -346,4 +361,20 @@ fn is_proc(path: &Utf8Path) -> bool {
 fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
     atomic::write(path.as_std_path(), text, 0o600, Durability::Process)
         .map_err(|e| Error::io(format!("write {path}"), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_run_is_told_from_other_failures() {
+        let log = "2026-11-23T05:18:11.0Z: executable file `/no/such` not found: No such file or directory\n";
+        assert_eq!(
+            program_trouble(log).as_deref(),
+            Some("executable file `/no/such` not found: No such file or directory")
+        );
+        assert_eq!(program_trouble("mount `/x` to `/y`: Permission denied\n"), None);
+        assert_eq!(program_trouble(""), None);
+    }
 }

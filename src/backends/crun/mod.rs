@@ -274,6 +274,10 @@ impl Backend for CrunBackend {
         self.plan_launch(context).await
     }
 
+    async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
+        launch::cannot_run(run_dir).await
+    }
+
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         self.plan_exec(context).await
     }

@@ -263,7 +263,7 @@ fn after_reboot(pod: &mut PodRecord, containers: &mut [ContainerRecord], now: i6
 
 /// Brings a container's record up to what its monitor, its exit record or its process says.
 async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Option<&MonitorLink>) {
-    if !matches!(container.phase, ContainerPhase::Created | ContainerPhase::Running) {
+    if !matches!(container.phase, ContainerPhase::Created | ContainerPhase::Running) || container.cannot_run.is_some() {
         return;
     }
     let report = link.and_then(|l| l.hello.containers.iter().find(|r| r.id == container.id.as_str()));
