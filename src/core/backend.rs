@@ -24,9 +24,10 @@ pub struct Capabilities {
 }
 
 /// Notes what a pod is about to own, on disk, before it is made.
+#[async_trait]
 pub trait Journal: Send {
     /// Returns once the notes are written; noting twice is fine.
-    fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
+    async fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
 }
 
 /// A container about to be made.
@@ -144,6 +145,11 @@ pub trait Backend: Send + Sync {
     ) -> Result<SandboxFacts>;
     /// Writes what the launch needs into the container's folder and says how to launch it.
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch>;
+    /// After a `create` of the plan that failed: why the container's program can't run, if that was the reason.
+    async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
+        let _ = run_dir;
+        None
+    }
     /// As `launch_plan`, for an exec.
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
     /// Removes the files of an exec that is over.

@@ -133,6 +133,9 @@ pub struct ContainerRecord {
     pub pid: i32,
     /// See `pid`.
     pub pid_start_time: u64,
+    /// Why its program can't run, told by StartContainer: the runtime never made the container.
+    #[serde(default)]
+    pub cannot_run: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -267,6 +270,11 @@ impl RecordStore {
         Ok((found, bad))
     }
 
+    /// One pod; None: there is no record of it.
+    pub fn load_one(&self, id: &PodId) -> Result<Option<Stored>> {
+        self.load_pod(id.as_str()).map_err(|why| Error::internal(format!("the record of pod {id}: {why}")))
+    }
+
     fn load_pod(&self, name: &str) -> std::result::Result<Option<Stored>, String> {
         let folder = self.pods.join(name);
         let id: PodId = name.parse().map_err(|e: Error| e.to_string())?;
@@ -372,6 +380,7 @@ pub(crate) mod tests {
             stop_signal: 15,
             pid: 0,
             pid_start_time: 0,
+            cannot_run: None,
         }
     }
 

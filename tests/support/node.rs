@@ -19,6 +19,8 @@ pub struct Options {
     pub network: String,
     /// Put on a file system of its own of so many MiB: the folder that holds images and records.
     pub root_size_mib: Option<u32>,
+    /// More lines of the table `[runtime]`.
+    pub runtime: String,
     /// More tables of the configuration.
     pub more_config: String,
 }
@@ -30,6 +32,7 @@ impl Default for Options {
             plugin_dirs: vec!["/usr/lib/cni".into()],
             network: bridge_network(),
             root_size_mib: None,
+            runtime: String::new(),
             more_config: String::new(),
         }
     }
@@ -232,6 +235,7 @@ state = "{dir}/run"
 default_handler = "crun"
 cgroup_driver = "cgroupfs"
 monitor_path = "{monitor}"
+{runtime}
 
 [handlers.crun]
 path = "{crun}"
@@ -247,6 +251,7 @@ config_path = ["{dir}/certs.d"]
 {more}
 "#,
         more = options.more_config,
+        runtime = options.runtime,
         level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
         crun = options.crun,

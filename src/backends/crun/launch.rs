@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxSeccomp, Spec};
 
 use super::{CrunBackend, destinations, devices};
+use crate::backends::oci::mounts::clean;
 use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
@@ -171,12 +172,16 @@ impl CrunBackend {
         Ok(self.config.seccomp_root.join(name))
     }
 
-    pub(super) fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+    pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
         let bundle = run_dir.join("config.json");
-        let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
-        let spec: Spec = serde_json::from_slice(&text)
-            .map_err(|e| Error::because(Kind::Internal, format!("the bundle of container {}", container.id), e))?;
+        let of = container.id.clone();
+        let spec: Spec = blocking(move || {
+            let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
+            serde_json::from_slice(&text)
+                .map_err(|e| Error::because(Kind::Internal, format!("the bundle of container {of}"), e))
+        })
+        .await?;
         let mut process = spec.process().clone().ok_or_else(|| Error::internal("a bundle without a process"))?;
         process.set_args(Some(command.to_vec()));
         process.set_terminal(Some(tty));
@@ -222,6 +227,21 @@ impl CrunBackend {
             self.hierarchy.remove_exec(&parent, container, exec_id);
         }
     }
+}
+
+/// crun's own words in its log about a program that is not there or can't be executed.
+pub(super) async fn cannot_run(run_dir: &Utf8Path) -> Option<String> {
+    let log = run_dir.join("crun.log");
+    let text = blocking(move || std::fs::read_to_string(&log).map_err(|e| Error::io(log, e))).await.ok()?;
+    program_trouble(&text)
+}
+
+fn program_trouble(log: &str) -> Option<String> {
+    const WORDS: [&str; 3] = ["executable file ", "executable path ", "cannot find executable"];
+    let line = log.lines().rev().find(|line| WORDS.iter().any(|w| line.contains(w)))?;
+    // Time and level come before it.
+    let at = WORDS.iter().filter_map(|w| line.find(w)).min().unwrap_or(0);
+    Some(line[at..].chars().take(1000).collect())
 }
 
 struct ExecFiles {
@@ -301,6 +321,10 @@ fn mount_source(m: &Mount) -> Result<String> {
     }
     let named = |e| Error::because(Kind::InvalidArgument, format!("mount at {:?}: source {path}", m.container_path), e);
     match path.canonicalize_utf8() {
+        // Anything else would hide from the container's programs, and from the OCI runtime, what the kernel says of them.
+        Ok(path) if clean(&m.container_path) == "/proc" && !is_proc(&path) => {
+            Err(Error::invalid(format!("mount at {:?}: source {path} is no proc file system", m.container_path)))
+        }
         Ok(path) => Ok(path.to_string()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             std::fs::create_dir_all(path).map_err(named)?;
@@ -332,7 +356,27 @@ fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
     config.stop_signal.or_else(|| crate::core::signals::number(image)).unwrap_or(libc::SIGTERM)
 }
 
+fn is_proc(path: &Utf8Path) -> bool {
+    rustix::fs::statfs(path.as_std_path()).is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
 fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
     atomic::write(path.as_std_path(), text, 0o600, Durability::Process)
         .map_err(|e| Error::io(format!("write {path}"), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_run_is_told_from_other_failures() {
+        let log = "2026-11-23T05:18:11.0Z: executable file `/no/such` not found: No such file or directory\n";
+        assert_eq!(
+            program_trouble(log).as_deref(),
+            Some("executable file `/no/such` not found: No such file or directory")
+        );
+        assert_eq!(program_trouble("mount `/x` to `/y`: Permission denied\n"), None);
+        assert_eq!(program_trouble(""), None);
+    }
 }

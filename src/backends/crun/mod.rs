@@ -278,8 +278,12 @@ impl Backend for CrunBackend {
         self.plan_launch(context).await
     }
 
+    async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
+        launch::cannot_run(run_dir).await
+    }
+
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
-        self.plan_exec(context)
+        self.plan_exec(context).await
     }
 
     fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {

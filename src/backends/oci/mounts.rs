@@ -127,9 +127,7 @@ fn volume(m: &spec::Mount, source: &str) -> Result<Mount> {
             _ => return Err(Error::invalid(format!("mount option {option:?} is not possible with an image"))),
         }
     }
-    if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
-        return Err(Error::new(Kind::Unimplemented, "idmapped image volumes are not supported"));
-    }
+    // Its layers have the pod's id maps already.
     mount(&m.container_path, "bind", source, &options)
 }
 

@@ -212,6 +212,15 @@ impl Engine {
                 ),
             ));
         }
+        if owner == Owner::Local
+            && let Some(id) = index.local_by_name(&config.metadata)
+        {
+            let m = &config.metadata;
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!("there is a local pod {}/{} already (sandbox {id}): remove it first", m.namespace, m.name),
+            ));
+        }
         let record = PodRecord {
             id: PodId::new(),
             owner,
@@ -316,6 +325,11 @@ impl Engine {
     /// Pids for `status --verbose`: the pod's monitor.
     pub fn monitor_pid(&self, pod: &PodId) -> Option<i32> {
         self.shared.index().monitor(pod).map(|m| m.pid())
+    }
+
+    /// How often the pod's task has panicked and was started anew.
+    pub fn pod_panics(&self, pod: &PodId) -> u32 {
+        self.shared.index().panics(pod)
     }
 
     /// Folder of a container under the state folder.
