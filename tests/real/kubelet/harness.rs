@@ -53,6 +53,7 @@ fn outside(filter: String) -> i32 {
             .arg(std::env::current_exe().expect("the test's own program"))
             .args((!named).then_some(&filter))
             .env("KUBELET_GROUP", group)
+            .env("RUST_BACKTRACE", "0")
             .env("LXCRI_BIN", daemon_program())
             .env("LXCRI_MONITOR", &monitor)
             .env("LXCRI_LOGS", &logs)
