@@ -28,7 +28,7 @@ test-critest: ## the CRI conformance suite
 	@scripts/setup test
 	@scripts/test-critest
 
-soak: ## the churn test for SOAK_MINUTES (default 10)
+soak: ## the long forms: critest three times, the churn test for SOAK_MINUTES (default 10)
 	@scripts/setup test
 	@scripts/soak
 

@@ -22,7 +22,7 @@ pub const MAX_PACKET: usize = 64 * 1024;
 /// Longest message in bytes; what is longer than a packet goes through a memfd.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Most descriptors that a message can carry.
-pub const MAX_FDS: usize = 8;
+pub const MAX_FDS: usize = 64;
 /// Opens a packet that says "the message is in the last descriptor": no protobuf message starts with a field
 /// number of 0. The message's length follows, 8 bytes little endian.
 const IN_MEMFD: u8 = 0;

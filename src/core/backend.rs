@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 
 use async_trait::async_trait;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Kind, Result};
@@ -49,10 +49,23 @@ pub struct LaunchContext<'a> {
     pub image: &'a Image,
     /// Root of its (detached) root file system, to look at.
     pub rootfs: BorrowedFd<'a>,
+    /// Images that are mounted as volumes; their descriptors follow the root file system's in the order of
+    /// [`Volumes::mount_points`].
+    pub volumes: &'a Volumes,
     /// The container whose PID namespace it joins, with NamespaceMode::Target.
     pub target: Option<&'a ContainerRecord>,
     /// Absolute; None: no log.
     pub log_path: Option<&'a Utf8Path>,
+}
+
+/// Images that a container has as volumes, mounted nowhere yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Volumes {
+    /// Empty folders, one an image, that the detached mounts go onto.
+    pub mount_points: Vec<Utf8PathBuf>,
+    /// For each mount of the container's configuration: the folder it shows, at or below one of `mount_points` and without
+    /// links; None where it is no image.
+    pub sources: Vec<Option<Utf8PathBuf>>,
 }
 
 /// How to launch it.
@@ -119,8 +132,13 @@ pub trait Backend: Send + Sync {
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch>;
     /// As `launch_plan`, for an exec.
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
-    /// Removes the files of an exec.
-    fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str);
+    /// Removes the files of an exec that is over.
+    fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str);
+    /// Kills all execs of a container whose monitor is gone: nobody else could end them any more.
+    async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
+        let _ = (pod, container);
+        Ok(())
+    }
     /// Connects with a TCP port of a ready pod on its loopback interface. Blocking or not is for the caller to set.
     async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
         let _ = port;

@@ -44,6 +44,9 @@ pub struct SandboxFacts {
     pub utsns: Option<Utf8PathBuf>,
     /// Pinned PID namespace shared by the containers; None: each its own, or the host's.
     pub pidns: Option<Utf8PathBuf>,
+    /// Pinned user namespace, which owns the others; None: the host's.
+    #[serde(default)]
+    pub userns: Option<Utf8PathBuf>,
     /// Folder that is the containers' /dev/shm; None: the host's.
     pub shm: Option<Utf8PathBuf>,
     /// Parent of the containers' cgroups, as the driver names it.

@@ -24,7 +24,7 @@ use crate::utils::process::Spawn;
 /// Size of a pod's /dev/shm in bytes.
 const SHM: u64 = 64 << 20;
 /// How long killed processes may take to leave a cgroup.
-const KILL: Duration = Duration::from_secs(10);
+pub(super) const KILL: Duration = Duration::from_secs(10);
 
 const CGROUP: &str = "cgroup";
 const NAMESPACES: &str = "namespaces";
@@ -64,6 +64,7 @@ impl CrunBackend {
         cancel: &CancellationToken,
     ) -> Result<SandboxFacts> {
         let shape = Shape::of(pod);
+        let owner = root_of(pod)?;
         let parent = self.parent(pod)?;
         let shm = pod_dir.join("shm");
         let mut notes = vec![resource(CGROUP, &pod.config.cgroup_parent), resource(NAMESPACES, pod.id.as_str())];
@@ -86,13 +87,13 @@ impl CrunBackend {
                     uts: shape.net,
                     hostname: pod.config.hostname.clone(),
                     sysctls: pod.config.sysctls.clone(),
-                    user: None,
+                    user: pod.config.security.namespaces.user.clone(),
                 },
             )
             .await?;
         if shape.ipc {
             let path = shm.clone();
-            blocking(move || Ok(mounts::mount_shm(path.as_std_path(), SHM)?)).await?;
+            blocking(move || Ok(mounts::mount_shm(path.as_std_path(), SHM, owner)?)).await?;
         }
         let pidns = match shape.shared_pids {
             true => Some(self.start_init(pod, &parent, &pinned, monitor, journal).await?),
@@ -102,12 +103,13 @@ impl CrunBackend {
             true => self.connect(pod, cancel).await?,
             false => NetworkResult::default(),
         };
-        self.write_files(pod, pod_dir, &network)?;
+        self.write_files(pod, pod_dir, owner, &network)?;
         Ok(SandboxFacts {
             netns: pinned.net,
             ipcns: pinned.ipc,
             utsns: pinned.uts,
             pidns,
+            userns: pinned.user,
             shm: shape.ipc.then_some(shm),
             cgroup_parent: parent.relative().to_string(),
             network,
@@ -127,7 +129,7 @@ impl CrunBackend {
         let path = |p: &Option<Utf8PathBuf>| p.as_ref().map(ToString::to_string).unwrap_or_default();
         let request = monitor_v1::StartInit {
             cgroups: cgroups.iter().map(ToString::to_string).collect(),
-            namespaces: vec![String::new(), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
+            namespaces: vec![path(&pinned.user), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
         };
         let pid = monitor.start_init(request).await?;
         let identity =
@@ -161,7 +163,14 @@ impl CrunBackend {
         })
     }
 
-    fn write_files(&self, pod: &PodRecord, pod_dir: &Utf8Path, network: &NetworkResult) -> Result<()> {
+    /// `owner`: whose they are, so that the pod's root may change them.
+    fn write_files(
+        &self,
+        pod: &PodRecord,
+        pod_dir: &Utf8Path,
+        owner: (u32, u32),
+        network: &NetworkResult,
+    ) -> Result<()> {
         let node_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let own_network = Shape::of(pod).net;
         let hostname = match pod.config.hostname.as_str() {
@@ -176,6 +185,7 @@ impl CrunBackend {
         for (name, text) in [("hostname", format!("{hostname}\n")), ("hosts", hosts), ("resolv.conf", resolv)] {
             let path = pod_dir.join(name);
             atomic::write(path.as_std_path(), text.as_bytes(), 0o644, Durability::Process)
+                .and_then(|()| std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1)))
                 .map_err(|e| Error::io(format!("write {path}"), e))?;
         }
         Ok(())
@@ -245,6 +255,16 @@ impl CrunBackend {
             tracing::info!(container = id.as_str(), "removing a container of crun's that nobody claims");
             self.delete(id).await?;
         }
+        // Groups of execs that an earlier daemon had made and not begun.
+        let (hierarchy, claimed) = (self.hierarchy.clone(), containers.to_vec());
+        let parents: Vec<_> = pods.iter().filter_map(|p| self.parent(p).ok()).collect();
+        blocking(move || {
+            for parent in &parents {
+                claimed.iter().try_for_each(|id| hierarchy.end_execs(parent, id, None))?;
+            }
+            Ok(())
+        })
+        .await?;
         self.network.gc(&live).await?;
         for (pod, _) in self.pins.list().await.map_err(Error::from)? {
             if !live.contains(&pod) {
@@ -256,6 +276,12 @@ impl CrunBackend {
         }
         Ok(())
     }
+}
+
+/// The host's ids of who is root in the pod.
+fn root_of(pod: &PodRecord) -> Result<(u32, u32)> {
+    let Some(user) = &pod.config.security.namespaces.user else { return Ok((0, 0)) };
+    user.host_uid(0).zip(user.host_gid(0)).ok_or_else(|| Error::invalid("user namespace: 0 is not mapped"))
 }
 
 /// Kills the init that a note names; one that is gone is success.

@@ -11,11 +11,12 @@ use tokio::time::Instant;
 use super::events::EventKind;
 use super::pod::{PodTask, StopWait};
 use super::sandbox_ops::{killed_now, make_private_dir};
-use super::{orphans, unknown_container};
+use super::{orphans, unknown_container, volumes};
 use crate::core::backend::{Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
+use crate::core::limits;
 use crate::core::ports::{Image, RootfsOptions, monitor_v1};
 use crate::core::records::{self, ContainerRecord, ExitInfo, ResolvedUser, SandboxFacts};
 use crate::core::spec::{ContainerConfig, NamespaceMode};
@@ -32,6 +33,8 @@ impl PodTask {
         if let Verdict::Refuse(why) = self.pod.phase.verdict(PodRequest::CreateContainer) {
             return Err(Error::precondition(format!("container {:?} in pod {}: {why}", config.name, self.pod.id)));
         }
+        limits::check(&config.resources, &config.resources)
+            .map_err(|e| e.context(format!("container {:?} in pod {}", config.name, self.pod.id)))?;
         if let Some(id) = self.taken(&config)? {
             return Ok(id);
         }
@@ -124,8 +127,15 @@ impl PodTask {
         })
         .await?;
         let layers = &self.shared.ports.layers;
-        layers.create_rootfs(&record.id, &image.chains, &RootfsOptions::default()).await?;
+        let wanted = volumes::find(&*self.shared.ports.images, config)?;
+        volumes::note(&wanted, &mut record.config);
+        let user = self.pod.config.security.namespaces.user.clone().unwrap_or_default();
+        let volumes = volumes::chains(&wanted);
+        let options = RootfsOptions { uid_map: user.uids, gid_map: user.gids, volumes, ..Default::default() };
+        layers.create_rootfs(&record.id, &image.chains, &options).await?;
         let rootfs = layers.mount_rootfs(&record.id).await?;
+        let (volumes, volume_mounts) =
+            volumes::mount(&self.shared, wanted, config, self.pod.config.security.namespaces.user.as_ref()).await?;
         let target = self.target(config)?;
         let Launch { mut plan, user, stop_signal } = self
             .backend
@@ -139,14 +149,16 @@ impl PodTask {
                 config,
                 image,
                 rootfs: rootfs.as_fd(),
+                volumes: &volumes,
                 target,
                 log_path: record.log_path.as_deref(),
             })
             .await?;
         (record.user, record.stop_signal) = (user, stop_signal);
         plan.info = records::encode(record)?;
+        let mounts = std::iter::once(rootfs).chain(volume_mounts).collect();
         let made = tokio::select! {
-            made = monitor.create(plan, Some(rootfs)) => made?,
+            made = monitor.create(plan, mounts) => made?,
             () = self.cancel.cancelled() => {
                 return Err(Error::new(Kind::Aborted, "the pod was stopped meanwhile"));
             }

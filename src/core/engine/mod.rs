@@ -17,6 +17,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod update;
+mod volumes;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -161,6 +162,10 @@ impl Engine {
     /// Makes a pod. A second call with the same metadata while the first is at work joins it.
     pub async fn run_sandbox(&self, owner: Owner, config: SandboxConfig, handler: &str) -> Result<PodId> {
         let backend = self.shared.backend(handler)?;
+        for (what, asked) in [("resources", &config.resources), ("overhead", &config.overhead)] {
+            super::limits::check(asked, asked)
+                .map_err(|e| e.context(format!("the {what} of pod {}", config.metadata.name)))?;
+        }
         backend.check(&config)?;
         loop {
             match self.reserve(owner, &config, &backend)? {

@@ -137,7 +137,7 @@ impl Backend for FakeBackend {
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         Ok(monitor_v1::Exec { exec_id: context.exec_id.into(), ..Default::default() })
     }
-    fn end_exec(&self, _: &Utf8Path, _: &str) {}
+    fn end_exec(&self, _: &PodRecord, _: &ContainerId, _: &Utf8Path, _: &str) {}
     async fn remove_container(&self, _: &PodRecord, _: &ContainerId) -> Result<()> {
         Ok(())
     }
@@ -321,7 +321,7 @@ impl Monitor for FakeMonitor {
     fn pid(&self) -> i32 {
         1
     }
-    async fn create(&self, plan: monitor_v1::CreateContainer, _: Option<OwnedFd>) -> Result<monitor_v1::Created> {
+    async fn create(&self, plan: monitor_v1::CreateContainer, _: Vec<OwnedFd>) -> Result<monitor_v1::Created> {
         self.world.step("create").await?;
         let c = FakeContainer { phase: monitor_v1::ContainerPhase::PhaseCreated.into(), exit: None, info: plan.info };
         self.with(|s| s.containers.insert(plan.id, c))?;
