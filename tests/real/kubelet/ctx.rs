@@ -138,7 +138,9 @@ impl Ctx {
 
     /// Waits until a pod is gone from the API.
     pub fn gone(&self, name: &str) {
-        self.wait(&format!("the end of pod {name}"), LONG, || self.get(&format!("pods/{name}")).is_none().then_some(()));
+        self.wait(&format!("the end of pod {name}"), LONG, || {
+            self.get(&format!("pods/{name}")).is_none().then_some(())
+        });
     }
 
     /// A pod's or one container's log.
@@ -150,9 +152,16 @@ impl Ctx {
     /// Prints what somebody wants to see of a namespace in which something went wrong.
     pub fn show(&self) {
         println!("--- namespace {}:", self.ns);
-        for args in [&["get", "all", "-o", "wide"][..], &["describe", "pods"], &["get", "events", "--sort-by=.lastTimestamp"]] {
+        for args in
+            [&["get", "all", "-o", "wide"][..], &["describe", "pods"], &["get", "events", "--sort-by=.lastTimestamp"]]
+        {
             let out = self.output(args);
-            println!("$ kubectl {}\n{}{}", args.join(" "), String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+            println!(
+                "$ kubectl {}\n{}{}",
+                args.join(" "),
+                String::from_utf8_lossy(&out.stdout),
+                String::from_utf8_lossy(&out.stderr)
+            );
         }
         let pods = self.get("pods").unwrap_or_default();
         for pod in pods["items"].as_array().into_iter().flatten() {

@@ -8,8 +8,10 @@ pub mod node;
 pub mod process;
 
 mod lifecycle;
+mod load;
 mod logs;
 mod network;
+mod nodeops;
 mod one;
 mod probes;
 mod resources;

@@ -26,7 +26,8 @@ fn cgroup(pod: &Value, container_name: Option<&str>, v1: &str, v2: &str) -> Opti
     let mut folder = root.join(below);
     if let Some(name) = container_name {
         let id = container(pod, name)["containerID"].as_str()?.rsplit('/').next()?.to_owned();
-        folder = std::fs::read_dir(&folder).ok()?.flatten().map(|e| e.path()).find(|p| p.to_string_lossy().contains(&id))?;
+        folder =
+            std::fs::read_dir(&folder).ok()?.flatten().map(|e| e.path()).find(|p| p.to_string_lossy().contains(&id))?;
     }
     Some(std::fs::read_to_string(folder.join(file)).ok()?.trim().to_owned())
 }
@@ -44,7 +45,10 @@ fn qos(ctx: &Ctx) {
     let c = |more: Value| with(shell("c", "sleep 1000"), more);
     ctx.apply(&[
         pod_with("guaranteed", json!({"containers": [c(resources(all.clone(), all.clone()))]})),
-        pod_with("burstable", json!({"containers": [c(resources(json!({"cpu": "50m", "memory": "32Mi"}), json!({"memory": "128Mi"})))]})),
+        pod_with(
+            "burstable",
+            json!({"containers": [c(resources(json!({"cpu": "50m", "memory": "32Mi"}), json!({"memory": "128Mi"})))]}),
+        ),
         pod_with("best-effort", json!({"containers": [c(json!({}))]})),
     ]);
     let guaranteed = ctx.ready("guaranteed");
@@ -69,8 +73,17 @@ fn qos(ctx: &Ctx) {
 }
 
 fn resize(ctx: &Ctx) {
-    let c = with(shell("c", "sleep 1000"), resources(json!({"cpu": "100m", "memory": "32Mi"}), json!({"cpu": "200m", "memory": "64Mi"})));
-    let restarts = with(shell("r", "sleep 1000"), with(resources(json!({"memory": "32Mi"}), json!({"memory": "64Mi"})), json!({"resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]})));
+    let c = with(
+        shell("c", "sleep 1000"),
+        resources(json!({"cpu": "100m", "memory": "32Mi"}), json!({"cpu": "200m", "memory": "64Mi"})),
+    );
+    let restarts = with(
+        shell("r", "sleep 1000"),
+        with(
+            resources(json!({"memory": "32Mi"}), json!({"memory": "64Mi"})),
+            json!({"resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]}),
+        ),
+    );
     ctx.apply(&[pod_with("p", json!({"containers": [c, restarts]}))]);
     let before = ctx.ready("p");
     let patch = json!({"spec": {"containers": [
@@ -79,7 +92,10 @@ fn resize(ctx: &Ctx) {
     ctx.kubectl(&["patch", "pod", "p", "--subresource", "resize", "-p", &patch.to_string()]);
     let p = ctx.wait_pod("p", "the new limits in its status", |p| {
         let limits = |n: &str| container(p, n)["resources"]["limits"].clone();
-        limits("c")["memory"] == "96Mi" && limits("c")["cpu"] == "300m" && limits("r")["memory"] == "80Mi" && is_ready(p)
+        limits("c")["memory"] == "96Mi"
+            && limits("c")["cpu"] == "300m"
+            && limits("r")["memory"] == "80Mi"
+            && is_ready(p)
     });
     assert_eq!(cgroup(&p, Some("c"), "memory.limit_in_bytes", "memory.max"), Some((96_u64 << 20).to_string()));
     assert!(cgroup(&p, Some("c"), "cpu.cfs_quota_us", "cpu.max").expect("a quota").starts_with("30000"));

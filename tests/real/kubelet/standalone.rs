@@ -104,7 +104,9 @@ fn local_pod(node: &mut Node) {
     write(node, "beside", &pod_with("beside", json!({"containers": [shell("c", "sleep 1000")]})));
     wait_ready(node, "beside");
     remove(node, "beside");
-    wait_for("the pod's end", LIMIT, || (find(node, "beside").is_none() && sandboxes(node, "beside") == 0).then_some(()));
+    wait_for("the pod's end", LIMIT, || {
+        (find(node, "beside").is_none() && sandboxes(node, "beside") == 0).then_some(())
+    });
     assert!(running(), "the kubelet ended a local pod");
     let shown = node.kubelet_get("/pods").unwrap_or_default() + &node.kubelet_get("/stats/summary").unwrap_or_default();
     assert!(!shown.contains("mine"), "the kubelet shows a local pod");

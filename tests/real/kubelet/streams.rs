@@ -35,7 +35,10 @@ fn exec(ctx: &Ctx) {
     assert!(!missing.status.success(), "{}", describe(&missing));
     // A terminal at both ends: script(1) gives kubectl one.
     let kubectl = ctx.command(&["exec", "-it", "p", "--", "sh", "-c", "tty; stty size; exit 5"]);
-    let words: Vec<String> = std::iter::once(kubectl.get_program()).chain(kubectl.get_args()).map(|w| format!("'{}'", w.to_string_lossy())).collect();
+    let words: Vec<String> = std::iter::once(kubectl.get_program())
+        .chain(kubectl.get_args())
+        .map(|w| format!("'{}'", w.to_string_lossy()))
+        .collect();
     let out = std::process::Command::new("script")
         .args(["-q", "-e", "-c", &format!("stty rows 33 cols 77; {}", words.join(" ")), "/dev/null"])
         .stdin(Stdio::null())
@@ -56,7 +59,20 @@ fn attach(ctx: &Ctx) {
     assert_eq!(container(&p, "c")["state"]["terminated"]["exitCode"], 6);
     // A pod for one command, its input from here, removed at its end.
     let said = ctx.kubectl_with(
-        &["run", "once", "--image", BUSYBOX, "--restart=Never", "-i", "--rm", "--quiet", "--", "sh", "-c", "sleep 1; wc -c"],
+        &[
+            "run",
+            "once",
+            "--image",
+            BUSYBOX,
+            "--restart=Never",
+            "-i",
+            "--rm",
+            "--quiet",
+            "--",
+            "sh",
+            "-c",
+            "sleep 1; wc -c",
+        ],
         &[b'x'; 5000],
     );
     assert!(said.contains("5000"), "{said}");
@@ -79,7 +95,8 @@ fn port_forward(ctx: &Ctx) {
         line.push(byte[0]);
     }
     let line = String::from_utf8_lossy(&line).into_owned();
-    let port: u16 = line.split("127.0.0.1:").nth(1).and_then(|r| r.split(' ').next()).and_then(|p| p.parse().ok()).expect(&line);
+    let port: u16 =
+        line.split("127.0.0.1:").nth(1).and_then(|r| r.split(' ').next()).and_then(|p| p.parse().ok()).expect(&line);
     for _ in 0..3 {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("the forwarded port");
         socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
@@ -108,7 +125,19 @@ fn debug(ctx: &Ctx) {
     ctx.apply(&[pod_with("p", json!({"containers": [shell("c", "echo secret > /of-c; sleep 12345")]}))]);
     ctx.ready("p");
     let script = "ps; cat /proc/1/root/of-c; echo seen";
-    ctx.kubectl(&["debug", "p", "--image", BUSYBOX, "--target=c", "--container=look", "--profile=general", "--", "sh", "-c", script]);
+    ctx.kubectl(&[
+        "debug",
+        "p",
+        "--image",
+        BUSYBOX,
+        "--target=c",
+        "--container=look",
+        "--profile=general",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
     ctx.wait_pod("p", "the ephemeral container's end", |p| container(p, "look")["state"]["terminated"].is_object());
     let said = ctx.wait("its log", LONG, || Some(ctx.logs(&["p", "-c", "look"])).filter(|l| l.contains("seen")));
     assert!(said.contains("sleep 12345"), "does not see the processes of its target:\n{said}");

@@ -81,9 +81,18 @@ fn downward(ctx: &Ctx) {
     );
     let items = json!([{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
         {"path": "memory", "resourceFieldRef": {"containerName": "c", "resource": "limits.memory", "divisor": "1Mi"}}]);
-    ctx.apply(&[pod_with("p", json!({"containers": [c], "volumes": [{"name": "d", "downwardAPI": {"items": items}}]}))]);
+    ctx.apply(&[pod_with(
+        "p",
+        json!({"containers": [c], "volumes": [{"name": "d", "downwardAPI": {"items": items}}]}),
+    )]);
     let p = ctx.ready("p");
-    let expected = format!("p {} {} {} {} 250 64 app=\"p\"", ctx.ns, p["status"]["podIP"].as_str().unwrap_or(""), p["spec"]["nodeName"].as_str().unwrap_or(""), p["status"]["hostIP"].as_str().unwrap_or(""));
+    let expected = format!(
+        "p {} {} {} {} 250 64 app=\"p\"",
+        ctx.ns,
+        p["status"]["podIP"].as_str().unwrap_or(""),
+        p["spec"]["nodeName"].as_str().unwrap_or(""),
+        p["status"]["hostIP"].as_str().unwrap_or("")
+    );
     assert_eq!(ctx.exec("p", "echo $NAME $NS $IP $NODE $HOST $CPU $(cat /d/memory) $(cat /d/labels)"), expected);
     ctx.kubectl(&["label", "pod", "p", "more=yes"]);
     ctx.wait("the new label", LONG, || ctx.exec("p", "cat /d/labels").contains("more=\"yes\"").then_some(()));
@@ -98,9 +107,13 @@ fn empty_dir(ctx: &Ctx) {
     });
     ctx.apply(&[pod_with("p", spec)]);
     // Container `a` ends once: the volume outlives it.
-    let p = ctx.wait_pod("p", "Ready after a restart", |p| super::ctx::is_ready(p) && container(p, "a")["restartCount"] == 1);
+    let p = ctx
+        .wait_pod("p", "Ready after a restart", |p| super::ctx::is_ready(p) && container(p, "a")["restartCount"] == 1);
     let uid = p["metadata"]["uid"].as_str().expect("a uid").to_owned();
-    assert_eq!(ctx.exec("p -c b", "cat /disk/f; stat -c %g /disk; df -m /memory | tail -1 | awk '{print $2}'"), "from-a\n3000\n8");
+    assert_eq!(
+        ctx.exec("p -c b", "cat /disk/f; stat -c %g /disk; df -m /memory | tail -1 | awk '{print $2}'"),
+        "from-a\n3000\n8"
+    );
     let out = ctx.output(&["exec", "p", "-c", "b", "--", "sh", "-c", "head -c 20000000 /dev/zero > /memory/f"]);
     assert!(!out.status.success(), "the limit of a volume in memory is none");
     ctx.kubectl(&["delete", "pod", "p", "--wait=true"]);
@@ -146,7 +159,10 @@ fn local_pv(ctx: &Ctx) {
         json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "claim"}, "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}}}),
     ]);
     let user = |name: &str, script: &str| {
-        pod_with(name, json!({"restartPolicy": "Never", "containers": [with(shell("c", script), mounts(&[("v", "/v")]))], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "claim"}}]}))
+        pod_with(
+            name,
+            json!({"restartPolicy": "Never", "containers": [with(shell("c", script), mounts(&[("v", "/v")]))], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "claim"}}]}),
+        )
     };
     ctx.apply(&[user("writes", "echo kept > /v/f")]);
     ctx.phase("writes", "Succeeded");
