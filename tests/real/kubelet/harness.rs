@@ -13,14 +13,21 @@ use std::time::Instant;
 
 use super::cluster::Cluster;
 use super::ctx::Ctx;
-use super::{load, one, standalone};
+use super::{disk, gates, load, multi, one, standalone};
 use crate::support::{daemon_program, monitor_program, repository, run, target_folder};
 
 /// A scenario in a cluster: it gets a namespace of its own.
 pub type Scenario = (&'static str, fn(&Ctx));
 
-const GROUPS: &[(&str, fn(&Runner))] =
-    &[("standalone", standalone::group), ("node", one::group), ("load", load::group)];
+const GROUPS: &[(&str, fn(&Runner))] = &[
+    ("standalone", standalone::group),
+    ("node", one::group),
+    ("gates", gates::group),
+    ("disk", disk::group),
+    ("two_nodes", multi::two),
+    ("three_nodes", multi::three),
+    ("load", load::group),
+];
 
 pub fn main() -> i32 {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();

@@ -14,6 +14,7 @@ use super::process::resident_kib;
 use crate::support::snapshot::{self, Snapshot};
 
 const PODS: usize = 110;
+const WARM: usize = 30;
 const PATIENCE: Duration = Duration::from_secs(400);
 
 pub fn group(runner: &Runner) {
@@ -54,9 +55,14 @@ fn monitors() -> usize {
     lines.filter(|l| l.split('\0').next().is_some_and(|p| p.ends_with("proxmox-lxcri-monitor"))).count()
 }
 
-fn all_gone(ctx: &Ctx) {
+fn delete_all(ctx: &Ctx) {
     ctx.kubectl(&["delete", "pods", "--all", "--wait=false"]);
     ctx.wait("the end of all pods", PATIENCE, || ctx.get("pods")?["items"].as_array()?.is_empty().then_some(()));
+}
+
+/// Also of the sandboxes, which the kubelet collects once a minute.
+fn all_gone(ctx: &Ctx) {
+    delete_all(ctx);
     ctx.wait("the end of all sandboxes", PATIENCE, || {
         let left = ctx.cluster.nodes()[0].crictl_json(&["pods"]);
         left["items"].as_array().is_none_or(Vec::is_empty).then_some(())
@@ -98,9 +104,9 @@ fn ready_count(ctx: &Ctx) -> Option<usize> {
 
 fn many(ctx: &Ctx) {
     // What is there once and for all (threads, caches, the image) is there after a few.
-    let warm: Vec<_> = (0..10).map(|n| sleeper(&format!("warm-{n}"))).collect();
+    let warm: Vec<_> = (0..WARM).map(|n| sleeper(&format!("warm-{n}"))).collect();
     ctx.apply(&warm);
-    ctx.wait("the first pods", PATIENCE, || (ready_count(ctx)? == 10).then_some(()));
+    ctx.wait("the first pods", PATIENCE, || (ready_count(ctx)? == WARM).then_some(()));
     all_gone(ctx);
     let before_kib = daemon_kib(ctx);
     let before = stock(&dir(ctx));
@@ -190,7 +196,7 @@ fn kills(ctx: &Ctx) {
                 (start.elapsed() > Duration::from_secs(12)).then_some(())
             });
             assert_eq!(ids(ctx), first, "containers were replaced");
-            all_gone(ctx);
+            delete_all(ctx);
         }
         drop(guard);
         kills = killer.join().expect("the killer");
@@ -204,5 +210,6 @@ fn kills(ctx: &Ctx) {
         files += 1;
     }
     assert_eq!(files, rounds * wave, "pods that never started were Ready");
+    all_gone(ctx);
     nothing_left(ctx, &before);
 }
