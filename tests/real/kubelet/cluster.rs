@@ -39,7 +39,6 @@ impl Default for ControlPlane {
 pub struct Cluster {
     pub dir: PathBuf,
     nodes: Mutex<Vec<Node>>,
-    ip: String,
     proxy_port: u16,
     // In the order of their end: what asks before what answers.
     _programs: Vec<Process>,
@@ -101,14 +100,7 @@ impl Cluster {
         }
         programs.reverse();
         let programs = programs.into_iter().map(|(_, p)| p).collect();
-        let cluster = Self {
-            dir,
-            nodes: Mutex::new(nodes),
-            ip: control.ip,
-            proxy_port,
-            _programs: programs,
-            _registry: registry,
-        };
+        let cluster = Self { dir, nodes: Mutex::new(nodes), proxy_port, _programs: programs, _registry: registry };
         for name in &names {
             cluster.wait_node_ready(name);
         }
@@ -131,10 +123,6 @@ impl Cluster {
     /// kubectl as an administrator.
     pub fn kubectl(&self) -> Command {
         kubectl(&self.dir)
-    }
-
-    pub fn ip(&self) -> &str {
-        &self.ip
     }
 
     /// GET of an API path; None: not there, or no answer.

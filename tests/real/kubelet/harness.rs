@@ -13,13 +13,21 @@ use std::time::Instant;
 
 use super::cluster::Cluster;
 use super::ctx::Ctx;
-use super::{one, standalone};
+use super::{disk, gates, load, multi, one, standalone};
 use crate::support::{daemon_program, monitor_program, repository, run, target_folder};
 
 /// A scenario in a cluster: it gets a namespace of its own.
 pub type Scenario = (&'static str, fn(&Ctx));
 
-const GROUPS: &[(&str, fn(&Runner))] = &[("standalone", standalone::group), ("node", one::group)];
+const GROUPS: &[(&str, fn(&Runner))] = &[
+    ("standalone", standalone::group),
+    ("node", one::group),
+    ("gates", gates::group),
+    ("disk", disk::group),
+    ("two_nodes", multi::two),
+    ("three_nodes", multi::three),
+    ("load", load::group),
+];
 
 pub fn main() -> i32 {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
@@ -43,16 +51,22 @@ fn outside(filter: String) -> i32 {
     ]
     .map(|(variable, name)| (variable, tool(name)));
     let (mut passed, mut failed, mut broken) = (0, Vec::new(), Vec::new());
-    let named = GROUPS.iter().any(|(g, _)| *g == filter);
-    for (group, _) in GROUPS.iter().filter(|(g, _)| !named || *g == filter) {
+    // GROUP, GROUP::PART or PART
+    let (wanted, filter) = match filter.split_once("::") {
+        Some((group, part)) => (group.to_owned(), part.to_owned()),
+        None if GROUPS.iter().any(|(g, _)| *g == filter) => (filter, String::new()),
+        None => (String::new(), filter),
+    };
+    for (group, _) in GROUPS.iter().filter(|(g, _)| wanted.is_empty() || wanted == *g) {
         let logs = target_folder().join("test-logs").join(format!("kubelet-{group}"));
         let _ = std::fs::remove_dir_all(&logs);
         std::fs::create_dir_all(&logs).expect("the folder for logs");
         let status = Command::new(repository().join("tests/env/enter"))
             .args(["--root", "trixie", "--net", "--"])
             .arg(std::env::current_exe().expect("the test's own program"))
-            .args((!named).then_some(&filter))
+            .arg(&filter)
             .env("KUBELET_GROUP", group)
+            .env("RUST_BACKTRACE", "0")
             .env("LXCRI_BIN", daemon_program())
             .env("LXCRI_MONITOR", &monitor)
             .env("LXCRI_LOGS", &logs)

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::cluster::Cluster;
 use super::ctx::{Ctx, pod};
 use super::harness::{Runner, keep_up};
-use super::{lifecycle, logs, network, probes, resources, security, streams, volumes};
+use super::{lifecycle, logs, network, nodeops, probes, resources, security, stats, streams, volumes};
 
 /// Scenarios side by side: most wait most of the time.
 const WIDTH: usize = 10;
@@ -38,8 +38,12 @@ pub fn group(runner: &Runner) {
         resources::SCENARIOS,
         security::SCENARIOS,
         network::SCENARIOS,
+        stats::SCENARIOS,
     ];
     runner.parallel(&cluster, WIDTH, &all.concat());
+    for (name, body) in nodeops::SCENARIOS {
+        runner.one(&cluster, name, *body);
+    }
     if runner.failed() {
         cluster.keep_logs();
     }

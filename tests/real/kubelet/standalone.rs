@@ -90,7 +90,7 @@ fn local_pod(node: &mut Node) {
     let config = node.dir.join("config.toml");
     let local = |args: &[&str]| {
         let mut command = std::process::Command::new(crate::support::daemon_program());
-        command.args(args).arg("--config").arg(&config);
+        command.arg("--config").arg(&config).args(args);
         run(&mut command)
     };
     // Detached, so that it stays.

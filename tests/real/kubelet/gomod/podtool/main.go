@@ -60,7 +60,7 @@ func eat(mib int) {
 		kept = append(kept, block)
 	}
 	fmt.Println("eaten", len(kept))
-	select {}
+	time.Sleep(time.Hour)
 }
 
 // Writes so many numbered lines of 100 bytes, so many a second, then waits to be ended.
@@ -72,7 +72,7 @@ func lines(count, rate int) {
 			time.Sleep(ahead)
 		}
 	}
-	select {}
+	time.Sleep(time.Hour)
 }
 
 func main() {
