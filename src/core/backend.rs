@@ -196,6 +196,11 @@ pub trait Backend: Send + Sync {
         let _ = (resources, overhead);
         Err(unoffered(self.handler(), &format!("new limits for pod {}", pod.id)))
     }
+    /// Stops all processes of a running container where they are, or lets them go on. Repeatable.
+    async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
+        let _ = (pod, frozen);
+        Err(unoffered(self.handler(), &format!("freezing container {container}")))
+    }
     /// The node's pod networks, as the kubelet tells them ("10.1.0.0/24").
     async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
         let _ = cidrs;

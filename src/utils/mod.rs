@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod beneath;
+pub mod failpoint;
 pub mod memory;
 pub mod pidfd;
 pub mod process;

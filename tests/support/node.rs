@@ -23,6 +23,12 @@ pub struct Options {
     pub runtime: String,
     /// More tables of the configuration.
     pub more_config: String,
+    /// Layers are kept in a ZFS pool (`tank`, by zfs-fuse): where LXCRI_TEST_STORAGE=zfs, for every test.
+    pub zfs: bool,
+    /// The pool's size.
+    pub pool_size: String,
+    /// The programs `zfs` and `zpool`.
+    pub zfs_programs: [String; 2],
 }
 
 impl Default for Options {
@@ -34,6 +40,9 @@ impl Default for Options {
             root_size_mib: None,
             runtime: String::new(),
             more_config: String::new(),
+            zfs: std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs"),
+            pool_size: "8G".into(),
+            zfs_programs: ["/usr/sbin/zfs".into(), "/usr/sbin/zpool".into()],
         }
     }
 }
@@ -78,6 +87,10 @@ impl Node {
         if let Some(mib) = options.root_size_mib {
             let size = format!("size={mib}m");
             super::run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.join("lib")));
+        }
+        if options.zfs {
+            let pool = super::repository().join("tests/env/pool");
+            super::run(Command::new(pool).arg(given("LXCRI_ZFS_FUSE")).arg(&options.pool_size));
         }
         make_cgroup_parent();
         let (registry, registry_address) = start_registry(&dir);
@@ -247,9 +260,20 @@ embedded = false
 
 [images]
 config_path = ["{dir}/certs.d"]
+driver = "{driver}"
+
+[images.zfs]
+dataset = "tank/lxcri"
+zfs_path = "{zfs}"
+zpool_path = "{zpool}"
+timeout = 40
+health_interval = 1
 
 {more}
 "#,
+        driver = if options.zfs { "zfs" } else { "overlay" },
+        zfs = options.zfs_programs[0],
+        zpool = options.zfs_programs[1],
         more = options.more_config,
         runtime = options.runtime,
         level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),

@@ -14,6 +14,7 @@ mod pod;
 mod recovery;
 mod sandbox_ops;
 mod stats;
+mod storage;
 mod stream;
 #[cfg(test)]
 mod tests;
