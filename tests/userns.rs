@@ -3,6 +3,9 @@
 //!
 //! Run by `cargo test --test userns`, as root. A crash leaves nothing: see `support`.
 
+// A test starts programs and writes files plainly.
+#![allow(clippy::disallowed_methods)]
+
 mod support;
 
 use std::io::Read;
