@@ -39,6 +39,7 @@ pub async fn create(
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // tests write files as they like
 mod tests {
     use super::*;
 

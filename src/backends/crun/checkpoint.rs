@@ -17,6 +17,7 @@ use crate::core::backend::CheckpointContext;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::integrations::cgroup::Driver;
+use crate::utils::atomic::{self, Durability};
 use crate::utils::process::{Spawn, SpawnError};
 
 /// A dump that is not done after this time is given up; it would be much memory and a slow disk.
@@ -34,7 +35,8 @@ impl CrunBackend {
         let group = self.hierarchy.container(&parent, &container.id).kill;
         let streams: Vec<_> = ["stdin", "stdout", "stderr"].iter().map(|name| run_dir.join(name)).collect();
         let text = blocking(move || external_files(&group, &streams)).await?;
-        std::fs::write(&config, text).map_err(|e| Error::io(format!("write {config}"), e))?;
+        atomic::write(config.as_std_path(), text.as_bytes(), 0o600, Durability::Process)
+            .map_err(|e| Error::io(format!("write {config}"), e))?;
         let (images, root) = (archive.join("checkpoint"), self.root());
         let mut args = vec!["--root", root.as_str(), "--log", log.as_str()];
         if self.config.driver == Driver::Systemd {

@@ -149,7 +149,7 @@ async fn perform(
     let opaque = changes.opaque.iter().map(|f| format!("{f}/.wh..wh..opq"));
     let deleted: Vec<String> = changes.deleted.iter().cloned().chain(opaque).collect();
     write(&archive.join("deleted.files"), &json!(deleted))?;
-    for (name, value) in descriptions(shared, pod, container, begun) {
+    for (name, value) in descriptions(pod, container, begun) {
         write(&archive.join(name), &value)?;
     }
     if let Some(log) = &container.log_path {
@@ -174,7 +174,8 @@ async fn publish(
     let name = location.file_name().unwrap_or_default();
     let temp = location.with_file_name(format!(".{name}.{}", uuid::Uuid::new_v4().simple()));
     let note = folder.join(UNFINISHED);
-    std::fs::write(&note, temp.as_str()).map_err(|e| Error::io(format!("write {note}"), e))?;
+    atomic::write(note.as_std_path(), temp.as_str().as_bytes(), 0o600, Durability::Process)
+        .map_err(|e| Error::io(format!("write {note}"), e))?;
     let done = async {
         use std::os::unix::fs::OpenOptionsExt as _;
         let mut options = std::fs::OpenOptions::new();
@@ -215,12 +216,7 @@ fn members(archive: &Utf8Path) -> Result<Vec<Vec<u8>>> {
 }
 
 /// What says which container it was, as checkpointctl reads it.
-fn descriptions(
-    shared: &Shared,
-    pod: &PodRecord,
-    container: &ContainerRecord,
-    begun: i64,
-) -> [(&'static str, Value); 4] {
+fn descriptions(pod: &PodRecord, container: &ContainerRecord, begun: i64) -> [(&'static str, Value); 4] {
     let time = |ns: i64| {
         prost_types::Timestamp { seconds: ns / 1_000_000_000, nanos: (ns % 1_000_000_000) as i32 }.to_string()
     };
@@ -256,7 +252,6 @@ fn descriptions(
             "permissions": if folder { 0o755 } else { 0o644 },
         })
     });
-    let _ = shared;
     let addresses = pod
         .facts
         .iter()

@@ -64,6 +64,7 @@ fn bytes(path: &Path) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // tests write files as they like
 mod tests {
     use super::*;
 
