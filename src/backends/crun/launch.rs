@@ -237,10 +237,15 @@ pub(super) async fn cannot_run(run_dir: &Utf8Path) -> Option<String> {
 }
 
 fn program_trouble(log: &str) -> Option<String> {
-    const WORDS: [&str; 3] = ["executable file ", "executable path ", "cannot find executable"];
-    let line = log.lines().rev().find(|line| WORDS.iter().any(|w| line.contains(w)))?;
-    // Time and level come before it.
-    let at = WORDS.iter().filter_map(|w| line.find(w)).min().unwrap_or(0);
+    // How such a line begins, after time and level, and what it says.
+    const WORDS: [(&str, &str); 3] = [
+        ("executable file `", "` not found"),
+        ("the path `", "` is not a regular file"),
+        ("the path `", "` exists but it is not executable"),
+    ];
+    let words =
+        |line: &str| WORDS.iter().find_map(|(begin, says)| line.find(begin).filter(|at| line[*at..].contains(says)));
+    let (at, line) = log.lines().rev().find_map(|line| words(line).map(|at| (at, line)))?;
     Some(line[at..].chars().take(1000).collect())
 }
 
