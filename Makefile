@@ -28,7 +28,11 @@ test-critest: ## the CRI conformance suite
 	@scripts/setup test
 	@scripts/test-critest
 
-soak: ## the long forms: critest three times, the churn test for SOAK_MINUTES (default 10)
+test-kubelet: ## Kubernetes on the daemon: a real kubelet, control plane, one to three nodes
+	@scripts/setup test
+	@scripts/test-kubelet
+
+soak: ## the long forms: critest three times, churn for SOAK_MINUTES (default 10), the kubelet's long waits
 	@scripts/setup test
 	@scripts/soak
 
