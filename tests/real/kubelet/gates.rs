@@ -15,7 +15,7 @@ const MORE: &[Scenario] = &[("events_drive_the_kubelet", evented), ("stats_witho
 pub fn group(runner: &Runner) {
     let cluster = Arc::new(Cluster::lone(|plan, _| {
         plan.gates = vec![("EventedPLEG", true), ("CRIListStreaming", true), ("PodAndContainerStatsFromCRI", false)];
-        // In a lone node's cluster the API's side of it stays as it is.
+        plan.deployed = false;
     }));
     let wanted = [
         "crash_loop_back_off",

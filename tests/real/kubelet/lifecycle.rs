@@ -254,9 +254,11 @@ fn hooks_and_deletion(ctx: &Ctx) {
     ctx.apply(&[pod_with("forced", json!({"terminationGracePeriodSeconds": 300, "containers": [shell("c", "trap '' TERM; while :; do sleep 1; done")]}))]);
     ctx.ready("forced");
     ctx.kubectl(&["delete", "pod", "forced", "--grace-period=0", "--force", "--timeout=30s"]);
+    // The sandbox itself goes with the kubelet's next collection.
     ctx.wait("the container's end", LONG, || {
-        let all = ctx.cluster.nodes()[0].crictl_json(&["pods", "--namespace", &ctx.ns, "--name", "forced"]);
-        all["items"].as_array().is_none_or(Vec::is_empty).then_some(())
+        let label = format!("io.kubernetes.pod.namespace={}", ctx.ns);
+        let all = ctx.cluster.nodes()[0].crictl_json(&["ps", "--label", &label]);
+        all["containers"].as_array().is_none_or(Vec::is_empty).then_some(())
     });
 }
 

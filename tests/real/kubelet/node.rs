@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::process::Process;
-use crate::support::{daemon_program, given, run};
+use crate::support::{daemon_program, given, repository, run};
 
 /// What a node is made of.
 #[derive(Clone)]
@@ -26,6 +26,8 @@ pub struct Plan {
     pub gates: Vec<(&'static str, bool)>,
     /// Keys of the KubeletConfiguration that differ.
     pub kubelet: Value,
+    /// With `deploy/kubelet/90-proxmox-lxcri.conf`, whose gates then win.
+    pub deployed: bool,
     /// Images and records on a file system of their own of so many MiB.
     pub root_mib: Option<u32>,
 }
@@ -41,6 +43,7 @@ impl Plan {
             network: Some(bridge()),
             gates: vec![("PodAndContainerStatsFromCRI", true)],
             kubelet: json!({}),
+            deployed: true,
             root_mib: None,
         }
     }
@@ -158,12 +161,32 @@ net=$2; shift 2; exec nsenter --net="/run/netns/$net" -- "$@""#;
         command.arg("--config").arg(&config).arg("--root-dir").arg(self.dir.join("kubelet"));
         command.args(["--hostname-override", &self.plan.name, "--node-ip", &self.plan.ip, "-v", "4"]);
         command.arg("--cert-dir").arg(self.dir.join("kubelet/pki"));
+        if self.plan.deployed {
+            command.arg("--config-dir").arg(self.deployed_config());
+        }
         if let Some(kubeconfig) = &self.kubeconfig {
             command.arg("--kubeconfig").arg(kubeconfig);
         }
         let mut kubelet = Process::start("kubelet", &self.dir, &mut command);
         kubelet.wait_until("health", Duration::from_secs(60), || self.kubelet_get("/healthz").as_deref() == Some("ok"));
         self.kubelet = Some(kubelet);
+    }
+
+    /// A folder with the configuration that `deploy/` has, but for this node's socket and driver.
+    fn deployed_config(&self) -> PathBuf {
+        let name = "90-proxmox-lxcri.conf";
+        let mut text = std::fs::read_to_string(repository().join("deploy/kubelet").join(name)).expect("deploy/kubelet");
+        for (from, to) in [
+            ("unix:///run/proxmox-lxcri/proxmox-lxcri.sock", format!("unix://{}", self.socket().display())),
+            ("cgroupDriver: systemd", "cgroupDriver: cgroupfs".to_owned()),
+        ] {
+            assert!(text.contains(from), "{name} has no {from}");
+            text = text.replace(from, &to);
+        }
+        let folder = self.dir.join("kubelet.conf.d");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join(name), text).expect("a part of the kubelet's configuration");
+        folder
     }
 
     /// Something of the kubelet's own server, over its read-only port.

@@ -11,6 +11,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("seccomp_profiles", seccomp),
     ("sysctls", sysctls),
     ("shared_namespaces_and_host_names", namespaces),
+    ("user_namespaces", user_namespaces),
 ];
 
 fn secured(name: &str, script: &str, context: Value) -> Value {
@@ -140,4 +141,40 @@ fn namespaces(ctx: &Ctx) {
         let p = ctx.pod("shared");
         (container(&p, "a")["restartCount"] == 1 && super::ctx::is_ready(&p)).then_some(())
     });
+}
+
+/// Root in the pod is nobody on the node; volumes are the pod's own all the same.
+fn user_namespaces(ctx: &Ctx) {
+    let c = |script: &str| {
+        with(
+            shell("c", script),
+            json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}, {"name": "cm", "mountPath": "/cm"}]}),
+        )
+    };
+    let volumes = json!([{"name": "v", "emptyDir": {}}, {"name": "cm", "configMap": {"name": "cm"}}]);
+    ctx.apply(&[json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm"}, "data": {"k": "value"}})]);
+    ctx.apply(&[
+        pod_with(
+            "one",
+            json!({"hostUsers": false, "containers": [c("echo mine > /v/f; sleep 44444")], "volumes": volumes}),
+        ),
+        pod_with("two", json!({"hostUsers": false, "containers": [c("sleep 1000")], "volumes": volumes})),
+    ]);
+    ctx.ready("one");
+    ctx.ready("two");
+    let map = |p: &str| -> Vec<u64> {
+        let text = ctx.exec(p, "cat /proc/self/uid_map");
+        text.split_whitespace().map(|n| n.parse().expect("a number")).collect()
+    };
+    let (one, two) = (map("one"), map("two"));
+    assert_eq!((one[0], one[2], one[1] % 65536), (0, 65536, 0), "{one:?}");
+    assert_ne!(one[1], two[1], "two pods have the same ids");
+    assert_eq!(ctx.exec("one", "id -u; stat -c %u /v/f; cat /v/f /cm/k; stat -L -c %u /cm/k"), "0\n0\nmine\nvalue0");
+    let owner = std::fs::read_dir("/proc").expect("/proc").flatten().find_map(|e| {
+        use std::os::unix::fs::MetadataExt;
+        let line = std::fs::read_to_string(e.path().join("cmdline")).ok()?;
+        (line == "sleep\0".to_owned() + "44444\0").then(|| e.metadata().ok().map(|m| u64::from(m.uid())))?
+    });
+    assert_eq!(owner, Some(one[1]), "the owner of the pod's process on the node");
+    assert_eq!(ctx.exec("one", "hostname pwned 2> /dev/null; mount -t tmpfs t /mnt 2> /dev/null; echo $?"), "1");
 }
