@@ -93,7 +93,7 @@ async fn pulls_from_a_real_registry_and_mounts() {
     assert_eq!((stat("etc").st_uid, stat("etc").st_gid, stat("etc").st_mode & 0o7777), (3, 4, 0o750));
     assert_eq!(stat(".").st_mode & 0o7777, 0o711);
     std::io::Write::write_all(&mut mount.create_file(Path::new("written"), 0o600).unwrap(), &[1; 100_000]).unwrap();
-    let usage = world.layers.rootfs_usage(&id).await.unwrap();
+    let usage = world.written(&id, 100_000).await;
     assert!(usage.bytes >= 100_000 && usage.inodes == 1, "{usage:?}");
     drop(mount);
     // The same boot: it can be mounted again, with what was written.

@@ -1,7 +1,8 @@
 //! What differs between two states of one file system, by walking both.
 //!
 //! Called by the store on a blocking thread. A clone keeps inode numbers and times of change, so a file is the same when
-//! its inode and its time of change are: no content is read. Links are not followed. Fails with the I/O error of a folder
+//! its inode and its time of change are: no content is read. (zfs-fuse has times in whole seconds: what changes within
+//! one and keeps its size is not seen.) Links are not followed. Fails with the I/O error of a folder
 //! that can't be read; what vanishes under the walk is gone.
 
 use std::collections::BTreeMap;
@@ -95,7 +96,7 @@ fn same(a: &Metadata, b: &Metadata) -> bool {
     a.ino() == b.ino()
         && (a.ctime(), a.ctime_nsec()) == (b.ctime(), b.ctime_nsec())
         && (a.mode(), a.uid(), a.gid(), a.rdev()) == (b.mode(), b.uid(), b.gid(), b.rdev())
-        && (a.is_dir() || a.size() == b.size())
+        && a.size() == b.size()
 }
 
 #[cfg(test)]
