@@ -185,7 +185,8 @@ impl Engine {
                 Reservation::Join { id, handle } => {
                     // Its task ends when the first try fails: then the name is free and this call makes the pod.
                     match handle.ask(|reply| Command::AwaitSetup { reply }).await {
-                        Err(e) if e.kind() == Kind::Aborted => continue,
+                        // Unless it panicked: then the name is held until what it left is gone, and the caller asks again.
+                        Err(e) if e.kind() == Kind::Aborted && self.pod_panics(&id) == 0 => continue,
                         other => return other.map(|()| id),
                     }
                 }
