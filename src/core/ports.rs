@@ -186,7 +186,8 @@ pub trait LayerStore: Send + Sync {
         let _ = chain;
         None
     }
-    /// Forgets layers that are not in `keep`; those in use by a container stay. Returns the bytes freed.
+    /// Forgets layers that are not in `keep`; those in use by a container stay. Returns the bytes freed, when they are
+    /// free: a kubelet looks at the disk as soon as an image is removed, and ends pods if that was not enough.
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64>;
     /// Makes the container's writable root on the layers `chains` (base first, at least one). Repeatable.
     async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()>;

@@ -95,26 +95,26 @@ impl Inner {
 
     /// Takes `path` away at once and removes it in the background.
     fn discard(&self, path: &Utf8Path) -> Result<()> {
-        let name = path.file_name().unwrap_or("x");
-        let trash = self.unique("trash", name);
-        match std::fs::rename(path, &trash) {
-            Ok(()) => self.remove_later(trash),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(format!("moving {path} to the trash"), e)),
+        if let Some(trash) = self.to_trash(path)? {
+            self.remove_later(trash);
         }
         Ok(())
     }
 
+    /// Takes `path` away; where it is now. None: it was not there.
+    fn to_trash(&self, path: &Utf8Path) -> Result<Option<Utf8PathBuf>> {
+        let name = path.file_name().unwrap_or("x");
+        let trash = self.unique("trash", name);
+        match std::fs::rename(path, &trash) {
+            Ok(()) => Ok(Some(trash)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("moving {path} to the trash"), e)),
+        }
+    }
+
     fn remove_later(&self, path: Utf8PathBuf) {
         self.tasks.spawn(format!("remove {path}"), async move {
-            let done = tokio::task::spawn_blocking({
-                let path = path.clone();
-                move || beneath::remove_tree(path.as_std_path())
-            });
-            if let Ok(Err(error)) = done.await {
-                // The next start tries again.
-                tracing::warn!(%path, %error, "what was discarded can't be removed");
-            }
+            let _ = tokio::task::spawn_blocking(move || remove_now(&path)).await;
         });
     }
 
@@ -250,6 +250,13 @@ impl Inner {
     }
 }
 
+/// Removes what was discarded; the next start tries again where that fails.
+fn remove_now(path: &Utf8Path) {
+    if let Err(error) = beneath::remove_tree(path.as_std_path()) {
+        tracing::warn!(%path, %error, "what was discarded can't be removed");
+    }
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
@@ -338,13 +345,19 @@ impl LayerStore for OverlayStore {
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64> {
         let (store, keep) = (self.0.clone(), keep.to_vec());
         blocking(move || {
-            let _alone = store.change();
-            let mut freed = 0;
-            for chain in store.unwanted(keep)? {
-                store.discard(&store.root.join("layers").join(chain.hex()))?;
-                freed += store.state().layers.remove(&chain).map_or(0, |meta| meta.usage.bytes);
-            }
-            Ok(freed)
+            let (mut freed, mut trash) = (0, Vec::new());
+            let result = {
+                let _alone = store.change();
+                store.unwanted(keep)?.into_iter().try_for_each(|chain| {
+                    trash.extend(store.to_trash(&store.root.join("layers").join(chain.hex()))?);
+                    freed += store.state().layers.remove(&chain).map_or(0, |meta| meta.usage.bytes);
+                    Ok(())
+                })
+            };
+            // Here and now, but without the lock: a kubelet that removes images because the disk is full looks at once
+            // whether that was enough, and ends pods if it was not.
+            trash.iter().for_each(|path| remove_now(path));
+            result.map(|()| freed)
         })
         .await
     }

@@ -13,21 +13,27 @@ use std::time::Instant;
 
 use super::cluster::Cluster;
 use super::ctx::Ctx;
-use super::{disk, gates, load, multi, one, standalone};
+use super::{disk, gates, load, multi, one, shutdown, standalone};
 use crate::support::{daemon_program, monitor_program, repository, run, target_folder};
 
 /// A scenario in a cluster: it gets a namespace of its own.
 pub type Scenario = (&'static str, fn(&Ctx));
 
-const GROUPS: &[(&str, fn(&Runner))] = &[
+/// A group's name and what runs it.
+type Group = (&'static str, fn(&Runner));
+
+const GROUPS: &[Group] = &[
     ("standalone", standalone::group),
     ("node", one::group),
+    ("load", load::group),
     ("gates", gates::group),
     ("disk", disk::group),
+    ("shutdown", shutdown::group),
     ("two_nodes", multi::two),
     ("three_nodes", multi::three),
-    ("load", load::group),
 ];
+/// So many of them run one after the other, then the next one beside the rest.
+const ALONE: usize = 2;
 
 pub fn main() -> i32 {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
@@ -47,46 +53,32 @@ fn outside(filter: String) -> i32 {
         ("LXCRI_CRI_TOOLS", "cri-tools"),
         ("LXCRI_KUBERNETES", "kubernetes"),
         ("LXCRI_ETCD", "etcd"),
+        ("LXCRI_DBUS", "dbus"),
         ("LXCRI_IMAGES", "kubelet-images"),
     ]
     .map(|(variable, name)| (variable, tool(name)));
-    let (mut passed, mut failed, mut broken) = (0, Vec::new(), Vec::new());
     // GROUP, GROUP::PART or PART
     let (wanted, filter) = match filter.split_once("::") {
         Some((group, part)) => (group.to_owned(), part.to_owned()),
         None if GROUPS.iter().any(|(g, _)| *g == filter) => (filter, String::new()),
         None => (String::new(), filter),
     };
-    for (group, _) in GROUPS.iter().filter(|(g, _)| wanted.is_empty() || wanted == *g) {
-        let logs = target_folder().join("test-logs").join(format!("kubelet-{group}"));
-        let _ = std::fs::remove_dir_all(&logs);
-        std::fs::create_dir_all(&logs).expect("the folder for logs");
-        let status = Command::new(repository().join("tests/env/enter"))
-            .args(["--root", "trixie", "--net", "--"])
-            .arg(std::env::current_exe().expect("the test's own program"))
-            .arg(&filter)
-            .env("KUBELET_GROUP", group)
-            .env("RUST_BACKTRACE", "0")
-            .env("LXCRI_BIN", daemon_program())
-            .env("LXCRI_MONITOR", &monitor)
-            .env("LXCRI_LOGS", &logs)
-            .envs(tools.iter().map(|(k, v)| (*k, v)))
-            .stdin(Stdio::null())
-            .status()
-            .expect("tests/env/enter starts");
-        let said = std::fs::read_to_string(logs.join("results")).unwrap_or_default();
-        let before = failed.len();
-        for line in said.lines() {
-            match line.split_once(' ') {
-                Some(("ok", _)) => passed += 1,
-                Some((_, name)) => failed.push(name.to_owned()),
-                None => {}
-            }
+    let tally = Mutex::new(Tally::default());
+    let run_groups = |some: &[Group]| {
+        for (group, _) in some.iter().filter(|(g, _)| wanted.is_empty() || wanted == *g) {
+            let ended = run_group(group, &filter, &monitor, &tools);
+            ended(&mut tally.lock().expect("the tally"));
         }
-        if !said.ends_with("done\n") || (!status.success() && failed.len() == before) {
-            broken.push(format!("{group}, which ended early: {status}"));
-        }
-    }
+    };
+    let (alone, beside) = GROUPS.split_at(ALONE);
+    run_groups(alone);
+    // The first of these waits most of its time, for pods to stay and to be collected.
+    let (load, rest) = beside.split_at(1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| run_groups(load));
+        run_groups(rest);
+    });
+    let Tally { passed, mut failed, broken } = tally.into_inner().expect("the tally");
     failed.extend(broken);
     if !failed.is_empty() {
         println!("\nfailures:");
@@ -95,6 +87,50 @@ fn outside(filter: String) -> i32 {
     let word = if failed.is_empty() { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {passed} passed; {} failed; 0 ignored; 0 measured; 0 filtered out", failed.len());
     i32::from(!failed.is_empty() || passed == 0)
+}
+
+/// What all groups came to.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+    /// Groups that ended before their time.
+    broken: Vec<String>,
+}
+
+/// Runs a group in the tests' environment; gives what notes its results.
+fn run_group(group: &str, filter: &str, monitor: &Path, tools: &[(&str, PathBuf)]) -> impl FnOnce(&mut Tally) {
+    let logs = target_folder().join("test-logs").join(format!("kubelet-{group}"));
+    let _ = std::fs::remove_dir_all(&logs);
+    std::fs::create_dir_all(&logs).expect("the folder for logs");
+    let status = Command::new(repository().join("tests/env/enter"))
+        .args(["--root", "trixie", "--net", "--"])
+        .arg(std::env::current_exe().expect("the test's own program"))
+        .arg(filter)
+        .env("KUBELET_GROUP", group)
+        .env("RUST_BACKTRACE", "0")
+        .env("LXCRI_BIN", daemon_program())
+        .env("LXCRI_MONITOR", monitor)
+        .env("LXCRI_LOGS", &logs)
+        .envs(tools.iter().map(|(k, v)| (*k, v)))
+        .stdin(Stdio::null())
+        .status()
+        .expect("tests/env/enter starts");
+    let group = group.to_owned();
+    move |tally| {
+        let said = std::fs::read_to_string(logs.join("results")).unwrap_or_default();
+        let before = tally.failed.len();
+        for line in said.lines() {
+            match line.split_once(' ') {
+                Some(("ok", _)) => tally.passed += 1,
+                Some((_, name)) => tally.failed.push(name.to_owned()),
+                None => {}
+            }
+        }
+        if !said.ends_with("done\n") || (!status.success() && tally.failed.len() == before) {
+            tally.broken.push(format!("{group}, which ended early: {status}"));
+        }
+    }
 }
 
 fn inside(group: &str, filter: String) -> i32 {

@@ -19,6 +19,7 @@ mod one;
 mod probes;
 mod resources;
 mod security;
+mod shutdown;
 mod standalone;
 mod stats;
 mod streams;

@@ -28,6 +28,8 @@ pub struct Plan {
     pub kubelet: Value,
     /// With `deploy/kubelet/90-proxmox-lxcri.conf`, whose gates then win.
     pub deployed: bool,
+    /// Address of the system bus that the kubelet finds logind on.
+    pub bus: Option<String>,
     /// Images and records on a file system of their own of so many MiB.
     pub root_mib: Option<u32>,
 }
@@ -44,6 +46,7 @@ impl Plan {
             gates: vec![("PodAndContainerStatsFromCRI", true)],
             kubelet: json!({}),
             deployed: true,
+            bus: None,
             root_mib: None,
         }
     }
@@ -161,6 +164,9 @@ net=$2; shift 2; exec nsenter --net="/run/netns/$net" -- "$@""#;
         command.arg("--config").arg(&config).arg("--root-dir").arg(self.dir.join("kubelet"));
         command.args(["--hostname-override", &self.plan.name, "--node-ip", &self.plan.ip, "-v", "4"]);
         command.arg("--cert-dir").arg(self.dir.join("kubelet/pki"));
+        // Without one of ours it must not find the machine's.
+        let bus = self.plan.bus.as_deref().unwrap_or("unix:path=/nowhere");
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", bus);
         if self.plan.deployed {
             command.arg("--config-dir").arg(self.deployed_config());
         }

@@ -48,9 +48,10 @@ fn wait_ready(node: &Node, name: &str) -> Value {
     wait_for(&format!("static pod {name} to be Ready"), LIMIT, || find(node, name).filter(is_ready))
 }
 
+/// Sandboxes that are up: those that are not go with the kubelet's next collection, once a minute.
 fn sandboxes(node: &Node, name: &str) -> usize {
     let full = format!("{name}-{}", node.plan.name);
-    node.crictl_json(&["pods", "--name", &full])["items"].as_array().map_or(0, Vec::len)
+    node.crictl_json(&["pods", "--state", "ready", "--name", &full])["items"].as_array().map_or(0, Vec::len)
 }
 
 fn static_pod(node: &Node) {
