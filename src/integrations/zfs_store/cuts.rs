@@ -59,6 +59,8 @@ impl Inner {
             if !self.cuts(id)?.iter().any(|n| n == name) {
                 return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short())));
             }
+            // zfs-fuse can't do it under a mount, ours included; OpenZFS can.
+            self.state().mounts.remove(id);
             self.zfs.rollback(&cut).await.map_err(|e| self.noted(e))?;
             let mut state = self.state();
             if let Some(rootfs) = state.rootfs.get_mut(id)
