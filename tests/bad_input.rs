@@ -185,6 +185,9 @@ fn requests_that_make_no_sense() {
             let mut bad = container("c", BUSYBOX, "true");
             bad.image = None;
             refused(c.runtime.create_container(create(bad)).await, invalid, &["image"]);
+            let mut bad = container("c", BUSYBOX, "true");
+            bad.image = Some(image_spec("/var/lib/kubelet/checkpoints/c.tar"));
+            refused(c.runtime.create_container(create(bad)).await, &[Code::Unimplemented], &["c.tar", "restored"]);
             let bad = container("c", "registry.k8s.io/not/pulled:1", "true");
             refused(
                 c.runtime.create_container(create(bad)).await,

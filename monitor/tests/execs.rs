@@ -299,13 +299,16 @@ fn the_pods_init_is_nobody_in_an_empty_root() {
     let start = |cgroups: Vec<String>, namespaces: Vec<String>| Op::StartInit(v1::StartInit { cgroups, namespaces });
     let error = client.error(start(vec![], vec!["/no/such/ns".into()]));
     assert!(error.code() == ErrorCode::ErrorProgram && error.message.contains("open /no/such/ns"), "{error:?}");
-    // In a user namespace nobody has no number; without it there is no capability there either.
+    // In this user namespace nobody has no number: its root has to do, without a capability.
     let mut other = std::process::Command::new("unshare");
-    let mut other = other.args(["-U", "--map-root-user", "-i", "sleep", "1000"]).spawn().unwrap();
+    let mut other = other.args(["-U", "-i", "sleep", "1000"]).spawn().unwrap();
     pod.pids.borrow_mut().push(other.id() as i32);
     let ns = |kind: &str| format!("/proc/{}/ns/{kind}", other.id());
     let link = |pid: u32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
     until("its namespaces", || std::fs::read_to_string(format!("/proc/{}/comm", other.id())).unwrap() == "sleep\n");
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{}/{map}", other.id()), "0 100000 1000").unwrap();
+    }
     let Body::InitStarted(inside) = client.call(start(vec![], vec![ns("user"), ns("ipc")]), &[]) else { panic!() };
     for kind in ["user", "ipc"] {
         assert_eq!(link(inside.pid as u32, kind), link(other.id(), kind));

@@ -39,11 +39,19 @@ impl PodTask {
             return Ok(id);
         }
         let facts = self.pod.facts.clone().ok_or_else(|| Error::internal("a ready pod without facts"))?;
-        let image = self.shared.ports.images.resolve(&config.image.image).ok_or_else(|| {
-            Error::not_found(format!(
+        let image = self.shared.ports.images.resolve(&config.image.image).ok_or_else(|| match &config.image {
+            // Kubelets and crictl name a checkpoint by the path of its archive.
+            image if image.image.starts_with('/') => Error::new(
+                Kind::Unimplemented,
+                format!(
+                    "container {:?} from the archive {:?}: checkpoints can't be restored yet",
+                    config.name, image.image
+                ),
+            ),
+            image => Error::not_found(format!(
                 "image {:?} of container {:?} is not here: pull it first",
-                config.image.image, config.name
-            ))
+                image.image, config.name
+            )),
         })?;
         let mut record = self.new_record(&config, &image)?;
         let id = record.id.clone();
