@@ -1,7 +1,7 @@
 # Two commands are enough: `make run` (build, start, run a first pod) and `make test`.
 # On a fresh Debian machine, as root, both install what is missing. `make help` lists the rest.
 
-.PHONY: help run test check test-unit test-node test-critest test-kubelet soak bench build setup fmt clean-caches
+.PHONY: help run test check test-unit test-node test-critest test-kubelet fuzz soak bench build setup fmt clean-caches
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -27,6 +27,10 @@ test-node: ## the life of a pod on a real systemd and cgroup v2 (a guest with it
 test-critest: ## the CRI conformance suite
 	@scripts/setup test
 	@scripts/test-critest
+
+fuzz: ## fuzz the parsers that face the network, each target for SECONDS (default 10)
+	@scripts/setup test
+	@scripts/fuzz $(or $(SECONDS),10)
 
 test-kubelet: ## Kubernetes on the daemon: a real kubelet, control plane, one to three nodes
 	@scripts/setup test

@@ -5,7 +5,7 @@
 //! are target/test-logs/critest.log and critest-daemon.log.
 
 // A test starts a script of its own.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
 use std::collections::BTreeSet;
 use std::process::Command;

@@ -3,6 +3,9 @@
 //!
 //! Run by `cargo test --test userns`, as root. A crash leaves nothing: see `support`.
 
+// A test starts programs and writes files plainly.
+#![allow(clippy::disallowed_methods)]
+
 mod support;
 
 use std::io::Read;
@@ -332,10 +335,20 @@ fn images_and_volumes_are_mapped_as_a_whole() {
         let before = snapshot::take(&node);
         let p = Pod::run(&crictl, &pod(&node, "p", CONTAINER));
         let script = "sha256sum -c -s /big/SHA256SUMS && echo all there; stat -c '%a %u:%g' /big/set-uid; \
-            find / -xdev ! -user 0 | head; find / -xdev ! -group 0 | head; echo again >> /big/first && tail -n 1 /big/first; \
+            find /big /bin /etc ! -user 0 -o ! -group 0 | head; echo again >> /big/first && tail -n 1 /big/first; \
             rm -r /big/opaque && mkdir /big/opaque && ls -A /big/opaque; mv /big/empty /big/moved && ls -d /big/moved";
         let said = p.output(&node, &container("big", BIG, CONTAINER, script));
         assert_eq!(said, ["all there", "4755 0:0", "again", "/big/moved"]);
+
+        // An image as a volume, as a kubelet asks for it.
+        let script = "stat -c %u:%g /img /img/big/first; cat /img/big/usr0/* > /dev/null; ls /img/bin | grep -c '^sh$'";
+        let mut viewer = container("viewer", BUSYBOX, CONTAINER, script);
+        viewer["mounts"] = json!([volume(Path::new(""), "/img")]);
+        (viewer["mounts"][0]["image"], viewer["mounts"][0]["readonly"]) = (json!({"image": BIG}), true.into());
+        assert_eq!(p.output(&node, &viewer), ["0:0", "0:0", "1"]);
+        viewer["mounts"][0]["gidMappings"] = map(GID + 1);
+        let said = p.refusal(&named(&viewer, "viewer2"));
+        assert!(said.contains("Unimplemented") && said.contains("/img") && said.contains("other ids"), "{said}");
 
         // Mounts below a volume are mapped with it; later ones travel in.
         let dir = node.dir.join("deep");
@@ -343,11 +356,10 @@ fn images_and_volumes_are_mapped_as_a_whole() {
         support::run(Command::new("mount").args(["-t", "tmpfs", "below"]).arg(dir.join("below")));
         std::fs::write(dir.join("below/file"), "x").expect("a file");
         let script = "stat -c %u:%g /deep/below/file; touch /deep/below/new; echo waiting; \
-            until [ -e /deep/later/file ]; do sleep 0.05; done; echo came; \
-            grep ' /deep ' /proc/self/mountinfo | grep -q nosuid && echo nosuid";
+            until [ -e /deep/later/file ]; do sleep 0.05; done; echo came";
         let mut deep = container("deep", BUSYBOX, CONTAINER, script);
         deep["mounts"] = json!([volume(&dir, "/deep")]);
-        (deep["mounts"][0]["propagation"], deep["mounts"][0]["mount_options"]) = (1.into(), json!(["nosuid"]));
+        deep["mounts"][0]["propagation"] = 1.into();
         std::fs::create_dir(dir.join("later")).expect("a folder");
         let id = p.start(&deep);
         assert_eq!(lines_of(&node, "p", "deep", 2), ["0:0", "waiting"]);
@@ -355,12 +367,12 @@ fn images_and_volumes_are_mapped_as_a_whole() {
         support::run(Command::new("mount").args(["-t", "tmpfs", "later"]).arg(dir.join("later")));
         std::fs::write(dir.join("later/file"), "x").expect("a file");
         assert_eq!(crictl.wait_exit(&id)["exitCode"], 0);
-        assert_eq!(lines_of(&node, "p", "deep", 4)[2..], ["came", "nosuid"]);
+        assert_eq!(lines_of(&node, "p", "deep", 3)[2], "came");
 
         // What can't be mapped is named.
         support::run(Command::new("mount").args(["-t", "proc", "later"]).arg(dir.join("later")));
-        let said = p.refusal(&deep_named(&deep, "deep2"));
-        assert!(said.contains("/deep\"") && said.contains("deep/later") && said.contains("(proc)"), "{said}");
+        let said = p.refusal(&named(&deep, "deep2"));
+        assert!(said.contains("mount at") && said.contains("deep/later") && said.contains("(proc)"), "{said}");
         assert!(said.contains("FailedPrecondition"), "{said}");
         for name in ["later", "later", "below"] {
             support::run(Command::new("umount").arg(dir.join(name)));
@@ -370,7 +382,7 @@ fn images_and_volumes_are_mapped_as_a_whole() {
     });
 }
 
-fn deep_named(config: &Value, name: &str) -> Value {
+fn named(config: &Value, name: &str) -> Value {
     let mut config = config.clone();
     config["metadata"]["name"] = name.into();
     config
@@ -436,6 +448,59 @@ fn what_can_not_be_is_refused_by_name() {
         let said = plain.refusal(&container("c", BUSYBOX, CONTAINER, "exit 0"));
         assert!(said.contains("InvalidArgument") && said.contains("the host's"), "{said}");
         plain.remove();
+        back_to(before, &node);
+    });
+}
+
+#[test]
+fn powers_end_at_the_user_namespace() {
+    isolated("powers_end_at_the_user_namespace", || {
+        let node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let before = snapshot::take(&node);
+        let mut config = pod(&node, "p", CONTAINER);
+        config["linux"]["security_context"]["privileged"] = true.into();
+        let p = Pod::run(&crictl, &config);
+        let dir = node.dir.join("volume");
+        std::fs::create_dir_all(dir.join("out")).expect("a volume");
+        support::run(Command::new("mount").args(["--bind"]).args([&dir, &dir]));
+        support::run(Command::new("mount").args(["--make-shared"]).arg(&dir));
+
+        // Privileged: root of everything inside, of nothing outside.
+        let script = "mkdir /m; mount -t tmpfs x /m && echo mounted; hostname other && hostname; \
+            echo 1 > /proc/sys/net/ipv4/ip_forward && echo forwards; \
+            echo 1 > /proc/sys/kernel/panic 2> /dev/null || echo no panic; \
+            dmesg > /dev/null 2>&1 || echo no dmesg; echo x > /dev/null && echo null; \
+            mount -t tmpfs x /vol/out && echo x > /vol/out/file && echo out; exec sleep 1000";
+        let mut strong = container("strong", BUSYBOX, CONTAINER, script);
+        strong["linux"]["security_context"]["privileged"] = true.into();
+        strong["mounts"] = json!([volume(&dir, "/vol")]);
+        strong["mounts"][0]["propagation"] = 2.into();
+        let id = p.start(&strong);
+        let said = lines_of(&node, "p", "strong", 7);
+        assert_eq!(said, ["mounted", "other", "forwards", "no panic", "no dmesg", "null", "out"]);
+        // A mount that is let out reaches the node, as it does without a user namespace.
+        assert_eq!(owner(&dir.join("out/file")), (UID, GID));
+        let exec = crictl.command(&["exec", "-i", "-t", &id, "sh", "-c", "'tty; stat -c %u:%g $(tty)'"]);
+        let words = [exec.get_program()].into_iter().chain(exec.get_args());
+        let line: Vec<_> = words.map(|w| w.to_str().expect("UTF-8")).collect();
+        // crictl wants a terminal of its own.
+        let terminal = support::run(Command::new("script").args(["-qec", &line.join(" "), "/dev/null"]));
+        assert_eq!(terminal.replace("^@", "").split_whitespace().collect::<Vec<_>>(), ["/dev/pts/0", "0:5"]);
+
+        let mut weak = container(
+            "weak",
+            BUSYBOX,
+            CONTAINER,
+            "echo x > /x 2> /dev/null || echo read only; stat -c '%F %t:%T %u:%g' /dev/mine; cat /dev/mine | head -c 1 | wc -c",
+        );
+        weak["linux"]["security_context"]["readonly_rootfs"] = true.into();
+        weak["devices"] = json!([{"host_path": "/dev/zero", "container_path": "/dev/mine", "permissions": "r"}]);
+        let expected = ["read only", "character special file 1:5 0:0", "1"];
+        assert_eq!(p.output(&node, &weak), expected);
+        p.remove();
+        support::run(Command::new("umount").args(["-R"]).arg(&dir));
         back_to(before, &node);
     });
 }

@@ -12,11 +12,13 @@ mod crilog;
 mod exec;
 mod images;
 mod logs;
+mod pod;
 mod ps;
 mod pull;
 mod rm;
 mod run;
 mod stop;
+mod storage;
 mod stream;
 mod terminal;
 mod version;
@@ -73,6 +75,8 @@ impl Registry {
         registry.register(attach::Attach);
         registry.register(stop::Stop);
         registry.register(rm::Rm);
+        registry.register(pod::Pod);
+        registry.register(storage::Storage);
         registry.register(version::Version);
         registry
     }

@@ -24,9 +24,10 @@ pub struct Capabilities {
 }
 
 /// Notes what a pod is about to own, on disk, before it is made.
+#[async_trait]
 pub trait Journal: Send {
     /// Returns once the notes are written; noting twice is fine.
-    fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
+    async fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
 }
 
 /// A container about to be made.
@@ -94,6 +95,20 @@ pub struct ExecContext<'a> {
     pub tty: bool,
 }
 
+/// A running container to write down.
+pub struct CheckpointContext<'a> {
+    /// Its pod.
+    pub pod: &'a PodRecord,
+    /// The container, running.
+    pub container: &'a ContainerRecord,
+    /// Folder of the container.
+    pub run_dir: &'a Utf8Path,
+    /// Private folder for what is needed on the way; removed by the caller.
+    pub folder: &'a Utf8Path,
+    /// Folder of what goes into the archive; has an empty folder `checkpoint` for the images of the processes.
+    pub archive: &'a Utf8Path,
+}
+
 /// New limits of a container.
 pub struct UpdateContext<'a> {
     /// Its pod.
@@ -130,6 +145,11 @@ pub trait Backend: Send + Sync {
     ) -> Result<SandboxFacts>;
     /// Writes what the launch needs into the container's folder and says how to launch it.
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch>;
+    /// After a `create` of the plan that failed: why the container's program can't run, if that was the reason.
+    async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
+        let _ = run_dir;
+        None
+    }
     /// As `launch_plan`, for an exec.
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
     /// Removes the files of an exec that is over.
@@ -165,11 +185,21 @@ pub trait Backend: Send + Sync {
     async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
         Err(unoffered(self.handler(), &format!("new limits for container {}", update.container.id)))
     }
+    /// Writes a running container's processes, `spec.dump` and `dump.log` into the folder of an archive; the container
+    /// runs on, also after a failure.
+    async fn checkpoint(&self, checkpoint: CheckpointContext<'_>) -> Result<()> {
+        Err(unoffered(self.handler(), &format!("a checkpoint of container {}", checkpoint.container.id)))
+    }
     /// Changes the limits of a pod as a whole (without its overhead, and that). Success without a change when
     /// somebody else keeps the pod's unit and has done it already.
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
         let _ = (resources, overhead);
         Err(unoffered(self.handler(), &format!("new limits for pod {}", pod.id)))
+    }
+    /// Stops all processes of a running container where they are, or lets them go on. Repeatable.
+    async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
+        let _ = (pod, frozen);
+        Err(unoffered(self.handler(), &format!("freezing container {container}")))
     }
     /// The node's pod networks, as the kubelet tells them ("10.1.0.0/24").
     async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {

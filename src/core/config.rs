@@ -2,6 +2,7 @@
 //!
 //! Read once at start by `serve` (and by the CLI for the sockets' paths). Errors name file, line and key.
 
+mod storage;
 mod stream;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
 
+pub use storage::{LayerDriver, ZfsImages};
 pub use stream::{Span, Stream};
 
 /// Where the configuration is read from when nothing else is said.
@@ -202,6 +204,10 @@ pub struct Images {
     pub progress_timeout: u64,
     /// Registry of names without one.
     pub default_registry: String,
+    /// How layers and root file systems are kept: "overlay" or "zfs".
+    pub driver: LayerDriver,
+    /// Settings of the driver `zfs`.
+    pub zfs: ZfsImages,
 }
 
 impl Default for Images {
@@ -211,6 +217,8 @@ impl Default for Images {
             max_concurrent_downloads: 3,
             progress_timeout: 60,
             default_registry: "docker.io".into(),
+            driver: LayerDriver::default(),
+            zfs: ZfsImages::default(),
         }
     }
 }
@@ -299,6 +307,7 @@ impl Config {
             }
         }
         self.server.stream.check()?;
+        self.images.zfs.check(self.images.driver)?;
         // <state>/pods/<64 digits>/containers/<64 digits>/console.sock has to fit, too: see backends::crun.
         if self.runtime.log_line_max < 256 {
             return Err(Error::invalid("runtime.log_line_max: at least 256 bytes"));

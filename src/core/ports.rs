@@ -104,6 +104,59 @@ pub struct RootfsOptions {
     pub volumes: Vec<Digest>,
 }
 
+/// What a container has changed of its image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RootfsChanges {
+    /// Folder that the changed files are in.
+    pub folder: Utf8PathBuf,
+    /// New and changed files and folders, relative to it, bytes as they are; a folder before what is in it.
+    pub changed: Vec<Vec<u8>>,
+    /// Files of the image that are gone, from the container's root ("/etc/motd").
+    pub deleted: Vec<String>,
+    /// Folders that hide all that the image has in them.
+    pub opaque: Vec<String>,
+}
+
+/// Why layers and root file systems can't be made now, or soon can't.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageTrouble {
+    /// One CamelCase word for the node condition.
+    pub reason: String,
+    /// For a human.
+    pub message: String,
+    /// Nothing can be made until it is over.
+    pub blocks: bool,
+}
+
+/// What a look at all of the store found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StorageReport {
+    /// What should not be; a store without any is clean.
+    pub problems: Vec<String>,
+    /// What is good to know.
+    pub notes: Vec<String>,
+}
+
+/// What happened to a path of a root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// It is new, or another kind of thing than before.
+    Added,
+    /// Its content or attributes are others.
+    Changed,
+    /// It is gone, with all below it.
+    Deleted,
+}
+
+/// A path that changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileChange {
+    /// From the root on, without a leading slash.
+    pub path: std::path::PathBuf,
+    /// How.
+    pub kind: ChangeKind,
+}
+
 /// Keeps unpacked layers and gives containers root file systems made of them (drivers `overlay`, `zfs`).
 ///
 /// A layer is named by its chain id. It exists or it does not: an apply that did not end leaves nothing.
@@ -157,8 +210,46 @@ pub trait LayerStore: Send + Sync {
     async fn try_idmap(&self) -> Result<()> {
         Err(Error::new(Kind::Unimplemented, format!("driver {} has no idmapped root file systems", self.driver())))
     }
+    /// What the container has changed of its image, to be read while nothing of it is removed.
+    async fn rootfs_changes(&self, container: &ContainerId) -> Result<RootfsChanges> {
+        let message = format!("container {container}: driver {} can't tell what it has changed", self.driver());
+        Err(Error::new(Kind::Unimplemented, message))
+    }
     /// Folder on the file system that holds the layers.
     fn mountpoint(&self) -> Utf8PathBuf;
+    /// A cut of several containers' root file systems at one moment, called `name`; AlreadyExists if one has it.
+    async fn snapshot_rootfs(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        let _ = (containers, name);
+        Err(self.lacks("snapshots"))
+    }
+    /// Puts root file systems back to the cut; newer cuts of them go. They may be mounted.
+    async fn rollback_rootfs(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        let _ = (containers, name);
+        Err(self.lacks("snapshots"))
+    }
+    /// Names of a container's cuts, oldest first; from memory.
+    async fn rootfs_snapshots(&self, container: &ContainerId) -> Result<Vec<String>> {
+        let _ = container;
+        Err(self.lacks("snapshots"))
+    }
+    /// What differs between the cut `from` (None: the layers that it is made of) and the root file system as it is.
+    async fn diff_rootfs(&self, container: &ContainerId, from: Option<&str>) -> Result<Vec<FileChange>> {
+        let _ = (container, from);
+        Err(self.lacks("differences of root file systems"))
+    }
+    /// What this driver does not do.
+    fn lacks(&self, what: &str) -> Error {
+        Error::new(Kind::Unimplemented, format!("the {} driver has no {what}", self.driver()))
+    }
+    /// What is wrong with it now; from memory.
+    fn trouble(&self) -> Option<StorageTrouble> {
+        None
+    }
+    /// Compares what is on disk with what is known; `claimed` are the containers that there are. Changes nothing.
+    async fn check(&self, claimed: &[ContainerId]) -> Result<StorageReport> {
+        let _ = claimed;
+        Err(self.lacks("check"))
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- images

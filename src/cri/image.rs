@@ -1,9 +1,9 @@
-//! The CRI ImageService, and LocalService for our own CLI.
+//! The CRI ImageService.
 
 use tonic::{Request, Response, Status};
 
 use super::{Front, convert, to_wire};
-use crate::api::{local, v1};
+use crate::api::v1;
 use crate::core::error::{Error, Result};
 use crate::core::ports::{ImageSource, Usage};
 
@@ -104,24 +104,5 @@ pub fn source(text: &str) -> Result<ImageSource> {
         "oci-archive" => Ok(ImageSource::OciArchive(rest.into())),
         "docker-archive" => Ok(ImageSource::DockerArchive(rest.into())),
         _ => Err(Error::invalid(format!("{text:?}: not one of oci:, oci-archive:, docker-archive:"))),
-    }
-}
-
-#[tonic::async_trait]
-impl local::local_service_server::LocalService for Front {
-    async fn load_image(&self, request: Request<local::LoadImageRequest>) -> Answer<local::LoadImageResponse> {
-        let request = request.into_inner();
-        let name = (!request.name.is_empty()).then_some(request.name.as_str());
-        let images = self.engine.images().load(&source(&request.source)?, name).await?;
-        let images = images
-            .iter()
-            .map(|i| local::LoadedImage {
-                id: i.id.to_string(),
-                repo_tags: i.repo_tags.clone(),
-                repo_digests: i.repo_digests.clone(),
-                size: i.size,
-            })
-            .collect();
-        Ok(Response::new(local::LoadImageResponse { images }))
     }
 }

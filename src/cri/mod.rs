@@ -6,6 +6,7 @@
 pub mod convert;
 pub mod deadline;
 pub mod image;
+pub mod local;
 pub mod runtime;
 pub mod server;
 pub mod status;

@@ -5,6 +5,7 @@
 
 pub mod command;
 mod lock;
+mod storage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::core::caps::CapSet;
 use crate::core::config::{CgroupDriver, Config};
 use crate::core::engine::{Engine, EngineConfig, Ports};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::ports::{Clock, ImageStore, LayerStore, Supervisor};
+use crate::core::ports::{Clock, ImageStore, Supervisor};
 use crate::core::records::RecordStore;
 use crate::integrations::cgroup::{Driver, Hierarchy, Mode};
 use crate::integrations::cni::{Cni, CniConfig, embedded_conflist};
@@ -24,7 +25,6 @@ use crate::integrations::images::{ImagesConfig, LocalImageStore};
 use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
 use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
-use crate::integrations::overlay::{OverlayOptions, OverlayStore};
 use crate::utils::pidfd;
 use crate::utils::tasks::TaskSet;
 
@@ -86,8 +86,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let hierarchy = Hierarchy::detect()?;
     let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
     let monitors = hierarchy.delegate()?;
-    let layers: Arc<dyn LayerStore> =
-        OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone())?;
+    let layers = storage::open(config, &tasks).await?;
     let images: Arc<dyn ImageStore> =
         LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {

@@ -98,7 +98,7 @@ impl Maps {
     fn culprit(&self, path: &Path, recursive: bool) -> IdmapError {
         let all = mounts::list().unwrap_or_default();
         let of = |path: &Path| {
-            all.iter().rev().filter(|m| path.starts_with(&m.target)).max_by_key(|m| m.target.components().count())
+            all.iter().filter(|m| path.starts_with(&m.target)).max_by_key(|m| m.target.components().count())
         };
         let below = all.iter().map(|m| &m.target).filter(|t| recursive && t.starts_with(path) && *t != path);
         let unable = |p: &&PathBuf| self.try_mount(p, false).is_err();

@@ -13,3 +13,5 @@ pub mod mounts;
 pub mod netns;
 pub mod overlay;
 pub mod registry;
+pub mod zfs;
+pub mod zfs_store;

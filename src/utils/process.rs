@@ -12,9 +12,11 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -40,6 +42,8 @@ pub struct Spawn {
     stderr_cap: usize,
     oom_score_adj: i32,
     secrets: Vec<String>,
+    stdin_from: Option<Arc<OwnedFd>>,
+    stdout_to: Option<Arc<OwnedFd>>,
 }
 
 /// What a program left behind.
@@ -141,6 +145,8 @@ impl Spawn {
             stderr_cap: 8 << 10,
             oom_score_adj: 0,
             secrets: Vec::new(),
+            stdin_from: None,
+            stdout_to: None,
         }
     }
 
@@ -159,6 +165,18 @@ impl Spawn {
     /// What it reads; then end of file.
     pub fn stdin(mut self, data: impl Into<Vec<u8>>) -> Self {
         self.stdin = data.into();
+        self
+    }
+
+    /// A descriptor that it reads instead: a pipe or file.
+    pub fn stdin_from(mut self, input: OwnedFd) -> Self {
+        self.stdin_from = Some(Arc::new(input));
+        self
+    }
+
+    /// A descriptor that it writes its standard output to; [`Output::stdout`] stays empty.
+    pub fn stdout_to(mut self, output: OwnedFd) -> Self {
+        self.stdout_to = Some(Arc::new(output));
         self
     }
 
@@ -286,6 +304,14 @@ impl Spawn {
     }
 
     fn start(&self) -> Result<Child, SpawnError> {
+        let copy = |given: &Option<Arc<OwnedFd>>, otherwise: Stdio| match given {
+            None => Ok(otherwise),
+            Some(fd) => fd.as_fd().try_clone_to_owned().map(Stdio::from),
+        };
+        let failed = |source| SpawnError::Start { command: self.command(), source };
+        let stdin = if self.stdin.is_empty() { Stdio::null() } else { Stdio::piped() };
+        let stdin = copy(&self.stdin_from, stdin).map_err(failed)?;
+        let stdout = copy(&self.stdout_to, Stdio::piped()).map_err(failed)?;
         #[allow(clippy::disallowed_methods)] // the one place where programs are started
         let mut command = Command::new(&self.program);
         command
@@ -293,8 +319,8 @@ impl Spawn {
             .env_clear()
             .envs(self.env.iter().map(|(k, v)| (k, v)))
             .current_dir(&self.cwd)
-            .stdin(if self.stdin.is_empty() { Stdio::null() } else { Stdio::piped() })
-            .stdout(Stdio::piped())
+            .stdin(stdin)
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);

@@ -9,11 +9,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use camino::Utf8PathBuf;
-use proxmox_lxcri::core::ids::Digest;
+use camino::{Utf8Path, Utf8PathBuf};
+use proxmox_lxcri::core::ids::{ContainerId, Digest};
+use proxmox_lxcri::core::ports::{LayerStore, Usage};
 use proxmox_lxcri::integrations::images::{ImagesConfig, LocalImageStore};
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
+use proxmox_lxcri::integrations::layers::unpack::Limits;
 use proxmox_lxcri::integrations::overlay::{OverlayOptions, OverlayStore};
+use proxmox_lxcri::integrations::zfs::ZfsConfig;
+use proxmox_lxcri::integrations::zfs_store::{ZfsStore, ZfsStoreConfig};
 use proxmox_lxcri::utils::tasks::TaskSet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -276,10 +280,10 @@ impl Drop for Registry {
     }
 }
 
-/// A store in a folder of its own.
+/// A store in a folder of its own; where LXCRI_TEST_STORAGE=zfs in a dataset of its own in the pool `tank`.
 pub struct World {
     pub dir: tempfile::TempDir,
-    pub layers: Arc<OverlayStore>,
+    pub layers: Arc<dyn LayerStore>,
     pub images: Arc<LocalImageStore>,
     pub tasks: TaskSet,
 }
@@ -292,7 +296,10 @@ impl World {
     pub async fn open(dir: tempfile::TempDir) -> Self {
         let tasks = TaskSet::new("images-test");
         let root = Utf8PathBuf::from_path_buf(dir.path().to_path_buf()).unwrap();
-        let layers = OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone()).unwrap();
+        let layers: Arc<dyn LayerStore> = match zfs() {
+            true => ZfsStore::open(zfs_config(&root), tasks.clone()).await.unwrap(),
+            false => OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone()).unwrap(),
+        };
         let config = ImagesConfig {
             root: root.join("images"),
             certs_dirs: vec![root.join("certs.d")],
@@ -305,10 +312,11 @@ impl World {
     }
 
     /// Ends the store and opens it anew, as a restarted daemon does.
-    pub async fn restart(self) -> Self {
+    pub async fn restart(mut self) -> Self {
         self.tasks.shutdown().await;
-        drop((self.images, self.layers));
-        Self::open(self.dir).await
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+        drop(self);
+        Self::open(dir).await
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -323,8 +331,73 @@ impl World {
 
     /// Layers on disk, unfinished ones, containers.
     pub fn counts(&self) -> (usize, usize, usize) {
+        if zfs() {
+            return self.zfs_counts();
+        }
         let count = |f: &str| std::fs::read_dir(self.path("overlay").join(f)).unwrap().count();
         (count("layers"), count("tmp"), count("containers"))
+    }
+
+    /// Destroying goes on in the background: counted when it is done.
+    fn zfs_counts(&self) -> (usize, usize, usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let root = zfs_config(Utf8Path::from_path(self.dir.path()).unwrap()).dataset.to_string();
+        loop {
+            let check = async { self.layers.check(&self.layers.list_rootfs().await.unwrap()).await.unwrap() };
+            let report = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(check));
+            let going = report.notes.iter().chain(&report.problems).any(|n| n.contains("destroyed"));
+            if !going {
+                assert_eq!(report.problems, Vec::<String>::new());
+                let out = Command::new("/usr/sbin/zfs")
+                    .args(["list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", &root])
+                    .output();
+                let text = String::from_utf8(out.unwrap().stdout).unwrap();
+                let all: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix(&root)).collect();
+                let layers = all.iter().filter(|n| n.starts_with("/layers/") && n.ends_with("@ready")).count();
+                let begun = all.iter().filter(|n| n.starts_with("/layers/") && !n.contains('@')).count();
+                return (layers, begun - layers, all.iter().filter(|n| n.starts_with("/containers/")).count());
+            }
+            assert!(Instant::now() < deadline, "{report:?}");
+            std::thread::sleep(Duration::from_millis(20)); // the poll of a condition with a deadline
+        }
+    }
+
+    /// What a container has written, when it is `bytes` at least: ZFS counts what a transaction has brought to disk.
+    pub async fn written(&self, id: &ContainerId, bytes: u64) -> Usage {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let usage = self.layers.rootfs_usage(id).await.unwrap();
+            if usage.bytes >= bytes || !zfs() {
+                return usage;
+            }
+            assert!(Instant::now() < deadline, "{usage:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await; // the poll of a condition with a deadline
+        }
+    }
+}
+
+/// The tests run on the ZFS driver.
+pub fn zfs() -> bool {
+    std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs")
+}
+
+fn zfs_config(root: &Utf8Path) -> ZfsStoreConfig {
+    let leaf: String = root.file_name().unwrap().chars().filter(char::is_ascii_alphanumeric).collect();
+    ZfsStoreConfig {
+        zfs: ZfsConfig::default(),
+        dataset: format!("tank/{leaf}").parse().unwrap(),
+        folder: root.join("zfs"),
+        owner: "c".repeat(32),
+        limits: Limits::default(),
+        health_interval: Duration::from_secs(5),
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if zfs() {
+            let _ = Command::new("/bin/umount").arg(self.dir.path().join("zfs")).output();
+        }
     }
 }
 

@@ -46,6 +46,7 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
         .env("LXCRI_MONITOR", monitor_program())
         .env("LXCRI_CRI_TOOLS", tool("cri-tools", &[]))
         .env("LXCRI_IMAGES", tool("images", &[]))
+        .env("LXCRI_ZFS_FUSE", tool("zfs-fuse", &[]))
         .env("LXCRI_LOGS", &logs)
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())

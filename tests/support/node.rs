@@ -19,8 +19,16 @@ pub struct Options {
     pub network: String,
     /// Put on a file system of its own of so many MiB: the folder that holds images and records.
     pub root_size_mib: Option<u32>,
+    /// More lines of the table `[runtime]`.
+    pub runtime: String,
     /// More tables of the configuration.
     pub more_config: String,
+    /// Layers are kept in a ZFS pool (`tank`, by zfs-fuse): where LXCRI_TEST_STORAGE=zfs, for every test.
+    pub zfs: bool,
+    /// The pool's size.
+    pub pool_size: String,
+    /// The programs `zfs` and `zpool`.
+    pub zfs_programs: [String; 2],
 }
 
 impl Default for Options {
@@ -30,7 +38,11 @@ impl Default for Options {
             plugin_dirs: vec!["/usr/lib/cni".into()],
             network: bridge_network(),
             root_size_mib: None,
+            runtime: String::new(),
             more_config: String::new(),
+            zfs: std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs"),
+            pool_size: "8G".into(),
+            zfs_programs: ["/usr/sbin/zfs".into(), "/usr/sbin/zpool".into()],
         }
     }
 }
@@ -75,6 +87,10 @@ impl Node {
         if let Some(mib) = options.root_size_mib {
             let size = format!("size={mib}m");
             super::run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.join("lib")));
+        }
+        if options.zfs {
+            let pool = super::repository().join("tests/env/pool");
+            super::run(Command::new(pool).arg(given("LXCRI_ZFS_FUSE")).arg(&options.pool_size));
         }
         make_cgroup_parent();
         let (registry, registry_address) = start_registry(&dir);
@@ -232,6 +248,7 @@ state = "{dir}/run"
 default_handler = "crun"
 cgroup_driver = "cgroupfs"
 monitor_path = "{monitor}"
+{runtime}
 
 [handlers.crun]
 path = "{crun}"
@@ -243,10 +260,22 @@ embedded = false
 
 [images]
 config_path = ["{dir}/certs.d"]
+driver = "{driver}"
+
+[images.zfs]
+dataset = "tank/lxcri"
+zfs_path = "{zfs}"
+zpool_path = "{zpool}"
+timeout = 40
+health_interval = 1
 
 {more}
 "#,
+        driver = if options.zfs { "zfs" } else { "overlay" },
+        zfs = options.zfs_programs[0],
+        zpool = options.zfs_programs[1],
         more = options.more_config,
+        runtime = options.runtime,
         level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
         crun = options.crun,

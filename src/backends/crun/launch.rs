@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use camino::{Utf8Path, Utf8PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxSeccomp, Spec};
 
-use super::{CrunBackend, devices};
+use super::{CrunBackend, destinations, devices};
+use crate::backends::oci::mounts::clean;
 use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
@@ -42,6 +43,7 @@ impl CrunBackend {
         } = context;
         let rootfs =
             rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
+        let again = rootfs.try_clone().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
         let found = {
             let (security, image_user) = (config.security.clone(), image.config.user.clone());
             let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
@@ -76,6 +78,7 @@ impl CrunBackend {
         };
         input.seccomp = self.seccomp(&input)?;
         let spec = oci::plan(&input)?;
+        let spec = blocking(move || Ok(destinations::resolve_all(&beneath::Root::from_fd(again), spec))).await?;
         let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
         write(&run_dir.join("config.json"), &text)?;
         // FIFOs are the host's: inside, their owner is the container's user.
@@ -169,12 +172,16 @@ impl CrunBackend {
         Ok(self.config.seccomp_root.join(name))
     }
 
-    pub(super) fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+    pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
         let bundle = run_dir.join("config.json");
-        let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
-        let spec: Spec = serde_json::from_slice(&text)
-            .map_err(|e| Error::because(Kind::Internal, format!("the bundle of container {}", container.id), e))?;
+        let of = container.id.clone();
+        let spec: Spec = blocking(move || {
+            let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
+            serde_json::from_slice(&text)
+                .map_err(|e| Error::because(Kind::Internal, format!("the bundle of container {of}"), e))
+        })
+        .await?;
         let mut process = spec.process().clone().ok_or_else(|| Error::internal("a bundle without a process"))?;
         process.set_args(Some(command.to_vec()));
         process.set_terminal(Some(tty));
@@ -220,6 +227,26 @@ impl CrunBackend {
             self.hierarchy.remove_exec(&parent, container, exec_id);
         }
     }
+}
+
+/// crun's own words in its log about a program that is not there or can't be executed.
+pub(super) async fn cannot_run(run_dir: &Utf8Path) -> Option<String> {
+    let log = run_dir.join("crun.log");
+    let text = blocking(move || std::fs::read_to_string(&log).map_err(|e| Error::io(log, e))).await.ok()?;
+    program_trouble(&text)
+}
+
+fn program_trouble(log: &str) -> Option<String> {
+    // How such a line begins, after time and level, and what it says.
+    const WORDS: [(&str, &str); 3] = [
+        ("executable file `", "` not found"),
+        ("the path `", "` is not a regular file"),
+        ("the path `", "` exists but it is not executable"),
+    ];
+    let words =
+        |line: &str| WORDS.iter().find_map(|(begin, says)| line.find(begin).filter(|at| line[*at..].contains(says)));
+    let (at, line) = log.lines().rev().find_map(|line| words(line).map(|at| (at, line)))?;
+    Some(line[at..].chars().take(1000).collect())
 }
 
 struct ExecFiles {
@@ -299,6 +326,10 @@ fn mount_source(m: &Mount) -> Result<String> {
     }
     let named = |e| Error::because(Kind::InvalidArgument, format!("mount at {:?}: source {path}", m.container_path), e);
     match path.canonicalize_utf8() {
+        // Anything else would hide from the container's programs, and from the OCI runtime, what the kernel says of them.
+        Ok(path) if clean(&m.container_path) == "/proc" && !is_proc(&path) => {
+            Err(Error::invalid(format!("mount at {:?}: source {path} is no proc file system", m.container_path)))
+        }
         Ok(path) => Ok(path.to_string()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             std::fs::create_dir_all(path).map_err(named)?;
@@ -311,7 +342,7 @@ fn mount_source(m: &Mount) -> Result<String> {
 /// Makes the idmapped mounts that the runtime will make, for an error that says which of them can't be and why.
 fn try_idmaps(mounts: &[Mount], sources: &[String]) -> Result<()> {
     let mut last: Option<(UserNamespace, Maps)> = None;
-    for (m, source) in mounts.iter().zip(sources) {
+    for (m, source) in mounts.iter().zip(sources).filter(|(m, _)| m.image.is_none()) {
         let named = |e: Error| e.context(format!("mount at {:?}", m.container_path));
         let Some(user) = oci::userns::of_mount(m).map_err(named)? else { continue };
         // Those of one pod have all the same maps.
@@ -330,7 +361,27 @@ fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
     config.stop_signal.or_else(|| crate::core::signals::number(image)).unwrap_or(libc::SIGTERM)
 }
 
+fn is_proc(path: &Utf8Path) -> bool {
+    rustix::fs::statfs(path.as_std_path()).is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
 fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
     atomic::write(path.as_std_path(), text, 0o600, Durability::Process)
         .map_err(|e| Error::io(format!("write {path}"), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_run_is_told_from_other_failures() {
+        let log = "2026-11-23T05:18:11.0Z: executable file `/no/such` not found: No such file or directory\n";
+        assert_eq!(
+            program_trouble(log).as_deref(),
+            Some("executable file `/no/such` not found: No such file or directory")
+        );
+        assert_eq!(program_trouble("mount `/x` to `/y`: Permission denied\n"), None);
+        assert_eq!(program_trouble(""), None);
+    }
 }

@@ -5,6 +5,8 @@
 //! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
 //! container's removal takes away.
 
+mod checkpoint;
+mod destinations;
 mod devices;
 mod dial;
 mod files;
@@ -20,7 +22,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::oci::{self, HostFacts};
-use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext, UpdateContext};
+use crate::core::backend::{
+    Backend, Capabilities, CheckpointContext, ExecContext, Journal, Launch, LaunchContext, UpdateContext,
+};
 use crate::core::blocking::blocking;
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
@@ -274,8 +278,12 @@ impl Backend for CrunBackend {
         self.plan_launch(context).await
     }
 
+    async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
+        launch::cannot_run(run_dir).await
+    }
+
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
-        self.plan_exec(context)
+        self.plan_exec(context).await
     }
 
     fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
@@ -307,12 +315,23 @@ impl Backend for CrunBackend {
         self.sweep(pods, containers).await
     }
 
+    async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
+        let verb = if frozen { "pause" } else { "resume" };
+        let root = self.root();
+        let call = Spawn::new(self.config.program.as_str(), ["--root", root.as_str(), verb, container.as_str()]);
+        let done = call.env("PATH", PATH).deadline(self.config.timeout).run_ok().await;
+        done.map(drop).map_err(|e| Error::from(e).context(format!("pod {}", pod.id)))
+    }
     async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {
         self.read_stats(targets, wanted).await
     }
 
     async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
         self.change_limits(update).await
+    }
+
+    async fn checkpoint(&self, checkpoint: CheckpointContext<'_>) -> Result<()> {
+        self.dump(checkpoint).await
     }
 
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {

@@ -76,7 +76,7 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
         return Err(named(Error::invalid("it would be on or above the container's root")));
     }
     if m.image.is_some() {
-        return volume(m, source).map_err(named);
+        return volume(input, m, source).map_err(named);
     }
     let mut options = vec!["rbind"];
     options.push(match m.propagation {
@@ -118,8 +118,8 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
     Ok(mount)
 }
 
-/// An image's folder: read-only, and nothing in it runs (KEP-4639).
-fn volume(m: &spec::Mount, source: &str) -> Result<Mount> {
+/// An image's folder: read-only, and nothing in it runs (KEP-4639). Its layers are idmapped already as the pod is.
+fn volume(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mount> {
     let mut options = vec!["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"];
     for option in &m.options {
         match OPTIONS.iter().find(|o| *o == option) {
@@ -127,8 +127,12 @@ fn volume(m: &spec::Mount, source: &str) -> Result<Mount> {
             _ => return Err(Error::invalid(format!("mount option {option:?} is not possible with an image"))),
         }
     }
-    if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
-        return Err(Error::new(Kind::Unimplemented, "idmapped image volumes are not supported"));
+    // Its layers have the pod's id maps already.
+    let pods = input.pod.config.security.namespaces.user.as_ref();
+    if let Some(user) = userns::asked_of_mount(m)?
+        && Some(&user) != pods
+    {
+        return Err(Error::new(Kind::Unimplemented, "an image volume can't have other ids than its pod"));
     }
     mount(&m.container_path, "bind", source, &options)
 }

@@ -102,9 +102,11 @@ pub(super) fn mappings(map: &[IdMapping]) -> Result<Vec<LinuxIdMapping>> {
 
 /// The maps of an idmapped mount; None: it is not one. An image's mount comes with its pod's maps and needs no others.
 pub fn of_mount(mount: &crate::core::spec::Mount) -> Result<Option<UserNamespace>> {
-    if mount.image.is_some() {
-        return Ok(None);
-    }
+    if mount.image.is_some() { Ok(None) } else { asked_of_mount(mount) }
+}
+
+/// The maps that a mount is asked for with.
+pub(super) fn asked_of_mount(mount: &crate::core::spec::Mount) -> Result<Option<UserNamespace>> {
     let user = UserNamespace { uids: mount.uid_mappings.clone(), gids: mount.gid_mappings.clone() };
     match (user.uids.is_empty(), user.gids.is_empty()) {
         (true, true) => return Ok(None),

@@ -103,6 +103,7 @@ impl PodTask {
             stop_signal: libc::SIGTERM,
             pid: 0,
             pid_start_time: 0,
+            cannot_run: None,
         })
     }
 
@@ -158,12 +159,20 @@ impl PodTask {
         plan.info = records::encode(record)?;
         let mounts = std::iter::once(rootfs).chain(volume_mounts).collect();
         let made = tokio::select! {
-            made = monitor.create(plan, mounts) => made?,
+            made = monitor.create(plan, mounts) => made,
             () = self.cancel.cancelled() => {
                 return Err(Error::new(Kind::Aborted, "the pod was stopped meanwhile"));
             }
         };
-        (record.pid, record.pid_start_time) = (made.pid, made.pid_start_time);
+        match made {
+            Ok(made) => (record.pid, record.pid_start_time) = (made.pid, made.pid_start_time),
+            // A pod that is not restarted must end with it and not be created for ever: StartContainer tells.
+            Err(e) if e.kind() == Kind::Internal => match self.backend.cannot_run(&run_dir).await {
+                Some(why) => record.cannot_run = Some(why),
+                None => return Err(e),
+            },
+            Err(e) => return Err(e),
+        }
         record.phase = ContainerPhase::Created;
         self.save_container(record).await
     }
@@ -226,6 +235,12 @@ impl PodTask {
             return Err(Error::precondition(format!("start container {id}: the sandbox is {}", self.pod.phase.word())));
         }
         self.unclaimed.retain(|u| u != id);
+        if let Some(why) = record.cannot_run.clone() {
+            let now = self.shared.ports.clock.now_ns();
+            let exit = ExitInfo { code: 128, reason: "StartError".into(), message: why.clone() };
+            self.finish(&mut record, now, exit).await;
+            return Err(Error::invalid(format!("start container {id}: {why}")));
+        }
         match self.the_monitor()?.start(id).await {
             Ok(started_at) => {
                 record.phase = ContainerPhase::Running;

@@ -70,6 +70,7 @@ impl Front {
                 "owner": pod.owner,
                 "handler": pod.handler,
                 "phase": pod.phase,
+                "panics": self.engine.pod_panics(&pod.id),
                 "resources": pod.config.resources,
                 "overhead": pod.config.overhead,
             });

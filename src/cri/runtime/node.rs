@@ -32,6 +32,12 @@ impl Front {
             runtime = default.probe().await.err().map(|e| ("RuntimeNotReady".to_string(), e.chain()));
             network = default.network_status().await.err().map(|e| (e.reason, e.message));
         }
+        // A store that can't work leaves nothing to run; one that is nearly full is the kubelet's to relieve.
+        let trouble = self.engine.layers().trouble();
+        if let Some(t) = trouble.as_ref().filter(|t| t.blocks) {
+            runtime = runtime.or_else(|| Some((t.reason.clone(), t.message.clone())));
+        }
+        let storage = trouble.map(|t| (t.reason, t.message));
         let handler = |name: &str, c: crate::core::backend::Capabilities| v1::RuntimeHandler {
             name: name.into(),
             features: Some(v1::RuntimeHandlerFeatures {
@@ -44,10 +50,18 @@ impl Front {
         let handlers = unnamed.into_iter().chain(backends.iter().map(|b| handler(b.handler(), b.capabilities())));
         let mut answer = v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
-                conditions: vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)],
+                conditions: vec![
+                    condition("RuntimeReady", runtime),
+                    condition("NetworkReady", network),
+                    condition("StorageReady", storage),
+                ],
             }),
             runtime_handlers: handlers.collect(),
-            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                mount_options: true,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         if verbose {

@@ -109,6 +109,7 @@ fn remove(folders: &[Utf8PathBuf]) {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // tests write files as they like
 mod tests {
     use super::*;
     use crate::core::ids::PodId;

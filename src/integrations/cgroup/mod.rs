@@ -6,6 +6,7 @@
 //! after a crash only our own groups are taken away. Fails with [`CgroupError`].
 
 mod exec;
+mod freeze;
 mod limits;
 mod manage;
 mod parse;

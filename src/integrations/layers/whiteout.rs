@@ -16,10 +16,11 @@ use super::write;
 use crate::utils::beneath::remove_at;
 
 impl Unpacker {
-    /// A whiteout in the way of `path` becomes an opaque folder: the layer removed a name and made a folder of it.
+    /// What is in the way of the folder `path` goes. A whiteout becomes an opaque folder: the layer removed a name and
+    /// made a folder of it. A file of the parent layers (never one of this layer) is hidden by the folder.
     pub(super) fn unhide(&mut self, path: &Path) -> io::Result<bool> {
-        if self.whiteouts != Whiteouts::Overlay {
-            return Ok(false);
+        if self.whiteouts == Whiteouts::Apply {
+            return self.remove_file_before(path);
         }
         let mut prefix = PathBuf::new();
         for part in path.components() {
@@ -28,6 +29,27 @@ impl Unpacker {
             if is_whiteout(&parent, &name)? {
                 self.folder_over_whiteout(&parent, &name)?;
                 self.result.implicit.insert(prefix);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn remove_file_before(&mut self, path: &Path) -> io::Result<bool> {
+        let mut prefix = PathBuf::new();
+        for part in path.components() {
+            prefix.push(part);
+            let (parent, name) = self.root.open_parent(&prefix)?;
+            let kind = match fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                Err(Errno::NOENT) => return Ok(false),
+                Err(e) => return Err(e.into()),
+            };
+            if !matches!(kind, FileType::Directory | FileType::Symlink) {
+                if self.made.contains(&prefix) {
+                    return Ok(false);
+                }
+                fs::unlinkat(&parent, &name, AtFlags::empty())?;
                 return Ok(true);
             }
         }

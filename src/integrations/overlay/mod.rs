@@ -8,6 +8,7 @@
 //! which the next start removes; a layer counts only after it was synced and renamed into place.
 
 mod adopt;
+mod changes;
 mod mount;
 mod state;
 mod usage;
@@ -23,7 +24,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
-use crate::core::ports::{LayerStore, RootfsOptions, Usage};
+use crate::core::ports::{LayerStore, RootfsChanges, RootfsOptions, Usage};
 use crate::core::spec::{IdMapping, UserNamespace};
 use crate::integrations::layers::unpack::{Limits, Whiteouts, unpack};
 use crate::utils::beneath;
@@ -486,6 +487,14 @@ impl LayerStore for OverlayStore {
             done.and(gone.map_err(|e| Error::io(format!("removing {folder}"), e)))
         })
         .await
+    }
+
+    async fn rootfs_changes(&self, container: &ContainerId) -> Result<RootfsChanges> {
+        if !self.0.state().rootfs.contains_key(container) {
+            return Err(Error::not_found(format!("container {} has no root file system", container.short())));
+        }
+        let upper = self.0.container(container).join("fs");
+        blocking(move || changes::list(&upper)).await
     }
 
     fn mountpoint(&self) -> Utf8PathBuf {

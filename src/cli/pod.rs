@@ -1,0 +1,82 @@
+//! `pod snapshot`, `rollback`, `snapshots` and `diff`: consistent cuts of a pod's root file systems.
+
+use std::io::Write;
+
+use anyhow::{Result, bail, ensure};
+use clap::{Arg, ArgMatches};
+
+use super::client::{Client, called};
+use super::{Command, Context, required, string};
+use crate::api::{local, v1};
+
+pub(super) struct Pod;
+
+#[async_trait::async_trait]
+impl Command for Pod {
+    fn name(&self) -> &'static str {
+        "pod"
+    }
+    fn about(&self) -> &'static str {
+        "Cut a pod's root file systems at one moment, put them back, or see what changed (driver zfs)"
+    }
+    fn arguments(&self) -> Vec<Arg> {
+        vec![
+            required("VERB", "snapshot, rollback, snapshots or diff").value_parser([
+                "snapshot",
+                "rollback",
+                "snapshots",
+                "diff",
+            ]),
+            required("POD", "Its id (or the beginning) or name"),
+            Arg::new("NAME").help("The snapshot; of `diff` what is compared with: the image if not given"),
+        ]
+    }
+    async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
+        let mut client = Client::connect(&context.local_socket).await?;
+        let (verb, name) = (string(matches, "VERB"), string(matches, "NAME"));
+        let pod = find(&mut client, &string(matches, "POD")).await?;
+        ensure!(!name.is_empty() || matches!(verb.as_str(), "snapshots" | "diff"), "pod {verb}: a name is needed");
+        match verb.as_str() {
+            "snapshot" => {
+                let request = local::SnapshotPodRequest { pod, name };
+                tell(&called(client.local.snapshot_pod(request).await)?.containers);
+            }
+            "rollback" => {
+                let request = local::SnapshotPodRequest { pod, name };
+                tell(&called(client.local.rollback_pod(request).await)?.containers);
+            }
+            "snapshots" => {
+                let request = local::PodSnapshotsRequest { pod };
+                called(client.local.pod_snapshots(request).await)?.names.iter().for_each(|n| println!("{n}"));
+            }
+            "diff" => diff(&mut client, pod, name).await?,
+            verb => bail!("pod {verb}: no such verb"),
+        }
+        Ok(0)
+    }
+}
+
+fn tell(containers: &[String]) {
+    containers.iter().for_each(|c| println!("{c}"));
+}
+
+async fn diff(client: &mut Client, pod: String, from: String) -> Result<()> {
+    let mut changes = called(client.local.diff_pod(local::DiffPodRequest { pod, from }).await)?;
+    while let Some(change) = changes.message().await.map_err(|s| anyhow::anyhow!("{}", s.message()))? {
+        // Names are bytes; a line each, so that what would break one is escaped.
+        let path = change.path.escape_ascii();
+        writeln!(std::io::stdout(), "{} {} /{path}", change.container, change.kind)?;
+    }
+    Ok(())
+}
+
+/// The id of the pod with this id, beginning of an id, or name.
+async fn find(client: &mut Client, pod: &str) -> Result<String> {
+    let all = called(client.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await)?.items;
+    let mut hits = all.iter().filter(|p| p.id.starts_with(pod) || p.metadata.as_ref().is_some_and(|m| m.name == pod));
+    match (hits.next(), hits.next()) {
+        (Some(p), None) => Ok(p.id.clone()),
+        (None, _) => bail!("no pod {pod:?}"),
+        (Some(_), Some(_)) => bail!("more than one pod is {pod:?}: give more of its id"),
+    }
+}

@@ -1,0 +1,45 @@
+//! `storage check`: whether what is stored is what is known.
+
+use anyhow::{Result, bail};
+use clap::{Arg, ArgMatches};
+
+use super::client::{Client, called};
+use super::{Command, Context, required, string};
+use crate::api::local;
+
+pub(super) struct Storage;
+
+#[async_trait::async_trait]
+impl Command for Storage {
+    fn name(&self) -> &'static str {
+        "storage"
+    }
+    fn about(&self) -> &'static str {
+        "Look after layers and root file systems: `storage check` compares what is stored with what is known"
+    }
+    fn arguments(&self) -> Vec<Arg> {
+        vec![required("VERB", "check").value_parser(["check"])]
+    }
+    async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
+        match string(matches, "VERB").as_str() {
+            "check" => check(context).await,
+            verb => bail!("storage {verb}: no such verb"),
+        }
+    }
+}
+
+async fn check(context: &Context) -> Result<u8> {
+    let mut client = Client::connect(&context.local_socket).await?;
+    let report = called(client.local.storage_check(local::StorageCheckRequest {}).await)?;
+    for note in &report.notes {
+        println!("{note}");
+    }
+    for problem in &report.problems {
+        println!("problem: {problem}");
+    }
+    match report.problems.len() {
+        0 => println!("{}: clean", report.driver),
+        n => println!("{}: problems found: {n}", report.driver),
+    }
+    Ok(u8::from(!report.problems.is_empty()))
+}

@@ -1,0 +1,123 @@
+//! What the engine does with root file systems beside running containers on them: checks and consistent cuts.
+//!
+//! Called by `cri` for our own command line. Drivers that can't do it say so by name. A cut freezes the pod's containers
+//! for as long as the driver takes; they are thawed whatever comes of it. A crash in between leaves them frozen until
+//! the next cut or a stop: the kernel kills frozen processes all the same.
+
+use std::sync::Arc;
+
+use super::{Engine, Scope};
+use crate::core::error::{Error, Result};
+use crate::core::ids::ContainerId;
+use crate::core::ports::{FileChange, StorageReport};
+use crate::core::records::ContainerRecord;
+use crate::core::state::ContainerPhase;
+
+impl Engine {
+    /// Compares what is stored with what is known; changes nothing.
+    pub async fn check_storage(&self) -> Result<StorageReport> {
+        let claimed = self.shared.index().all_container_ids();
+        self.shared.ports.layers.check(&claimed).await
+    }
+
+    /// The pod's containers that have a root file system, oldest first.
+    fn cut_of(&self, scope: Scope, pod: &str) -> Result<Vec<Arc<ContainerRecord>>> {
+        let record = self.pod(scope, pod)?;
+        let mut all = self.shared.index().containers_of(&record.id);
+        all.retain(|c| !matches!(c.phase, ContainerPhase::Creating | ContainerPhase::Removing));
+        all.sort_by_key(|c| c.created_at);
+        match all.is_empty() {
+            true => Err(Error::precondition(format!("pod {}: it has no container", record.id))),
+            false => Ok(all),
+        }
+    }
+
+    /// Runs `work` while the pod's running containers are frozen.
+    async fn frozen<T>(
+        &self,
+        scope: Scope,
+        pod: &str,
+        containers: &[Arc<ContainerRecord>],
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let record = self.pod(scope, pod)?;
+        let backend = self.shared.backend(&record.handler)?;
+        let mut frozen = Vec::new();
+        let mut failed = None;
+        for c in containers.iter().filter(|c| c.phase == ContainerPhase::Running) {
+            match backend.freeze(&record, &c.id, true).await {
+                Ok(()) => frozen.push(c.id.clone()),
+                Err(e) => {
+                    failed = Some(e.context(format!("freeze container {}", c.id)));
+                    break;
+                }
+            }
+        }
+        let done = match failed {
+            Some(e) => Err(e),
+            None => work.await,
+        };
+        for id in frozen {
+            if let Err(e) = backend.freeze(&record, &id, false).await {
+                // It ended meanwhile, most likely.
+                tracing::warn!(container = id.as_str(), error = e.chain(), "not thawed");
+            }
+        }
+        done
+    }
+
+    /// One cut of all of the pod's root file systems, called `name`.
+    pub async fn snapshot_pod(&self, scope: Scope, pod: &str, name: &str) -> Result<Vec<ContainerId>> {
+        let containers = self.cut_of(scope, pod)?;
+        let ids: Vec<ContainerId> = containers.iter().map(|c| c.id.clone()).collect();
+        let layers = self.shared.ports.layers.clone();
+        self.frozen(scope, pod, &containers, layers.snapshot_rootfs(&ids, name)).await?;
+        Ok(ids)
+    }
+
+    /// Puts all of the pod's root file systems back to the cut `name`. Newer cuts go.
+    pub async fn rollback_pod(&self, scope: Scope, pod: &str, name: &str) -> Result<Vec<ContainerId>> {
+        let containers = self.cut_of(scope, pod)?;
+        let layers = self.shared.ports.layers.clone();
+        // A container that is newer than the cut stays as it is.
+        let mut ids = Vec::new();
+        for c in &containers {
+            if layers.rootfs_snapshots(&c.id).await?.iter().any(|n| n == name) {
+                ids.push(c.id.clone());
+            }
+        }
+        if ids.is_empty() {
+            return Err(Error::not_found(format!("pod {pod}: it has no snapshot {name:?}")));
+        }
+        self.frozen(scope, pod, &containers, layers.rollback_rootfs(&ids, name)).await?;
+        Ok(ids)
+    }
+
+    /// Names of the pod's cuts, oldest first.
+    pub async fn pod_snapshots(&self, scope: Scope, pod: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for c in self.cut_of(scope, pod)? {
+            for name in self.shared.ports.layers.rootfs_snapshots(&c.id).await? {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// What changed in the pod's root file systems since the cut `from`, or since they were made: by container.
+    pub async fn diff_pod(
+        &self,
+        scope: Scope,
+        pod: &str,
+        from: Option<&str>,
+    ) -> Result<Vec<(String, Vec<FileChange>)>> {
+        let mut all = Vec::new();
+        for c in self.cut_of(scope, pod)? {
+            let changes = self.shared.ports.layers.diff_rootfs(&c.id, from).await;
+            all.push((c.config.name.clone(), changes.map_err(|e| e.context(format!("container {}", c.id)))?));
+        }
+        Ok(all)
+    }
+}

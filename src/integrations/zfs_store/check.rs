@@ -1,0 +1,49 @@
+//! Compares the pool with what the store and the engine know.
+//!
+//! Called by `storage check`. Changes nothing. Fails only when the pool can't be listed.
+
+use std::collections::BTreeSet;
+
+use super::{Inner, state};
+use crate::core::error::Result;
+use crate::core::ids::ContainerId;
+use crate::core::ports::StorageReport;
+
+/// `claimed`: the containers that there are.
+pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<StorageReport> {
+    let all = store.zfs.get_all(&store.config.dataset, state::LISTED).await.map_err(|e| store.noted(e))?;
+    let found = state::read(&store.config.dataset, &store.config.owner, &all);
+    let mut report = StorageReport::default();
+    let known = store.state();
+    report.notes.push(format!("{} layers, {} root file systems", known.layers.len(), known.rootfs.len()));
+    for (dataset, doomed) in &known.doomed {
+        match doomed.tries {
+            0 => report.notes.push(format!("{dataset}: is being destroyed")),
+            n => report.problems.push(format!("{dataset}: can't be destroyed, {n} tries so far")),
+        }
+    }
+    for dataset in found.doomed.keys().filter(|d| !known.doomed.contains_key(d)) {
+        // A layer that is being unpacked looks the same.
+        let applying = store.applying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let at_work = applying.iter().any(|(chain, turn)| chain.hex() == dataset.leaf() && turn.try_lock().is_err());
+        if !at_work {
+            report.problems.push(format!("{dataset}: half a layer"));
+        }
+    }
+    let gone = |what: &str, name: &str| format!("{what} {name}: known, but not in the pool as it was made");
+    let missing = known.layers.iter().filter(|(c, l)| found.layers.get(c) != Some(l));
+    report.problems.extend(missing.map(|(c, _)| gone("layer", &c.to_string())));
+    let missing = known.rootfs.iter().filter(|(c, r)| found.rootfs.get(c).map(|f| &f.top) != Some(&r.top));
+    report.problems.extend(missing.map(|(c, _)| gone("container", c.as_str())));
+    let doomed = |leaf: &str| known.doomed.keys().any(|d| d.leaf() == leaf);
+    let more = found.layers.keys().filter(|c| !known.layers.contains_key(c) && !doomed(c.hex()));
+    report.problems.extend(more.map(|c| format!("layer {c}: in the pool, but not known")));
+    let claimed: BTreeSet<&ContainerId> = claimed.iter().collect();
+    let orphans = found.rootfs.keys().filter(|c| !claimed.contains(c) && !doomed(c.as_str()));
+    report.problems.extend(orphans.map(|c| format!("container {c}: a root file system that no container has")));
+    let lost = claimed.iter().filter(|c| !found.rootfs.contains_key(**c));
+    report.problems.extend(lost.map(|c| format!("container {c}: it has no root file system")));
+    report.problems.extend(found.odd.iter().map(|d| format!("{d}: ours, but of no use")));
+    report.notes.extend(found.foreign.iter().map(|d| format!("{d}: not ours, left alone")));
+    Ok(report)
+}

@@ -1,0 +1,117 @@
+//! Snapshots that users make of containers, rollbacks to them, and what differs.
+//!
+//! Called by the store. The snapshots are `@lxcri-<name>`; what else is in the pool is not looked at. Fails by name when a
+//! container has no such cut. A crash between two containers' snapshots (zfs-fuse alone; OpenZFS makes them in one
+//! transaction) leaves a cut of some of them.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::state::{CUT, Doomed, READY};
+use super::{Inner, blocking, diff, mount, path_of};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::core::ports::FileChange;
+use crate::integrations::zfs::{Flavor, Snapshot, ZfsError};
+
+fn absent(id: &ContainerId) -> Error {
+    Error::not_found(format!("container {} has no root file system", id.short()))
+}
+
+impl Inner {
+    fn cut(&self, id: &ContainerId, name: &str) -> Result<Snapshot> {
+        Ok(self.container(id)?.snapshot(&format!("{CUT}{name}")).map_err(ZfsError::from)?)
+    }
+
+    /// Names of a container's cuts.
+    pub(super) fn cuts(&self, id: &ContainerId) -> Result<Vec<String>> {
+        let state = self.state();
+        let rootfs = state.rootfs.get(id).ok_or_else(|| absent(id))?;
+        Ok(rootfs.cuts.iter().filter_map(|c| c.strip_prefix(CUT)).map(str::to_owned).collect())
+    }
+
+    /// One moment for all of them.
+    pub(super) async fn snapshot(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        let mut all = Vec::new();
+        for id in containers {
+            if self.cuts(id)?.iter().any(|n| n == name) {
+                return Err(Error::new(
+                    Kind::AlreadyExists,
+                    format!("container {} has a snapshot {name:?} already", id.short()),
+                ));
+            }
+            all.push(self.cut(id, name)?);
+        }
+        self.zfs.snapshot(&all, &[]).await.map_err(|e| self.noted(e))?;
+        let mut state = self.state();
+        for id in containers {
+            if let Some(rootfs) = state.rootfs.get_mut(id) {
+                rootfs.cuts.push(format!("{CUT}{name}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Newer cuts go.
+    pub(super) async fn rollback(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        for id in containers {
+            let cut = self.cut(id, name)?;
+            if !self.cuts(id)?.iter().any(|n| n == name) {
+                return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short())));
+            }
+            // zfs-fuse can't do it under a mount, ours included; OpenZFS can.
+            self.state().mounts.remove(id);
+            self.zfs.rollback(&cut).await.map_err(|e| self.noted(e))?;
+            let mut state = self.state();
+            if let Some(rootfs) = state.rootfs.get_mut(id)
+                && let Some(at) = rootfs.cuts.iter().position(|c| c == cut.name())
+            {
+                rootfs.cuts.truncate(at + 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a container with its cut or its layers by walking both.
+    pub(super) async fn diff(self: &Arc<Self>, id: &ContainerId, from: Option<&str>) -> Result<Vec<FileChange>> {
+        let top = self.state().rootfs.get(id).ok_or_else(|| absent(id))?.top.clone();
+        let from = match from {
+            None => self.ready(&top)?,
+            Some(name) if self.cuts(id)?.iter().any(|n| n == name) => self.cut(id, name)?,
+            Some(name) => return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short()))),
+        };
+        let (before, temporary) = self.open_snapshot(&from).await?;
+        let held = self.state().mounts.get(id).map(mount::again);
+        let after = match held {
+            Some(held) => held.map_err(|e| Error::io("another descriptor of a mount", e))?,
+            None => self.mount(&self.container(id)?).await?,
+        };
+        let changes = blocking(move || {
+            diff::compare(&path_of(&before), &path_of(&after)).map_err(|e| Error::io("comparing root file systems", e))
+        })
+        .await;
+        if let Some(dataset) = temporary {
+            self.doom(dataset, Doomed::new(Vec::new()));
+        }
+        changes
+    }
+
+    /// A snapshot's content. zfs-fuse can't mount snapshots: a clone of it is made, to be destroyed by the caller.
+    async fn open_snapshot(&self, snapshot: &Snapshot) -> Result<(OwnedFd, Option<crate::integrations::zfs::Dataset>)> {
+        if let Flavor::Kernel(..) = self.zfs.flavor() {
+            let name = snapshot.to_string();
+            return Ok((blocking(move || Ok(mount::by_kernel(&name, true)?)).await?, None));
+        }
+        debug_assert!(snapshot.name() == READY || snapshot.name().starts_with(CUT));
+        let dataset = self.place(&format!("tmp-{}", uuid::Uuid::new_v4().simple()))?;
+        let properties = self.properties(&dataset)?;
+        self.zfs.clone_snapshot(snapshot, &dataset, &properties).await.map_err(|e| self.noted(e))?;
+        match self.mount(&dataset).await {
+            Ok(fd) => Ok((fd, Some(dataset))),
+            Err(e) => {
+                self.doom(dataset, Doomed::new(Vec::new()));
+                Err(e)
+            }
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! The ZFS driver of [`LayerStore`]: a dataset per layer chain, a clone per container.
+//!
+//! Called by the image store (layers) and the engine (root file systems). Below one dataset: `layers/<chain>`, a clone of
+//! its parent's `@ready` and committed by a `@ready` of its own, and `containers/<id>`, a clone of a layer's `@ready`.
+//! Everything carries the installation's tag; what does not is never touched. All that is asked for often is answered
+//! from memory; what is removed goes at once and is destroyed in the background ([`reaper`]). Fails by name, with
+//! Unavailable while the pool is away or suspended ([`health`]), ResourceExhausted when it is full. A crash leaves at most
+//! a layer without `@ready`, which the next start destroys, or a clone that no record claims, which the engine removes.
+
+mod check;
+mod cuts;
+mod diff;
+mod health;
+mod layers;
+mod mount;
+mod reaper;
+mod state;
+mod usage;
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::Utf8PathBuf;
+use tokio::sync::{Notify, oneshot};
+
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::{ContainerId, Digest};
+use crate::core::ports::{FileChange, LayerStore, RootfsOptions, StorageReport, StorageTrouble, Usage};
+use crate::fail_point;
+use crate::integrations::layers::unpack::Limits;
+use crate::integrations::mounts;
+use crate::integrations::zfs::{Dataset, Flavor, Property, Reason, Snapshot, Zfs, ZfsConfig, ZfsError};
+use crate::utils::tasks::TaskSet;
+
+use state::{Doomed, OWNER, READY, Rootfs, State};
+
+/// Settings of the store.
+#[derive(Debug, Clone)]
+pub struct ZfsStoreConfig {
+    /// The programs.
+    pub zfs: ZfsConfig,
+    /// Everything is below it. Made if only its parent is there.
+    pub dataset: Dataset,
+    /// Where that dataset is mounted, for whoever asks the file system how full it is. Made if absent.
+    pub folder: Utf8PathBuf,
+    /// This installation's id: the tag of everything that is made.
+    pub owner: String,
+    /// What one layer may hold.
+    pub limits: Limits,
+    /// How often the pool's health is looked at.
+    pub health_interval: Duration,
+}
+
+struct Inner {
+    config: ZfsStoreConfig,
+    zfs: Zfs,
+    tasks: TaskSet,
+    /// Held for moments only.
+    state: Mutex<State>,
+    /// One apply per chain.
+    applying: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// There is something to destroy.
+    doom: Notify,
+    /// Something was destroyed.
+    reaped: Notify,
+    trouble: Mutex<Option<StorageTrouble>>,
+    /// The pool should be looked at now.
+    look: Notify,
+    used: usage::Cache,
+}
+
+/// See the module's words. Clones are the same store.
+#[derive(Clone)]
+pub struct ZfsStore(Arc<Inner>);
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, part: &str) -> Result<Dataset> {
+        Ok(self.config.dataset.child(part).map_err(ZfsError::from)?)
+    }
+
+    fn layer(&self, chain: &Digest) -> Result<Dataset> {
+        self.place(&format!("layers/{}", chain.hex()))
+    }
+
+    fn container(&self, id: &ContainerId) -> Result<Dataset> {
+        self.place(&format!("containers/{id}"))
+    }
+
+    fn ready(&self, chain: &Digest) -> Result<Snapshot> {
+        Ok(self.layer(chain)?.snapshot(READY).map_err(ZfsError::from)?)
+    }
+
+    /// Where zfs-fuse mounts a dataset for a moment.
+    fn moment(&self, dataset: &Dataset) -> Utf8PathBuf {
+        self.moments().join(dataset.leaf())
+    }
+
+    fn moments(&self) -> Utf8PathBuf {
+        let mut folder = self.config.folder.clone().into_string();
+        folder.push_str(".mnt");
+        folder.into()
+    }
+
+    /// What every dataset of ours gets: the tag, and that nobody else mounts it.
+    fn properties(&self, dataset: &Dataset) -> Result<Vec<Property>> {
+        let mountpoint = match self.zfs.flavor() {
+            Flavor::Kernel(..) => "legacy".to_owned(),
+            Flavor::Fuse => self.moment(dataset).into_string(),
+        };
+        let list = [(OWNER, self.config.owner.clone()), ("canmount", "noauto".into()), ("mountpoint", mountpoint)];
+        let made: std::result::Result<_, _> = list.into_iter().map(|(k, v)| Property::new(k, v)).collect();
+        Ok(made.map_err(ZfsError::from)?)
+    }
+
+    /// Fails while the pool can't work: at once, not after a program's deadline.
+    fn usable(&self) -> Result<()> {
+        match &*self.trouble.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(trouble) if trouble.blocks => Err(Error::new(Kind::Unavailable, trouble.message.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// A failure that may be the pool's has its health looked at now.
+    fn noted(&self, e: ZfsError) -> Error {
+        if matches!(e.reason(), Reason::NoPool | Reason::Suspended | Reason::NotFound)
+            || matches!(e, ZfsError::Spawn(_))
+        {
+            self.look.notify_one();
+        }
+        e.into()
+    }
+
+    async fn mount(&self, dataset: &Dataset) -> Result<OwnedFd> {
+        match self.zfs.flavor() {
+            Flavor::Kernel(..) => {
+                let name = dataset.to_string();
+                blocking(move || Ok(mount::by_kernel(&name, false)?)).await
+            }
+            Flavor::Fuse => Ok(mount::by_fuse(&self.zfs, dataset, &self.moment(dataset)).await?),
+        }
+    }
+
+    /// Gives a dataset to the reaper.
+    fn doom(&self, dataset: Dataset, doomed: Doomed) {
+        self.state().doomed.insert(dataset, doomed);
+        self.doom.notify_one();
+    }
+
+    async fn make_rootfs(&self, id: &ContainerId, top: &Digest, options: &RootfsOptions) -> Result<()> {
+        let (dataset, origin) = (self.container(id)?, self.ready(top)?);
+        let referenced = {
+            let state = self.state();
+            match state.rootfs.get(id) {
+                Some(there) if there.top == *top => return Ok(()),
+                Some(_) => {
+                    return Err(Error::new(
+                        Kind::AlreadyExists,
+                        format!("container {}: it has a root file system of other layers", id.short()),
+                    ));
+                }
+                None => {}
+            }
+            let layer = state.layers.get(top);
+            layer.ok_or_else(|| Error::not_found(format!("layer {top} is not in the ZFS store")))?.referenced
+        };
+        let mut properties = self.properties(&dataset)?;
+        if options.quota > 0 {
+            // A clone refers to all of its layer from the start.
+            let limit = referenced.saturating_add(options.quota).to_string();
+            properties.push(Property::new("refquota", limit).map_err(ZfsError::from)?);
+        }
+        fail_point!("zfs.clone.before");
+        self.zfs.clone_snapshot(&origin, &dataset, &properties).await.map_err(|e| self.noted(e))?;
+        fail_point!("zfs.clone.after");
+        self.state().rootfs.insert(id.clone(), Rootfs { top: top.clone(), cuts: Vec::new() });
+        fail_point!("zfs.clone.known");
+        Ok(())
+    }
+
+    /// Reads the pool anew; what was being removed and is still there goes on being removed.
+    async fn load(&self) -> Result<()> {
+        let all = self.zfs.get_all(&self.config.dataset, state::LISTED).await.map_err(|e| self.noted(e))?;
+        fail_point!("zfs.open.listed");
+        let mut fresh = state::read(&self.config.dataset, &self.config.owner, &all);
+        let mut state = self.state();
+        for dataset in state.doomed.keys() {
+            let leaf = dataset.leaf();
+            if let Ok(id) = leaf.parse::<ContainerId>() {
+                fresh.rootfs.remove(&id);
+            }
+            if let Ok(chain) = format!("sha256:{leaf}").parse::<Digest>() {
+                fresh.layers.remove(&chain);
+            }
+        }
+        fresh.doomed.append(&mut state.doomed);
+        fresh.mounts = std::mem::take(&mut state.mounts);
+        fresh.objects = std::mem::take(&mut state.objects);
+        *state = fresh;
+        for name in state.foreign.iter().chain(&state.odd) {
+            tracing::warn!(dataset = name, "not of this installation, left alone");
+        }
+        drop(state);
+        self.doom.notify_one();
+        Ok(())
+    }
+
+    /// Makes what is missing of the datasets that hold everything, and takes those that are there only if they are ours.
+    async fn prepare(&self) -> Result<()> {
+        let root = &self.config.dataset;
+        let folder = self.config.folder.clone();
+        let moments = self.moments();
+        let stale = blocking({
+            let folder = folder.clone();
+            move || {
+                for folder in [&folder, &moments] {
+                    std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("make folder {folder}"), e))?;
+                }
+                let stale = mounts::below(moments.as_std_path())?;
+                stale.iter().try_for_each(|m| mounts::unmount(&m.target))?;
+                Ok(stale.len())
+            }
+        })
+        .await?;
+        if stale > 0 {
+            tracing::info!(stale, "mounts of a former run were taken away");
+        }
+        let property = |k, v: &str| Property::new(k, v).map_err(ZfsError::from);
+        let there = match self.zfs.get(root, &["type", OWNER, "mountpoint"]).await {
+            Ok(all) => all.get(root.as_str()).cloned(),
+            Err(e) if e.reason() == Reason::NotFound => None,
+            Err(e) => return Err(e.into()),
+        };
+        match there {
+            None => {
+                let properties = [
+                    property(OWNER, &self.config.owner)?,
+                    property("mountpoint", folder.as_str())?,
+                    property("canmount", "noauto")?,
+                    property("atime", "off")?,
+                    property("com.sun:auto-snapshot", "false")?,
+                ];
+                self.zfs.create(root, &properties).await?;
+            }
+            Some(known) => {
+                let tag = known.get(OWNER).filter(|v| v.source != crate::integrations::zfs::Source::Elsewhere);
+                match tag {
+                    Some(tag) if tag.text == self.config.owner => {}
+                    Some(tag) => {
+                        return Err(Error::precondition(format!(
+                            "dataset {root} belongs to another installation ({}); if that one is gone: zfs set {OWNER}={} {root}",
+                            tag.text, self.config.owner
+                        )));
+                    }
+                    None => self.zfs.set(root, &property(OWNER, &self.config.owner)?).await?,
+                }
+                if known.get("mountpoint").is_none_or(|v| v.text != folder.as_str()) {
+                    self.zfs.set(root, &property("mountpoint", folder.as_str())?).await?;
+                }
+            }
+        }
+        fail_point!("zfs.open.root");
+        for part in ["layers", "containers"] {
+            let properties =
+                [property(OWNER, &self.config.owner)?, property("mountpoint", "none")?, property("canmount", "off")?];
+            let none = match self.zfs.flavor() {
+                Flavor::Kernel(..) => &properties[..],
+                // zfs-fuse does not mount what has no mountpoint, and takes canmount=off as well.
+                Flavor::Fuse => &properties[..2],
+            };
+            match self.zfs.create(&self.place(part)?, none).await {
+                Err(e) if e.reason() == Reason::Exists => {}
+                done => done?,
+            }
+        }
+        self.mount_root().await
+    }
+
+    /// Mounts the dataset that holds everything where the node can see it.
+    async fn mount_root(&self) -> Result<()> {
+        if mount::space(&self.config.folder).is_ok_and(|s| s.is_some()) {
+            return Ok(());
+        }
+        Ok(self.zfs.mount(&self.config.dataset).await?)
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    crate::core::blocking::blocking(work).await
+}
+
+impl ZfsStore {
+    /// Opens the store: asks which ZFS this is, makes what is missing, removes what a former run did not finish. `tasks`
+    /// owns what goes on in the background.
+    pub async fn open(config: ZfsStoreConfig, tasks: TaskSet) -> Result<Arc<Self>> {
+        let zfs = Zfs::probe(config.zfs.clone())
+            .await
+            .map_err(|e| Error::from(e).context("asking for the version of ZFS"))?;
+        tracing::info!(zfs = zfs.flavor().describe(), dataset = %config.dataset, "ZFS store");
+        let store = Arc::new(Inner {
+            config,
+            zfs,
+            tasks: tasks.clone(),
+            state: Mutex::default(),
+            applying: Mutex::default(),
+            doom: Notify::new(),
+            reaped: Notify::new(),
+            trouble: Mutex::default(),
+            look: Notify::new(),
+            used: usage::Cache::default(),
+        });
+        store.prepare().await.map_err(|e| e.context(format!("ZFS store {}", store.config.dataset)))?;
+        store.load().await?;
+        tasks.spawn_cancellable("destroy datasets", reaper::run(store.clone()));
+        tasks.spawn_cancellable("watch the pool", health::run(store.clone()));
+        Ok(Arc::new(Self(store)))
+    }
+
+    /// Runs `work` to its end even when the caller goes away: half a clone would be known to nobody.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (told, answer) = oneshot::channel();
+        self.0.tasks.spawn(what, async move {
+            let _ = told.send(work.await);
+        });
+        answer.await.unwrap_or_else(|_| Err(Error::internal(format!("{what}: ended without a result"))))
+    }
+}
+
+#[async_trait]
+impl LayerStore for ZfsStore {
+    fn driver(&self) -> &'static str {
+        "zfs"
+    }
+
+    async fn has(&self, chain: &Digest) -> Result<bool> {
+        Ok(self.0.state().layers.contains_key(chain))
+    }
+
+    fn layer_usage(&self, chain: &Digest) -> Option<Usage> {
+        self.0.state().layers.get(chain).map(|l| l.usage)
+    }
+
+    async fn apply(
+        &self,
+        parent: Option<&Digest>,
+        chain: &Digest,
+        tar: Box<dyn std::io::Read + Send>,
+        verify: Box<dyn FnOnce() -> Result<()> + Send>,
+    ) -> Result<Usage> {
+        self.0.usable()?;
+        let turn = {
+            let mut applying = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
+            applying.retain(|_, turn| Arc::strong_count(turn) > 1);
+            applying.entry(chain.clone()).or_default().clone()
+        };
+        let turn = turn.lock_owned().await;
+        let (store, parent, chain) = (self.0.clone(), parent.cloned(), chain.clone());
+        self.to_its_end("unpack a layer", async move {
+            let _turn = turn;
+            store.apply(parent.as_ref(), &chain, tar, verify).await.map_err(|e| e.context(format!("layer {chain}")))
+        })
+        .await
+    }
+
+    async fn retain_layers(&self, keep: &[Digest]) -> Result<u64> {
+        let mut freed = 0;
+        {
+            let mut state = self.0.state();
+            for chain in state.unwanted(keep) {
+                let dataset = self.0.layer(&chain)?;
+                let Some(layer) = state.layers.remove(&chain) else { continue };
+                freed += layer.usage.bytes;
+                let doomed = Doomed { layer: Some((chain, layer)), ..Doomed::new(vec![READY.into()]) };
+                state.doomed.insert(dataset, doomed);
+            }
+        }
+        self.0.doom.notify_one();
+        Ok(freed)
+    }
+
+    async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()> {
+        self.0.usable()?;
+        if !options.uid_map.is_empty() || !options.gid_map.is_empty() {
+            return Err(Error::new(
+                Kind::Unimplemented,
+                format!("container {}: the ZFS driver has no idmapped root file systems yet", container.short()),
+            ));
+        }
+        let Some(top) = chains.last().cloned() else {
+            return Err(Error::invalid(format!("container {}: a root file system of no layer", container.short())));
+        };
+        let (store, container, options) = (self.0.clone(), container.clone(), options.clone());
+        self.to_its_end("clone a root file system", async move {
+            let made = store.make_rootfs(&container, &top, &options).await;
+            made.map_err(|e| e.context(format!("root file system of container {}", container.short())))
+        })
+        .await
+    }
+
+    async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd> {
+        self.0.usable()?;
+        let dataset = self.0.container(container)?;
+        {
+            let state = self.0.state();
+            if !state.rootfs.contains_key(container) {
+                return Err(Error::not_found(format!("container {} has no root file system", container.short())));
+            }
+            if let Some(mount) = state.mounts.get(container) {
+                return mount::again(mount).map_err(|e| Error::io("another descriptor of a mount", e));
+            }
+        }
+        let fd = self.0.mount(&dataset).await.map_err(|e| e.context(format!("container {}", container.short())))?;
+        fail_point!("zfs.clone.mounted");
+        if self.0.zfs.flavor() == Flavor::Fuse {
+            let objects = mount::objects(std::os::fd::AsFd::as_fd(&fd)).map_err(|e| Error::io("statvfs", e))?;
+            let copy = mount::again(&fd).map_err(|e| Error::io("another descriptor of a mount", e))?;
+            let mut state = self.0.state();
+            state.mounts.insert(container.clone(), copy);
+            state.objects.entry(container.clone()).or_insert(objects);
+        }
+        Ok(fd)
+    }
+
+    async fn remove_rootfs(&self, container: &ContainerId) -> Result<()> {
+        let dataset = self.0.container(container)?;
+        {
+            let mut state = self.0.state();
+            state.mounts.remove(container);
+            state.objects.remove(container);
+            let Some(rootfs) = state.rootfs.remove(container) else { return Ok(()) };
+            state.doomed.insert(dataset, Doomed::new(rootfs.cuts));
+        }
+        fail_point!("zfs.destroy.queued");
+        self.0.used.forget(container);
+        self.0.doom.notify_one();
+        Ok(())
+    }
+
+    async fn list_rootfs(&self) -> Result<Vec<ContainerId>> {
+        Ok(self.0.state().rootfs.keys().cloned().collect())
+    }
+
+    async fn rootfs_usage(&self, container: &ContainerId) -> Result<Usage> {
+        if !self.0.state().rootfs.contains_key(container) {
+            return Err(Error::not_found(format!("container {} has no root file system", container.short())));
+        }
+        usage::of(&self.0, container).await
+    }
+
+    fn mountpoint(&self) -> Utf8PathBuf {
+        self.0.config.folder.clone()
+    }
+
+    async fn snapshot_rootfs(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        self.0.usable()?;
+        let (store, containers, name) = (self.0.clone(), containers.to_vec(), name.to_owned());
+        self.to_its_end("snapshot root file systems", async move { store.snapshot(&containers, &name).await }).await
+    }
+
+    async fn rollback_rootfs(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        self.0.usable()?;
+        let (store, containers, name) = (self.0.clone(), containers.to_vec(), name.to_owned());
+        self.to_its_end("roll root file systems back", async move { store.rollback(&containers, &name).await }).await
+    }
+
+    async fn rootfs_snapshots(&self, container: &ContainerId) -> Result<Vec<String>> {
+        self.0.cuts(container)
+    }
+
+    async fn diff_rootfs(&self, container: &ContainerId, from: Option<&str>) -> Result<Vec<FileChange>> {
+        self.0.usable()?;
+        let (store, container, from) = (self.0.clone(), container.clone(), from.map(str::to_owned));
+        self.to_its_end("compare root file systems", async move { store.diff(&container, from.as_deref()).await }).await
+    }
+
+    fn trouble(&self) -> Option<StorageTrouble> {
+        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn check(&self, claimed: &[ContainerId]) -> Result<StorageReport> {
+        check::check(&self.0, claimed).await
+    }
+}
+
+/// A path to the folder behind a descriptor, which need not be mounted anywhere.
+fn path_of(fd: &OwnedFd) -> std::path::PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}

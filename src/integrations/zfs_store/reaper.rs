@@ -1,0 +1,116 @@
+//! Destroys what was removed: in the background, one dataset after the other, as often as it takes.
+//!
+//! Run by the store as one task. Containers go first, then layers from the top down, as their clones allow. What is busy
+//! or has dependents is tried again, ever more seldom; while the pool is away nothing is. A crash loses the list, not
+//! the work: half layers are found by the next start, clones by the engine, unused layers by the image store.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Inner;
+use super::state::Doomed;
+use crate::fail_point;
+use crate::integrations::zfs::{Dataset, Reason, ZfsError};
+
+/// First pause before a dataset is tried again; doubled each time.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Tries after which it is said that something does not go.
+const PATIENCE: u32 = 6;
+
+/// Never ends.
+pub(super) async fn run(store: Arc<Inner>) {
+    loop {
+        let next = store.state().doomed.values().map(|d| d.after).min();
+        match next {
+            None => store.doom.notified().await,
+            Some(Some(at)) if at > Instant::now() => {
+                let _ = tokio::time::timeout_at(at.into(), store.doom.notified()).await;
+            }
+            Some(_) => {}
+        }
+        if store.usable().is_err() {
+            // Whoever finds the pool well again says so by `doom`.
+            store.doom.notified().await;
+            continue;
+        }
+        round(&store).await;
+    }
+}
+
+/// Tries everything whose time has come; again from the start as long as something went, which may free something else.
+async fn round(store: &Arc<Inner>) {
+    loop {
+        let mut due: Vec<Dataset> = {
+            let state = store.state();
+            let now = Instant::now();
+            state.doomed.iter().filter(|(_, d)| d.after.is_none_or(|at| at <= now)).map(|(n, _)| n.clone()).collect()
+        };
+        // "containers/..." before "layers/...".
+        due.sort();
+        let mut went = false;
+        for dataset in due {
+            let Some(doomed) = claim(store, &dataset) else { continue };
+            let done = destroy(store, &dataset, &doomed).await;
+            went |= settle(store, &dataset, done);
+            store.reaped.notify_waiters();
+        }
+        if !went {
+            return;
+        }
+        // Layers whose clones have gone need not wait.
+        for doomed in store.state().doomed.values_mut().filter(|d| d.layer.is_some()) {
+            doomed.after = None;
+        }
+    }
+}
+
+fn claim(store: &Inner, dataset: &Dataset) -> Option<Doomed> {
+    let mut state = store.state();
+    let doomed = state.doomed.get_mut(dataset)?;
+    doomed.busy = true;
+    Some(doomed.clone())
+}
+
+async fn destroy(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<(), ZfsError> {
+    fail_point!("zfs.destroy.before");
+    for snapshot in &doomed.snapshots {
+        match store.zfs.destroy_snapshot(&dataset.snapshot(snapshot)?).await {
+            Err(e) if e.reason() != Reason::NotFound => return Err(e),
+            _ => {}
+        }
+        fail_point!("zfs.destroy.snapshot_gone");
+    }
+    match store.zfs.destroy(dataset).await {
+        Err(e) if e.reason() != Reason::NotFound => return Err(e),
+        _ => {}
+    }
+    fail_point!("zfs.destroy.after");
+    Ok(())
+}
+
+/// Whether it is gone; else when it is tried again.
+fn settle(store: &Inner, dataset: &Dataset, done: Result<(), ZfsError>) -> bool {
+    let mut state = store.state();
+    let Err(e) = done else {
+        state.doomed.remove(dataset);
+        fail_point!("zfs.destroy.settled");
+        return true;
+    };
+    let Some(doomed) = state.doomed.get_mut(dataset) else { return false };
+    doomed.busy = false;
+    doomed.tries += 1;
+    let pause = PAUSE.saturating_mul(1 << doomed.tries.min(10)).min(MAX_PAUSE);
+    doomed.after = Some(Instant::now() + pause);
+    let tries = doomed.tries;
+    drop(state);
+    match e.reason() {
+        Reason::Busy | Reason::HasDependents if tries != PATIENCE => {
+            tracing::debug!(%dataset, tries, error = %e, "not destroyed yet");
+        }
+        Reason::NoPool | Reason::Suspended => store.look.notify_one(),
+        _ => tracing::warn!(%dataset, tries, error = %e, "can't be destroyed; tried again"),
+    }
+    false
+}

@@ -1,0 +1,320 @@
+//! The ZFS driver under a whole daemon: pools that are away, full, suspended or do not answer, neighbours' datasets, and cuts of
+//! pods.
+//!
+//! Run by `cargo test --test zfs`, as root, on pools of zfs-fuse in the tests' environment. A crash leaves nothing: see
+//! `support`.
+
+#![allow(clippy::disallowed_methods)] // tests start programs and write files plainly
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::crictl::{BUSYBOX, Crictl, read_log, stream_lines};
+use support::node::{Node, Options};
+use support::{daemon_program, describe, isolated, run, wait_for};
+
+/// Makes the programs hang, or `zpool` tell a suspended pool, while a file of that name is in /tmp.
+const PROGRAM: &str = "#!/bin/sh\n\
+    [ ! -e /tmp/hang ] || sleep 30\n\
+    case $0:$1 in */zpool:list) [ ! -e /tmp/suspended ] || { echo SUSPENDED; exit; } ;; esac\n\
+    exec /usr/sbin/${0##*/} \"$@\"\n";
+
+fn options() -> Options {
+    std::fs::create_dir_all("/tmp/bin").expect("folder");
+    let programs = ["/tmp/bin/zfs", "/tmp/bin/zpool"];
+    for program in programs {
+        std::fs::write(program, PROGRAM).expect("a program");
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    }
+    Options { zfs: true, pool_size: "1G".into(), zfs_programs: programs.map(String::from), ..Options::default() }
+}
+
+fn zfs(args: &[&str]) -> String {
+    run(Command::new("/usr/sbin/zfs").args(args))
+}
+
+fn zpool(args: &[&str]) -> String {
+    run(Command::new("/usr/sbin/zpool").args(args))
+}
+
+/// Status and reason of a condition.
+fn condition(crictl: &Crictl, name: &str) -> (bool, String) {
+    let info = crictl.json(&["info"]);
+    let all = info["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let one = all.into_iter().find(|c| c["type"] == name).unwrap_or_else(|| panic!("no {name}: {info}"));
+    (one["status"] == true, one["reason"].as_str().unwrap_or_default().to_owned())
+}
+
+fn until(crictl: &Crictl, name: &str, expected: (bool, &str)) {
+    wait_for(&format!("{name} {expected:?}"), Duration::from_secs(40), || {
+        (condition(crictl, name) == (expected.0, expected.1.to_owned())).then_some(())
+    });
+}
+
+/// Our own command line.
+fn lxcri(node: &Node, args: &[&str]) -> (bool, String) {
+    let mut command = Command::new(daemon_program());
+    let out = command.args(args).arg("--local-socket").arg(node.local_socket()).output().expect("our command line");
+    (out.status.success(), describe(&out))
+}
+
+fn clean(node: &Node) {
+    wait_for("a clean store", Duration::from_secs(30), || {
+        let (good, said) = lxcri(node, &["storage", "check"]);
+        assert!(good || said.contains("destroy"), "{said}");
+        (good && !said.contains("being destroyed")).then_some(())
+    });
+}
+
+fn quick<T>(what: &str, call: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let done = call();
+    // crictl's own start is in it; a busy machine needs a part of it, too.
+    assert!(start.elapsed() < Duration::from_secs(5), "{what} took {:?}", start.elapsed());
+    done
+}
+
+fn runs(crictl: &Crictl, pod: &str, name: &str) {
+    let id = crictl.create(pod, "p", name, BUSYBOX, "echo written > /new && cat /new");
+    crictl.run(&["start", &id]);
+    assert_eq!(crictl.wait_exit(&id)["exitCode"], 0);
+}
+
+#[test]
+fn a_pool_that_is_away_is_told_and_taken_up_again() {
+    isolated("a_pool_that_is_away_is_told_and_taken_up_again", || {
+        let node = Node::start(options());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        runs(&crictl, &pod, "before");
+        let ids = crictl.run(&["ps", "-aq"]);
+        crictl.run(&["rm", &ids]);
+        clean(&node);
+
+        zpool(&["export", "tank"]);
+        until(&crictl, "RuntimeReady", (false, "StoragePoolMissing"));
+        assert_eq!(condition(&crictl, "StorageReady"), (false, "StoragePoolMissing".into()));
+        let file = crictl.file("away", &support::crictl::container_config("away", BUSYBOX, "true"));
+        let (good, said) =
+            quick("a refusal", || crictl.try_run(&["create", "--no-pull", &pod, &file, &crictl.pod_file("p")]));
+        assert!(!good && said.contains("code = Unavailable") && said.contains("zpool import tank"), "{said}");
+        quick("images", || crictl.run(&["images"]));
+        zpool(&["import", "-d", "/tmp/pool", "tank"]);
+        until(&crictl, "RuntimeReady", (true, ""));
+        runs(&crictl, &pod, "after");
+
+        std::fs::write("/tmp/suspended", "").expect("file");
+        until(&crictl, "RuntimeReady", (false, "StoragePoolSuspended"));
+        let (good, said) = crictl.try_run(&["pull", support::crictl::BIG]);
+        assert!(!good && said.contains("code = Unavailable") && said.contains("zpool clear tank"), "{said}");
+        std::fs::remove_file("/tmp/suspended").expect("file");
+        until(&crictl, "StorageReady", (true, ""));
+        runs(&crictl, &pod, "again");
+        clean(&node);
+    });
+}
+
+#[test]
+fn a_full_pool_is_told_and_leaves_nothing_half() {
+    isolated("a_full_pool_is_told_and_leaves_nothing_half", || {
+        let node = Node::start(Options { pool_size: "384M".into(), ..options() });
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let (good, said) = crictl.try_run(&["pull", support::crictl::BIG]);
+        // Its layers unpack to more than there is.
+        zfs(&["create", "-o", "mountpoint=/tmp/ballast", "tank/ballast"]);
+        let fill = Command::new("dd").args(["if=/dev/urandom", "of=/tmp/ballast/x", "bs=1M"]).output().expect("dd");
+        assert!(!fill.status.success(), "the pool took everything");
+        until(&crictl, "StorageReady", (false, "StoragePoolFull"));
+        assert_eq!(condition(&crictl, "RuntimeReady"), (true, String::new()), "{said}");
+        let (second, said) = crictl.try_run(&["pull", support::crictl::BIG]);
+        assert!(good || (!second && said.contains("code = ResourceExhausted")), "{said}");
+        std::fs::remove_file("/tmp/ballast/x").expect("ballast");
+        until(&crictl, "StorageReady", (true, ""));
+        // What was freed can be used some transactions later.
+        wait_for("room in the pool", Duration::from_secs(60), || {
+            Command::new("/usr/sbin/zfs")
+                .args(["create", "tank/probe"])
+                .output()
+                .expect("zfs")
+                .status
+                .success()
+                .then_some(())
+        });
+        let pod = crictl.run_pod("p");
+        runs(&crictl, &pod, "c");
+        clean(&node);
+    });
+}
+
+#[test]
+fn lists_never_wait_for_zfs() {
+    isolated("lists_never_wait_for_zfs", || {
+        let mut node = Node::start(options());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let id = crictl.create(&pod, "p", "c", BUSYBOX, "dd if=/dev/urandom of=/big bs=64k count=64; sync; sleep 1000");
+        crictl.run(&["start", &id]);
+        let written = || -> u64 {
+            let stats = crictl.json(&["stats", "--id", &id]);
+            let text = stats["stats"][0]["writableLayer"]["usedBytes"]["value"].clone();
+            text.as_str().and_then(|t| t.parse().ok()).unwrap_or(0)
+        };
+        wait_for("what it has written", Duration::from_secs(60), || (written() >= 4 << 20).then_some(()));
+        let ended = crictl.create(&pod, "p", "ended", BUSYBOX, "true");
+        crictl.run(&["start", &ended]);
+        crictl.wait_exit(&ended);
+
+        std::fs::write("/tmp/hang", "").expect("file");
+        for args in [
+            ["ps", "-a"].as_slice(),
+            &["pods"],
+            &["images"],
+            &["stats", "-a"],
+            &["statsp"],
+            &["imagefsinfo"],
+            &["inspect", &id],
+            &["info"],
+            // It goes at once; its dataset goes when it can.
+            &["rm", &ended],
+        ] {
+            quick(&args.join(" "), || crictl.run(args));
+        }
+        assert!(quick("stats", written) >= 4 << 20, "the last value is told");
+        until(&crictl, "RuntimeReady", (false, "StoragePoolHangs"));
+        quick("stop", || crictl.run(&["stop", "-t", "0", &id]));
+        std::fs::remove_file("/tmp/hang").expect("file");
+        until(&crictl, "RuntimeReady", (true, ""));
+        clean(&node);
+        node.crash_daemon();
+        clean(&node);
+    });
+}
+
+#[test]
+fn neighbours_are_left_alone() {
+    isolated("neighbours_are_left_alone", || {
+        let mut node = Node::prepare(options());
+        // As a Proxmox `zfspool` storage makes them on the same pool, and somebody's own below ours.
+        zfs(&["create", "-o", "canmount=noauto", "tank/subvol-100-disk-0"]);
+        zfs(&["snapshot", "tank/subvol-100-disk-0@__base__"]);
+        zfs(&["create", "tank/lxcri"]);
+        zfs(&["create", "tank/lxcri/mine"]);
+        let foreign = || {
+            let all = zfs(&["list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", "tank"]);
+            all.lines().filter(|l| l.contains("subvol") || l.contains("mine")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = foreign();
+        node.start_daemon();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        runs(&crictl, &pod, "c");
+        // What a snapshot tool does everywhere keeps a dataset from going, and nothing else.
+        let dataset = zfs(&["list", "-H", "-o", "name", "-r", "tank/lxcri/containers"]);
+        let dataset = dataset.lines().last().expect("a container's dataset").to_owned();
+        zfs(&["snapshot", &format!("{dataset}@autosnap_1")]);
+        quick("rmp", || crictl.run(&["rmp", "-f", &pod]));
+        crictl.run(&["rmi", BUSYBOX]);
+        wait_for("what can't be destroyed to be told", Duration::from_secs(30), || {
+            let (good, said) = lxcri(&node, &["storage", "check"]);
+            (!good && said.contains("can't be destroyed")).then_some(())
+        });
+        zfs(&["destroy", &format!("{dataset}@autosnap_1")]);
+        clean(&node);
+        node.crash_daemon();
+        assert_eq!(foreign(), before);
+        // Nothing of ours is mounted by `zfs mount -a`, which Proxmox calls.
+        run(Command::new("sh").args(["-c", "zfs mount -a; ! grep lxcri/containers /proc/mounts"]));
+
+        // Another installation does not take what is this one's.
+        node.stop_daemon();
+        std::fs::write(node.dir.join("lib/installation"), "b".repeat(32)).expect("another installation");
+        let out = Command::new(daemon_program()).args(["serve", "--config"]).arg(node.dir.join("config.toml")).output();
+        let out = out.expect("the daemon");
+        assert!(
+            !out.status.success() && describe(&out).contains("belongs to another installation"),
+            "{}",
+            describe(&out)
+        );
+    });
+}
+
+#[test]
+fn a_pod_is_cut_compared_and_put_back() {
+    isolated("a_pod_is_cut_compared_and_put_back", || {
+        let mut node = Node::start(options());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let script = "echo one > /one; mkdir /d; i=0; while :; do i=$((i+1)); echo $i > /n; sleep 0.05; done";
+        let id = crictl.create(&pod, "p", "c", BUSYBOX, script);
+        crictl.run(&["start", &id]);
+        let exec = |script: &str| crictl.run(&["exec", "-s", &id, "sh", "-c", script]);
+        wait_for("its first files", Duration::from_secs(20), || {
+            crictl.try_run(&["exec", "-s", &id, "test", "-e", "/n"]).0.then_some(())
+        });
+        let good = |args: &[&str]| {
+            let (good, said) = lxcri(&node, args);
+            assert!(good, "{args:?}: {said}");
+            said
+        };
+        good(&["pod", "snapshot", "p", "first"]);
+        // zfs-fuse tells times of change in whole seconds: what changes now is to be told from what was cut.
+        let second = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let cut = second();
+        wait_for("another second", Duration::from_secs(3), || (second() > cut).then_some(()));
+        exec("rm /one; echo two > /two; echo x > /d/x");
+        let said = good(&["pod", "diff", "p", "first"]);
+        for line in ["c D /one", "c A /two", "c A /d/x", "c C /d", "c C /n"] {
+            assert!(said.contains(line), "{line}: {said}");
+        }
+        let said = good(&["pod", "diff", "p"]);
+        assert!(!said.contains("/one") && said.contains("c A /two") && said.contains("c A /n"), "{said}");
+        let (again, said) = lxcri(&node, &["pod", "snapshot", "p", "first"]);
+        assert!(!again && said.contains("already"), "{said}");
+        for bad in ["a/b", "a@b", "-x y", "", "ä"] {
+            assert!(!lxcri(&node, &["pod", "snapshot", "p", "--", bad]).0, "{bad:?}");
+        }
+        good(&["pod", "snapshot", "p", "second"]);
+        assert!(good(&["pod", "snapshots", "p"]).contains("first\nsecond"));
+        node.crash_daemon();
+        let (listed, said) = lxcri(&node, &["pod", "snapshots", "p"]);
+        assert!(listed && said.contains("first\nsecond"), "{said}");
+        let (missing, said) = lxcri(&node, &["pod", "rollback", "p", "third"]);
+        assert!(!missing && said.contains("third"), "{said}");
+        clean(&node);
+        crictl.run(&["stop", "-t", "0", &id]);
+        // zfs-fuse can't roll back what is mounted, and lets go of it a moment after the container's end.
+        wait_for("the rollback", Duration::from_secs(20), || lxcri(&node, &["pod", "rollback", "p", "first"]).0.then_some(()));
+        let (listed, said) = lxcri(&node, &["pod", "snapshots", "p"]);
+        assert!(listed && !said.contains("second"), "{said}");
+        crictl.run(&["rmp", "-f", &pod]);
+        clean(&node);
+        let log = read_log(&node.pod_logs("p").join("c/0.log"));
+        assert!(stream_lines(&log, "stderr").is_empty(), "{log:?}");
+    });
+}
+
+#[test]
+fn a_configuration_without_a_dataset_is_refused() {
+    isolated("a_configuration_without_a_dataset_is_refused", || {
+        let node = Node::prepare(options());
+        let path = node.dir.join("config.toml");
+        let text = std::fs::read_to_string(&path).expect("config.toml");
+        for (dataset, part) in
+            [("", "images.zfs.dataset"), ("tank/a b", "dataset \\\"tank/a b\\\""), ("nopool/x", "nopool")]
+        {
+            std::fs::write(&path, text.replace("tank/lxcri", dataset)).expect("config.toml");
+            let out =
+                Command::new(daemon_program()).args(["serve", "--config"]).arg(&path).output().expect("the daemon");
+            let said = describe(&out).replace('"', "\\\"");
+            assert!(!out.status.success() && said.contains(part), "{dataset:?}: {said}");
+        }
+    });
+}
