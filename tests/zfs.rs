@@ -291,7 +291,9 @@ fn a_pod_is_cut_compared_and_put_back() {
         clean(&node);
         crictl.run(&["stop", "-t", "0", &id]);
         // zfs-fuse can't roll back what is mounted, and lets go of it a moment after the container's end.
-        wait_for("the rollback", Duration::from_secs(20), || lxcri(&node, &["pod", "rollback", "p", "first"]).0.then_some(()));
+        wait_for("the rollback", Duration::from_secs(20), || {
+            lxcri(&node, &["pod", "rollback", "p", "first"]).0.then_some(())
+        });
         let (listed, said) = lxcri(&node, &["pod", "snapshots", "p"]);
         assert!(listed && !said.contains("second"), "{said}");
         crictl.run(&["rmp", "-f", &pod]);

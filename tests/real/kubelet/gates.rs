@@ -3,14 +3,12 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::cluster::Cluster;
 use super::ctx::{Ctx, LONG, container, pod};
 use super::harness::{Runner, Scenario, keep_up};
 use super::{lifecycle, nodeops, probes, stats, streams};
 
-const MORE: &[Scenario] = &[("events_drive_the_kubelet", evented), ("stats_without_the_runtimes_own", stats::without)];
+const MORE: &[Scenario] = &[("events_and_streamed_lists", evented), ("stats_without_the_runtimes_own", stats::without)];
 
 pub fn group(runner: &Runner) {
     let cluster = Arc::new(Cluster::lone(|plan, _| {
@@ -43,7 +41,7 @@ pub fn group(runner: &Runner) {
     keep_up();
 }
 
-/// The kubelet says itself that it is connected, and that its statuses come from events.
+/// The kubelet says itself that it is connected to the events, and that its lists are streams.
 fn evented(ctx: &Ctx) {
     ctx.apply(&[pod("p", "sleep 2; exit 6")]);
     let p = ctx.phase("p", "Failed");
@@ -56,6 +54,9 @@ fn evented(ctx: &Ctx) {
         metric("kubelet_evented_pleg_connection_success_count")
     });
     assert!(connected >= 1.0, "{connected}");
-    let config: Value = ctx.cluster.nodes()[0].kubelet_json("/configz").unwrap_or_default();
-    assert!(config.is_null() || config["kubeletconfig"]["featureGates"]["EventedPLEG"] == true, "{config}");
+    // A kubelet to which a runtime says UNIMPLEMENTED goes back to plain lists, and says so.
+    let log = std::fs::read_to_string(ctx.cluster.nodes()[0].dir.join("kubelet.log")).expect("the kubelet's log");
+    assert!(log.contains("CRIListStreaming"), "the gate is not in the kubelet's log");
+    let back: Vec<_> = log.lines().filter(|l| l.contains("not implemented, falling back")).collect();
+    assert!(back.is_empty(), "{back:?}");
 }

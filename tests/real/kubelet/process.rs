@@ -73,10 +73,14 @@ pub fn tail(path: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Resident memory of a process in KiB.
-pub fn resident_kib(pid: u32) -> u64 {
+/// Resident memory of a process in KiB, all of it and what is its own (heap and stacks). Not the proportional set: pages of
+/// the program's file are shared with the daemons of other tests that come and go.
+pub fn memory_kib(pid: u32) -> (u64, u64) {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap_or_else(|| panic!("{path}: no Pss"));
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    let value = |key: &str| -> u64 {
+        let line = text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_else(|| panic!("{path}: no {key}"));
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    };
+    (value("Rss:"), value("Anonymous:"))
 }
