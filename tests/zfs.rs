@@ -283,13 +283,13 @@ fn a_pod_is_cut_compared_and_put_back() {
         }
         good(&["pod", "snapshot", "p", "second"]);
         assert!(good(&["pod", "snapshots", "p"]).contains("first\nsecond"));
+        crictl.run(&["stop", "-t", "0", &id]);
         node.crash_daemon();
         let (listed, said) = lxcri(&node, &["pod", "snapshots", "p"]);
         assert!(listed && said.contains("first\nsecond"), "{said}");
         let (missing, said) = lxcri(&node, &["pod", "rollback", "p", "third"]);
         assert!(!missing && said.contains("third"), "{said}");
         clean(&node);
-        crictl.run(&["stop", "-t", "0", &id]);
         // zfs-fuse can't roll back what is mounted, and lets go of it a moment after the container's end.
         wait_for("the rollback", Duration::from_secs(20), || {
             lxcri(&node, &["pod", "rollback", "p", "first"]).0.then_some(())

@@ -369,16 +369,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = Utf8PathBuf::from_path_buf(dir.path().join("zfs")).expect("utf8");
         let version = "[ \"$1\" != version ] || { echo zfs-2.3.9-1; echo zfs-kmod-2.3.9-1; exit; }";
-        let made = std::process::Command::new("/bin/sh")
-            .args([
-                "-c",
-                "printf '%s\n' \"$2\" > \"$1\"",
-                "-",
-                path.as_str(),
-                &format!("#!/bin/sh\n{version}\n{script}"),
-            ])
-            .status();
-        assert!(made.expect("sh").success());
+        let text = format!("#!/bin/sh\n{version}\n{script}\n");
+        let durability = crate::utils::atomic::Durability::Process;
+        crate::utils::atomic::write(path.as_std_path(), text.as_bytes(), 0o755, durability).expect("a program");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
         let config =
             ZfsConfig { zfs: path.clone(), zpool: path, deadline: Duration::from_secs(2), ..Default::default() };

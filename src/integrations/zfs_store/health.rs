@@ -3,6 +3,7 @@
 //! Run by the store as one task. What it finds is what the node's Status tells, and what makes operations fail at once
 //! instead of after a deadline. When the pool is back, the store is read anew. Nothing of it is on disk.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ fn trouble(reason: &str, message: String, blocks: bool) -> Option<StorageTrouble
     Some(StorageTrouble { reason: reason.into(), message, blocks })
 }
 
-async fn look(store: &Inner) -> Option<StorageTrouble> {
+async fn look(store: &Arc<Inner>) -> Option<StorageTrouble> {
     let pool = store.config.dataset.pool();
     match store.zfs.pool_state(pool).await {
         Ok(Some(PoolState::Online | PoolState::Degraded)) => {}
@@ -72,8 +73,17 @@ async fn look(store: &Inner) -> Option<StorageTrouble> {
             return trouble("StoragePoolUnknown", format!("pool {pool}: {}", Error::from(e).chain()), true);
         }
     }
-    let folder = store.config.folder.clone();
-    let space = blocking(move || mount::space(&folder).map_err(|e| Error::io(folder, e))).await;
+    // A pool that hangs holds one thread at most.
+    if store.asking.swap(true, Ordering::AcqRel) {
+        return trouble("StoragePoolHangs", format!("{} does not say how full it is", store.config.folder), true);
+    }
+    let copy = store.clone();
+    let space = blocking(move || {
+        let space = mount::space(&copy.config.folder);
+        copy.asking.store(false, Ordering::Release);
+        space.map_err(|e| Error::io(&copy.config.folder, e))
+    })
+    .await;
     match space {
         Ok(Some(left)) if left < FULL => {
             trouble("StoragePoolFull", format!("pool {pool} is full: {} MiB are left", left >> 20), false)

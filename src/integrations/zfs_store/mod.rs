@@ -19,6 +19,7 @@ mod usage;
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ struct Inner {
     trouble: Mutex<Option<StorageTrouble>>,
     /// The pool should be looked at now.
     look: Notify,
+    /// A thread asks the file system how full it is.
+    asking: AtomicBool,
     used: usage::Cache,
 }
 
@@ -284,7 +287,9 @@ impl Inner {
 
     /// Mounts the dataset that holds everything where the node can see it.
     async fn mount_root(&self) -> Result<()> {
-        if mount::space(&self.config.folder).is_ok_and(|s| s.is_some()) {
+        let folder = self.config.folder.clone();
+        let mounted = blocking(move || Ok(mount::space(&folder).is_ok_and(|s| s.is_some())));
+        if mounted.await? {
             return Ok(());
         }
         Ok(self.zfs.mount(&self.config.dataset).await?)
@@ -313,6 +318,7 @@ impl ZfsStore {
             reaped: Notify::new(),
             trouble: Mutex::default(),
             look: Notify::new(),
+            asking: AtomicBool::new(false),
             used: usage::Cache::default(),
         });
         store.prepare().await.map_err(|e| e.context(format!("ZFS store {}", store.config.dataset)))?;
