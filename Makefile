@@ -1,7 +1,7 @@
 # Two commands are enough: `make run` (build, start, run a first pod) and `make test`.
 # On a fresh Debian machine, as root, both install what is missing. `make help` lists the rest.
 
-.PHONY: help run test check test-unit test-node test-critest test-zfs soak bench build setup fmt clean-caches
+.PHONY: help run test check test-unit test-node test-critest test-kubelet test-zfs fuzz soak bench build setup fmt clean-caches
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -28,11 +28,19 @@ test-critest: ## the CRI conformance suite
 	@scripts/setup test
 	@scripts/test-critest
 
+fuzz: ## fuzz the parsers that face the network, each target for SECONDS (default 10)
+	@scripts/setup test
+	@scripts/fuzz $(or $(SECONDS),10)
+
+test-kubelet: ## Kubernetes on the daemon: a real kubelet, control plane, one to three nodes
+	@scripts/setup test
+	@scripts/test-kubelet
+
 test-zfs: ## the image, crictl and conformance suites, and ZFS's own, on the ZFS driver over zfs-fuse
 	@scripts/setup test
 	@ZFS_SUITES="zfs zfs_crash" scripts/test-zfs
 
-soak: ## the churn test for SOAK_MINUTES (default 10)
+soak: ## the long forms: critest three times, ZFS crashes, churn for SOAK_MINUTES (default 10), the kubelet's long waits
 	@scripts/setup test
 	@scripts/soak
 

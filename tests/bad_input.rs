@@ -52,8 +52,6 @@ fn unknown_and_malformed_ids() {
             for id in [unknown.as_str(), "nope", "../../../etc", &"a".repeat(5000), "with space", "%s\n"] {
                 let known = id == unknown;
                 let codes: &[Code] = if known { &[Code::NotFound] } else { &[Code::NotFound, Code::InvalidArgument] };
-                // What this version does not do yet it refuses by name.
-                let or_refused = [codes, &[Code::Unimplemented]].concat();
                 let r = &mut c.runtime;
                 let (id, cmd) = (id.to_owned(), vec!["true".to_owned()]);
                 let container_id = || id.clone();
@@ -81,11 +79,11 @@ fn unknown_and_malformed_ids() {
                     &[],
                 );
                 let exec = cri::ExecRequest { container_id: container_id(), cmd, stdout: true, ..Default::default() };
-                refused(r.exec(exec).await, &or_refused, &[]);
+                refused(r.exec(exec).await, codes, &[]);
                 let attach = cri::AttachRequest { container_id: container_id(), stdout: true, ..Default::default() };
-                refused(r.attach(attach).await, &or_refused, &[]);
+                refused(r.attach(attach).await, codes, &[]);
                 let forward = cri::PortForwardRequest { pod_sandbox_id: pod_sandbox_id(), port: vec![80] };
-                refused(r.port_forward(forward).await, &or_refused, &[]);
+                refused(r.port_forward(forward).await, codes, &[]);
                 refused(
                     r.reopen_container_log(cri::ReopenContainerLogRequest { container_id: container_id() }).await,
                     codes,
@@ -93,15 +91,15 @@ fn unknown_and_malformed_ids() {
                 );
                 let update =
                     cri::UpdateContainerResourcesRequest { container_id: container_id(), ..Default::default() };
-                refused(r.update_container_resources(update).await, &or_refused, &[]);
+                refused(r.update_container_resources(update).await, codes, &[]);
                 refused(
                     r.container_stats(cri::ContainerStatsRequest { container_id: container_id() }).await,
-                    &or_refused,
+                    codes,
                     &[],
                 );
                 refused(
                     r.pod_sandbox_stats(cri::PodSandboxStatsRequest { pod_sandbox_id: pod_sandbox_id() }).await,
-                    &or_refused,
+                    codes,
                     &[],
                 );
                 let config = pod("none", &node.dir);
@@ -163,11 +161,7 @@ fn requests_that_make_no_sense() {
             refused(c.runtime.run_pod_sandbox(run_request(&config)).await, invalid, &["relative/path"]);
             let mut request = run_request(&pod("p", &logs));
             request.runtime_handler = "no-such-handler".into();
-            refused(
-                c.runtime.run_pod_sandbox(request).await,
-                &[Code::InvalidArgument, Code::NotFound],
-                &["no-such-handler"],
-            );
+            refused(c.runtime.run_pod_sandbox(request).await, invalid, &["no-such-handler"]);
             assert_empty(&mut c).await;
             snapshot::assert_back_to(&before, &node);
 
@@ -191,6 +185,9 @@ fn requests_that_make_no_sense() {
             let mut bad = container("c", BUSYBOX, "true");
             bad.image = None;
             refused(c.runtime.create_container(create(bad)).await, invalid, &["image"]);
+            let mut bad = container("c", BUSYBOX, "true");
+            bad.image = Some(image_spec("/var/lib/kubelet/checkpoints/c.tar"));
+            refused(c.runtime.create_container(create(bad)).await, &[Code::Unimplemented], &["c.tar", "restored"]);
             let bad = container("c", "registry.k8s.io/not/pulled:1", "true");
             refused(
                 c.runtime.create_container(create(bad)).await,
@@ -210,8 +207,22 @@ fn requests_that_make_no_sense() {
                 host_path: "/dev/null/no-folder".into(),
                 ..Default::default()
             });
-            let codes = &[Code::NotFound, Code::InvalidArgument, Code::FailedPrecondition, Code::Internal];
-            refused(c.runtime.create_container(create(bad)).await, codes, &["/dev/null/no-folder"]);
+            refused(c.runtime.create_container(create(bad)).await, invalid, &["/dev/null/no-folder"]);
+            for path in ["/", "/x/../.."] {
+                let mut bad = container("c", BUSYBOX, "true");
+                let (container_path, host_path) = (path.to_owned(), "/tmp".to_owned());
+                bad.mounts.push(cri::Mount { container_path, host_path, ..Default::default() });
+                refused(c.runtime.create_container(create(bad)).await, invalid, &[path]);
+            }
+            let limited = |limits: cri::LinuxContainerResources| {
+                let mut bad = container("c", BUSYBOX, "true");
+                bad.linux.get_or_insert_default().resources = Some(limits);
+                bad
+            };
+            let bad = limited(cri::LinuxContainerResources { cpuset_cpus: "9999".into(), ..Default::default() });
+            refused(c.runtime.create_container(create(bad)).await, invalid, &["cpuset_cpus", "9999"]);
+            let bad = limited(cri::LinuxContainerResources { memory_limit_in_bytes: 1000, ..Default::default() });
+            refused(c.runtime.create_container(create(bad)).await, invalid, &["memory_limit_in_bytes", "1000"]);
             let mut bad = container("c", BUSYBOX, "true");
             bad.log_path = "../../../escape.log".into();
             refused(c.runtime.create_container(create(bad)).await, invalid, &["escape.log"]);
@@ -276,28 +287,15 @@ fn a_program_that_is_not_there() {
                 .pod_sandbox_id;
             let mut bad = container("c", BUSYBOX, "");
             bad.command = vec!["/no/such/program".into()];
-            // Told at creation or at start, by name; after it nothing runs.
-            match c.runtime.create_container(create_request(&id, bad, &config)).await {
-                Ok(created) => {
-                    let container_id = created.into_inner().container_id;
-                    let start = cri::StartContainerRequest { container_id };
-                    let codes = &[
-                        Code::NotFound,
-                        Code::InvalidArgument,
-                        Code::FailedPrecondition,
-                        Code::Internal,
-                        Code::Unknown,
-                    ];
-                    refused(c.runtime.start_container(start).await, codes, &["/no/such/program"]);
-                }
-                failed => {
-                    let codes = &[Code::NotFound, Code::InvalidArgument, Code::FailedPrecondition, Code::Internal];
-                    refused(failed, codes, &["/no/such/program"]);
-                    let list =
-                        c.runtime.list_containers(cri::ListContainersRequest::default()).await.expect("ListContainers");
-                    assert_eq!(list.into_inner().containers, []);
-                }
-            }
+            // Told at its start, by name; it then has ended.
+            let created = c.runtime.create_container(create_request(&id, bad, &config)).await.expect("CreateContainer");
+            let container_id = created.into_inner().container_id;
+            let start = cri::StartContainerRequest { container_id: container_id.clone() };
+            refused(c.runtime.start_container(start).await, &[Code::InvalidArgument], &["/no/such/program"]);
+            let status = cri::ContainerStatusRequest { container_id, verbose: false };
+            let status = c.runtime.container_status(status).await.expect("ContainerStatus").into_inner().status;
+            let status = status.expect("a status");
+            assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"), "{status:?}");
             c.runtime
                 .stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() })
                 .await

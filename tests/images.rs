@@ -11,10 +11,12 @@ use images_support::{Answer, Built, Fake, Item, Registry, World, build, gzip, la
 use proxmox_lxcri::core::error::Kind;
 use proxmox_lxcri::core::ids::ContainerId;
 use proxmox_lxcri::core::ports::{ImageSource, ImageStore, LayerStore, RegistryAuth, RootfsOptions};
+use proxmox_lxcri::core::spec::IdMapping;
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use proxmox_lxcri::integrations::overlay::{OverlayOptions, OverlayStore};
 use proxmox_lxcri::utils::beneath::Root;
 use proxmox_lxcri::utils::tasks::TaskSet;
+use rustix::fs::{Mode, OFlags};
 
 fn simple(content: &str) -> Built {
     build(&[layer(&[Item::dir("etc"), Item::file("etc/name", content.as_bytes())])], "amd64", false)
@@ -445,7 +447,7 @@ async fn many_layers_mount_in_both_ways() {
         let tasks = TaskSet::new("many-layers");
         let options = OverlayOptions { legacy_mount: legacy, ..Default::default() };
         let store = OverlayStore::open(root.clone(), options.clone(), tasks.clone()).unwrap();
-        assert!(OverlayStore::open(root, options, tasks.clone()).is_err(), "one store per folder");
+        assert!(OverlayStore::open(root.clone(), options, tasks.clone()).is_err(), "one store per folder");
         let mut chains: Vec<proxmox_lxcri::core::ids::Digest> = Vec::new();
         for n in 0..130 {
             let tar = layer(&[Item::file(&format!("f{n}"), b"x"), Item::file("last", n.to_string().as_bytes())]);
@@ -461,7 +463,29 @@ async fn many_layers_mount_in_both_ways() {
             assert_eq!(mount.read_file("last", 10).unwrap(), b"129");
             assert_eq!(mount.read_file("f0", 10).unwrap(), b"x");
         }
+        // For a pod with a user namespace: each layer is idmapped, the container's own folder has the ids of outside.
+        store.try_idmap().await.unwrap();
+        let map = |host_id| vec![IdMapping { host_id, container_id: 0, length: 1000 }];
+        let options = RootfsOptions { uid_map: map(300_000), gid_map: map(400_000), ..Default::default() };
+        let mapped = ContainerId::new();
+        store.create_rootfs(&mapped, &chains, &options).await.unwrap();
+        store.create_rootfs(&mapped, &chains, &options).await.unwrap();
+        let e = store.create_rootfs(&mapped, &chains, &RootfsOptions::default()).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::AlreadyExists, "{}", e.chain());
+        for _ in 0..2 {
+            let mount = Root::from_fd(store.mount_rootfs(&mapped).await.unwrap());
+            for name in ["last", "f0", "."] {
+                let file = mount.open_at(name, OFlags::RDONLY, Mode::empty()).unwrap();
+                let seen = rustix::fs::fstat(&file).unwrap();
+                assert_eq!((seen.st_uid, seen.st_gid), (300_000, 400_000), "{name}");
+            }
+            assert_eq!(mount.read_file("last", 10).unwrap(), b"129");
+        }
+        assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(root.as_str()));
         assert_eq!(std::fs::read_dir(dir.path().join("o/tmp")).unwrap().count(), 0);
+        let half = RootfsOptions { uid_map: map(300_000), ..Default::default() };
+        let e = store.create_rootfs(&ContainerId::new(), &chains, &half).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::InvalidArgument, "{}", e.chain());
         let quota = RootfsOptions { quota: 1, ..Default::default() };
         let e = store.create_rootfs(&ContainerId::new(), &chains, &quota).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Unimplemented);

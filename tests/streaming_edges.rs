@@ -352,7 +352,13 @@ fn a_thousand_execs_leave_nothing() {
             for n in 0..100 {
                 streamed(&mut client, n).await;
             }
-            println!("\nfigure: 1000 ExecSync in {middle:?}, 100 streamed execs in {:?}", start.elapsed() - middle);
+            for n in 0..50 {
+                let args = ["exec", "-i", "--transport", "spdy", &id, "cat"];
+                let out = fed(&crictl, &args, format!("{n}").into_bytes());
+                assert_eq!(out.stdout, format!("{n}").into_bytes(), "{}", describe(&out));
+            }
+            let streams = start.elapsed() - middle;
+            println!("\nfigure: 1000 ExecSync in {middle:?}, 100 execs by WebSocket and 50 by SPDY in {streams:?}");
             let after = settled(Some(before));
             println!("figure: fds, threads of the daemon; of the monitor; cgroups; files: {before:?} -> {after:?}");
         });

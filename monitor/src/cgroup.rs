@@ -98,6 +98,30 @@ pub fn kill(folder: &str) {
     }
 }
 
+/// Moves the processes of one group, not of those below it, to another. Best effort: what forks meanwhile is met by the
+/// next round; on v2 a group that gives controllers to others takes none.
+pub fn move_all(from: &Path, to: &Path) {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::openat(CWD, to.join("cgroup.procs"), flags, Mode::empty()) else { return };
+    for _ in 0..16 {
+        let moved = |pid: &i32| rustix::io::write(&file, pid.to_string().as_bytes()).is_ok();
+        if listed(from).iter().filter(|pid| moved(pid)).count() == 0 {
+            return;
+        }
+    }
+}
+
+/// Removes a group with the empty ones below it; false: somebody is in it.
+pub fn remove(folder: &Path) -> bool {
+    below(folder).for_each(|child| {
+        remove(&child);
+    });
+    match rustix::fs::rmdir(folder) {
+        Ok(()) => true,
+        Err(e) => matches!(e, rustix::io::Errno::NOENT | rustix::io::Errno::NODEV),
+    }
+}
+
 fn kill_listed(folder: &Path, depth: u32) -> usize {
     let mut killed = 0;
     for pid in listed(folder) {

@@ -50,7 +50,8 @@ pub struct Container {
     pub terminal: Option<OwnedFd>,
     ended: Option<Ended>,
     ends: Ends,
-    rootfs: Option<OwnedFd>,
+    /// Detached mounts and where they go for the time of `create`.
+    mounts: Vec<(OwnedFd, String)>,
     program: Option<i32>,
     oom: Option<(OomWatch, u64)>,
     failure: Option<Failure>,
@@ -77,15 +78,23 @@ fn check(plan: &v1::CreateContainer, fds: &[OwnedFd]) -> Result<()> {
             return Err(Failure::invalid(format!("{path:?} is not an absolute path")));
         }
     }
-    if fds.len() != usize::from(!plan.rootfs_mount_point.is_empty()) {
+    if let Some(path) = plan.volume_mount_points.iter().find(|path| !Path::new(path).is_absolute()) {
+        return Err(Failure::invalid(format!("{path:?} is not an absolute path")));
+    }
+    if fds.len() != mount_points(plan).count() {
         return Err(Failure::invalid(format!("{} descriptors do not fit the plan", fds.len())));
     }
     Ok(())
 }
 
+/// Where the mounts that come with the plan go, in the order of their descriptors.
+fn mount_points(plan: &v1::CreateContainer) -> impl Iterator<Item = &String> {
+    [&plan.rootfs_mount_point].into_iter().filter(|path| !path.is_empty()).chain(&plan.volume_mount_points)
+}
+
 impl Server {
     /// CreateContainer.
-    pub fn create(&mut self, asker: Asker, plan: v1::CreateContainer, mut fds: Vec<OwnedFd>) -> Result<()> {
+    pub fn create(&mut self, asker: Asker, plan: v1::CreateContainer, fds: Vec<OwnedFd>) -> Result<()> {
         check(&plan, &fds)?;
         if self.shutdown.is_some() {
             return Err(Failure::state("the monitor is about to end"));
@@ -110,7 +119,7 @@ impl Server {
             terminal: None,
             ended: None,
             ends,
-            rootfs: fds.pop(),
+            mounts: fds.into_iter().zip(mount_points(&plan).cloned()).collect(),
             program: None,
             oom: None,
             failure: None,
@@ -276,8 +285,11 @@ impl Server {
         let mut fds = program::Descriptors::default();
         let spec = match which {
             Program::Create => {
-                if let Some(mount) = container.rootfs.take() {
-                    mounts::attach(mount, &container.plan.rootfs_mount_point)?;
+                for (mount, folder) in std::mem::take(&mut container.mounts) {
+                    if let Err(failure) = mounts::attach(mount, &folder) {
+                        container.unmount(which);
+                        return Err(failure);
+                    }
                 }
                 fds = std::mem::take(&mut container.ends.container);
                 container.plan.create.take()
@@ -498,8 +510,8 @@ impl Container {
     }
 
     fn unmount(&self, which: Program) {
-        if which == Program::Create && !self.plan.rootfs_mount_point.is_empty() {
-            mounts::detach(&self.plan.rootfs_mount_point);
+        if which == Program::Create {
+            mount_points(&self.plan).for_each(|folder| mounts::detach(folder));
         }
     }
 

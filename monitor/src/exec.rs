@@ -2,7 +2,8 @@
 //!
 //! Called by the server. A program starts the process and leaves it to us; it ends by itself, or is killed with what
 //! it started because its time is up, because KillExec says so, or because the connection that asked for it is gone.
-//! A crash of the monitor leaves it running.
+//! With a cgroup of its own that is all that is in the group, daemons that it left among them; without one (an older
+//! daemon, a runtime that can't) its descendants and its session. A crash of the monitor leaves it running.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use rustix::termios::Winsize;
 
 use crate::connection::Asker;
 use crate::container::Container;
+use crate::execgroup::ExecGroup;
 use crate::failure::{Failure, Result};
 use crate::process::Process;
 use crate::proctree;
@@ -33,6 +35,7 @@ pub struct Exec {
     /// The process.
     pub process: Option<Process>,
     pid_file: String,
+    group: ExecGroup,
     /// When it is killed (again).
     pub deadline: Option<Instant>,
     killed: bool,
@@ -56,7 +59,10 @@ impl Exec {
 impl Server {
     /// Exec.
     pub fn exec(&mut self, asker: Asker, request: v1::Exec, fds: Vec<OwnedFd>) -> Result<()> {
-        let v1::Exec { container_id, exec_id, program, pid_file, terminal, console_socket, timeout_ms, .. } = request;
+        let v1::Exec {
+            container_id, exec_id, program, pid_file, terminal, console_socket, timeout_ms, cgroups, ..
+        } = request;
+        let group = ExecGroup::new(cgroups)?;
         program::check(program.as_ref(), "exec")?;
         let program = program.unwrap_or_default();
         if exec_id.is_empty() || !pid_file.starts_with('/') || terminal && !console_socket.starts_with('/') {
@@ -80,6 +86,7 @@ impl Server {
             program: None,
             process: None,
             pid_file,
+            group,
             deadline: (timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(timeout_ms.into())),
             killed: false,
             timed_out: false,
@@ -100,7 +107,6 @@ impl Server {
             (descriptors.stdin, descriptors.stdout, descriptors.stderr) = (stdin, stdout, stderr);
         }
         let _ = rustix::fs::unlink(exec.pid_file.as_str());
-        // The place for a cgroup of its own: made here, given to the program, killed in `kill_exec`.
         let started = program::spawn(&program, descriptors);
         if terminal && started.is_err() {
             let _ = rustix::fs::unlink(console_socket.as_str());
@@ -144,6 +150,7 @@ impl Server {
             Err(failure) => {
                 if let Some(exec) = self.execs.remove(id) {
                     self.reply(exec.asker, Err(failure));
+                    self.end_group(exec.group);
                 }
                 return;
             }
@@ -157,8 +164,10 @@ impl Server {
             && process_ended.is_none()
         {
             proctree::kill_tree(pid, None);
-            if let Some(exec) = self.execs.remove(id) {
+            if let Some(mut exec) = self.execs.remove(id) {
+                exec.group.kill();
                 self.reply(exec.asker, Err(failure));
+                self.end_group(exec.group);
             }
             return;
         }
@@ -208,9 +217,10 @@ impl Server {
             exit: Some(ended.to_wire()),
             timed_out: exec.timed_out,
         }));
+        self.end_group(exec.group);
     }
 
-    /// KillExec: the process, its descendants and its session.
+    /// KillExec: the process and what it started.
     pub fn kill_exec(&mut self, id: &str) {
         let Some(exec) = self.execs.get_mut(id) else { return };
         exec.killed = true;
@@ -218,7 +228,13 @@ impl Server {
         if let Some(pid) = exec.program {
             proctree::kill_tree(pid, None);
         }
-        if let Some(process) = &exec.process {
+        if !exec.group.is_none() {
+            exec.group.kill();
+            // It may have left the group: a privileged one can.
+            if let Some(process) = &exec.process {
+                let _ = process.signal(libc::SIGKILL);
+            }
+        } else if let Some(process) = &exec.process {
             // A session that it shares with the container's main process is not its own.
             let shared = |c: &Container| c.init.as_ref().is_some_and(|i| i.session == process.session);
             let own = !self.containers.values().any(shared);

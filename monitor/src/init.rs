@@ -66,7 +66,8 @@ impl Server {
         let plan = rustix::fs::memfd_create(c"plan", MemfdFlags::CLOEXEC).map_err(failed)?;
         // Told by stdin and not by arguments, which everybody in the namespace can read.
         let mut text = String::new();
-        for (kind, paths) in [('c', &request.cgroups), ('n', &request.namespaces)] {
+        let (user, others) = request.namespaces.split_at(request.namespaces.len().min(1));
+        for (kind, paths) in [('c', &request.cgroups[..]), ('u', user), ('n', others)] {
             paths
                 .iter()
                 .filter(|p| !p.is_empty())
@@ -156,13 +157,16 @@ fn start() -> std::result::Result<(), String> {
         } else {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| format!("open {path}: {e}"))?;
-            namespaces.push((path, fd));
+            namespaces.push((kind, path, fd));
         }
     }
-    for (path, fd) in namespaces {
+    for (kind, path, fd) in namespaces {
         use std::os::fd::AsFd;
         rustix::thread::move_into_link_name_space(fd.as_fd(), None::<LinkNameSpaceType>)
             .map_err(|e| format!("enter {path}: {e}"))?;
+        if kind == "u" {
+            become_its_root().map_err(|e| format!("become root of {path}: {e}"))?;
+        }
     }
     // SAFETY: a PID namespace for children; no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }.map_err(|e| format!("new PID namespace: {e}"))?;
@@ -191,6 +195,13 @@ fn start() -> std::result::Result<(), String> {
             std::io::stdout().write_all(pid.to_string().as_bytes()).map_err(|e| format!("answer: {e}"))
         }
     }
+}
+
+/// In a user namespace: until now this is the host's root, who has no number here.
+fn become_its_root() -> rustix::io::Result<()> {
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
 }
 
 /// In the init: gives up everything.

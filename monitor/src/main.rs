@@ -11,6 +11,7 @@ mod connection;
 mod container;
 mod crilog;
 mod exec;
+mod execgroup;
 mod exit_record;
 mod failure;
 mod init;

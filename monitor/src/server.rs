@@ -15,6 +15,7 @@ use crate::attach::Attached;
 use crate::connection::{Asker, Connection};
 use crate::container::Container;
 use crate::exec::Exec;
+use crate::execgroup::ExecGroup;
 use crate::failure::{Failure, Result};
 use crate::init::Init;
 use crate::lifecycle::{Event, Program};
@@ -54,6 +55,8 @@ pub struct Server {
     pub containers: BTreeMap<String, Container>,
     /// By id.
     pub execs: BTreeMap<String, Exec>,
+    /// Cgroups of execs that are over, while somebody is in them.
+    pub groups: Vec<ExecGroup>,
     /// Programs that run, by pid.
     pub programs: BTreeMap<i32, (Purpose, Running)>,
     /// Attached clients, by number.
@@ -91,6 +94,7 @@ impl Server {
             pod_info,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            groups: Vec::new(),
             programs: BTreeMap::new(),
             attached: BTreeMap::new(),
             init: Init::None,
@@ -316,7 +320,7 @@ impl Server {
     fn next_timer(&self) -> Option<Instant> {
         let programs = self.programs.values().map(|(_, r)| r.deadline);
         let execs = self.execs.values().filter_map(|e| e.deadline);
-        programs.chain(execs).chain(self.next_container_timer()).min()
+        programs.chain(execs).chain(self.next_container_timer()).chain(self.next_group_timer()).min()
     }
 
     fn timers(&mut self) {
@@ -329,6 +333,7 @@ impl Server {
             }
         }
         self.exec_timers(now);
+        self.group_timers(now);
         self.container_timers(now);
     }
 

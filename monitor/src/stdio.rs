@@ -113,8 +113,10 @@ fn make_fifo(path: &str, stdio: &v1::Stdio) -> Result<()> {
     Ok(())
 }
 
+/// Without O_NOFOLLOW, which the kernel keeps with the description: a checkpoint would hold it, and criu, which reopens
+/// by a link in /proc, could not restore it. The FIFO was just made, in a folder that is root's alone.
 fn open(path: &str, flags: OFlags) -> Result<OwnedFd> {
-    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Failure::errno(format_args!("open {path}"), e))
 }
 

@@ -122,6 +122,86 @@ fn execs_die_with_their_connection_and_by_kill() {
     assert_eq!(watcher.hello().containers[0].phase(), v1::ContainerPhase::PhaseRunning);
 }
 
+/// A cgroup, removed with what is in and below it.
+struct Cgroup(std::path::PathBuf);
+
+impl Cgroup {
+    fn make(name: &str) -> Self {
+        let root = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].into_iter().find(|r| folder_is(r)).unwrap();
+        let path = std::path::Path::new(root).join(format!("lxcri-test-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn below(&self, name: &str) -> std::path::PathBuf {
+        let path = self.0.join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    }
+}
+
+fn folder_is(path: &str) -> bool {
+    std::path::Path::new(path).join("cgroup.procs").is_file()
+}
+
+fn members(folder: &std::path::Path) -> usize {
+    std::fs::read_to_string(folder.join("cgroup.procs")).map_or(0, |t| t.lines().count())
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let folders = std::fs::read_dir(&self.0).into_iter().flatten().flatten().map(|e| e.path());
+        let folders: Vec<_> = folders.filter(|p| p.is_dir()).chain([self.0.clone()]).collect();
+        for folder in folders {
+            for _ in 0..200 {
+                for pid in std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines() {
+                    // SAFETY: a plain system call.
+                    unsafe { libc::kill(pid.parse().unwrap(), libc::SIGKILL) };
+                }
+                if std::fs::remove_dir(&folder).is_ok() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10)); // the poll of a condition with a limit
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_is_killed_with_its_exec_or_handed_to_the_container() {
+    let pod = Pod::start();
+    let mut client = running(&pod);
+    let container = Cgroup::make("c1");
+    let daemon = "(setsid sh -c 'sleep 1000 & exit 0' &); ";
+    let mut grouped = |id: &str, command: &str, timeout_ms: u32| {
+        let group = container.below(&format!("exec-{id}"));
+        let join = format!("echo $$ > {}/cgroup.procs; ", group.display());
+        let mut request = exec(&pod, id, &format!("{join}{command}"));
+        request.cgroups = vec![group.to_str().unwrap().into()];
+        request.timeout_ms = timeout_ms;
+        let sent = client.send(Op::Exec(request), &[]);
+        assert!(started(&mut client, sent) > 1);
+        let exited = client.exec_exited(id);
+        (exited.timed_out, group)
+    };
+    let (timed_out, group) = grouped("e1", &format!("{daemon}sleep 1000"), 500);
+    assert!(timed_out);
+    until("the group of the killed exec to go", || !group.exists());
+    assert_eq!(members(&container.0), 0);
+    let (timed_out, group) = grouped(
+        "e2",
+        &format!("{daemon}until [ $(wc -l < {}/exec-e2/cgroup.procs) -gt 2 ]; do :; done", container.0.display()),
+        0,
+    );
+    assert!(!timed_out);
+    until("the group of the exec to go", || !group.exists());
+    assert_eq!(members(&container.0), 1);
+
+    let mut request = exec(&pod, "e3", "");
+    request.cgroups = vec![container.0.to_str().unwrap().into()];
+    assert_eq!(client.error(Op::Exec(request)).code(), ErrorCode::ErrorInvalid);
+}
+
 /// Sends a new pty's master to a console socket and runs its arguments on the slave, as a runtime would.
 const PTY: &str = r#"
 import os, pty, socket, subprocess, sys, array
@@ -219,13 +299,16 @@ fn the_pods_init_is_nobody_in_an_empty_root() {
     let start = |cgroups: Vec<String>, namespaces: Vec<String>| Op::StartInit(v1::StartInit { cgroups, namespaces });
     let error = client.error(start(vec![], vec!["/no/such/ns".into()]));
     assert!(error.code() == ErrorCode::ErrorProgram && error.message.contains("open /no/such/ns"), "{error:?}");
-    // In a user namespace nobody has no number; without it there is no capability there either.
+    // In this user namespace nobody has no number: its root has to do, without a capability.
     let mut other = std::process::Command::new("unshare");
-    let mut other = other.args(["-U", "--map-root-user", "-i", "sleep", "1000"]).spawn().unwrap();
+    let mut other = other.args(["-U", "-i", "sleep", "1000"]).spawn().unwrap();
     pod.pids.borrow_mut().push(other.id() as i32);
     let ns = |kind: &str| format!("/proc/{}/ns/{kind}", other.id());
     let link = |pid: u32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
     until("its namespaces", || std::fs::read_to_string(format!("/proc/{}/comm", other.id())).unwrap() == "sleep\n");
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{}/{map}", other.id()), "0 100000 1000").unwrap();
+    }
     let Body::InitStarted(inside) = client.call(start(vec![], vec![ns("user"), ns("ipc")]), &[]) else { panic!() };
     for kind in ["user", "ipc"] {
         assert_eq!(link(inside.pid as u32, kind), link(other.id(), kind));

@@ -65,6 +65,15 @@ impl Client {
         called(self.runtime.pod_sandbox_status(request).await)?.status.ok_or_else(|| anyhow!("pod {id} has no status"))
     }
 
+    /// Whether the pod was made through the local socket, by `run` or its like, and is no kubelet's.
+    pub async fn is_local(&mut self, id: &str) -> Result<bool> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_string(), verbose: true };
+        let info = called(self.runtime.pod_sandbox_status(request).await)?.info;
+        let info: serde_json::Value =
+            info.get("info").map(|text| serde_json::from_str(text)).transpose()?.unwrap_or_default();
+        Ok(info["owner"] == "local")
+    }
+
     /// Stops and removes a pod and the logs of its containers.
     pub async fn remove_pod(&mut self, id: &str) -> Result<()> {
         let pod = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_string() };

@@ -41,7 +41,7 @@ impl Command for Rm {
 }
 
 async fn remove_empty_local_pod(client: &mut Client, pod: &str, log_path: &str) -> Result<()> {
-    let local = client.pod_status(pod).await?.metadata.is_some_and(|m| m.namespace == "local");
+    let local = client.is_local(pod).await?;
     let empty = !client.containers().await?.iter().any(|c| c.pod_sandbox_id == pod);
     if local && empty {
         client.remove_pod(pod).await?;

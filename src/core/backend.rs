@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 
 use async_trait::async_trait;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Kind, Result};
@@ -24,9 +24,10 @@ pub struct Capabilities {
 }
 
 /// Notes what a pod is about to own, on disk, before it is made.
+#[async_trait]
 pub trait Journal: Send {
     /// Returns once the notes are written; noting twice is fine.
-    fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
+    async fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
 }
 
 /// A container about to be made.
@@ -49,10 +50,23 @@ pub struct LaunchContext<'a> {
     pub image: &'a Image,
     /// Root of its (detached) root file system, to look at.
     pub rootfs: BorrowedFd<'a>,
+    /// Images that are mounted as volumes; their descriptors follow the root file system's in the order of
+    /// [`Volumes::mount_points`].
+    pub volumes: &'a Volumes,
     /// The container whose PID namespace it joins, with NamespaceMode::Target.
     pub target: Option<&'a ContainerRecord>,
     /// Absolute; None: no log.
     pub log_path: Option<&'a Utf8Path>,
+}
+
+/// Images that a container has as volumes, mounted nowhere yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Volumes {
+    /// Empty folders, one an image, that the detached mounts go onto.
+    pub mount_points: Vec<Utf8PathBuf>,
+    /// For each mount of the container's configuration: the folder it shows, at or below one of `mount_points` and without
+    /// links; None where it is no image.
+    pub sources: Vec<Option<Utf8PathBuf>>,
 }
 
 /// How to launch it.
@@ -79,6 +93,20 @@ pub struct ExecContext<'a> {
     pub command: &'a [String],
     /// With a terminal.
     pub tty: bool,
+}
+
+/// A running container to write down.
+pub struct CheckpointContext<'a> {
+    /// Its pod.
+    pub pod: &'a PodRecord,
+    /// The container, running.
+    pub container: &'a ContainerRecord,
+    /// Folder of the container.
+    pub run_dir: &'a Utf8Path,
+    /// Private folder for what is needed on the way; removed by the caller.
+    pub folder: &'a Utf8Path,
+    /// Folder of what goes into the archive; has an empty folder `checkpoint` for the images of the processes.
+    pub archive: &'a Utf8Path,
 }
 
 /// New limits of a container.
@@ -117,10 +145,20 @@ pub trait Backend: Send + Sync {
     ) -> Result<SandboxFacts>;
     /// Writes what the launch needs into the container's folder and says how to launch it.
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch>;
+    /// After a `create` of the plan that failed: why the container's program can't run, if that was the reason.
+    async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
+        let _ = run_dir;
+        None
+    }
     /// As `launch_plan`, for an exec.
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
-    /// Removes the files of an exec.
-    fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str);
+    /// Removes the files of an exec that is over.
+    fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str);
+    /// Kills all execs of a container whose monitor is gone: nobody else could end them any more.
+    async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
+        let _ = (pod, container);
+        Ok(())
+    }
     /// Connects with a TCP port of a ready pod on its loopback interface. Blocking or not is for the caller to set.
     async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
         let _ = port;
@@ -146,6 +184,11 @@ pub trait Backend: Send + Sync {
     /// Changes the limits of a container; refuses by name what it can't honour, before it changes anything.
     async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
         Err(unoffered(self.handler(), &format!("new limits for container {}", update.container.id)))
+    }
+    /// Writes a running container's processes, `spec.dump` and `dump.log` into the folder of an archive; the container
+    /// runs on, also after a failure.
+    async fn checkpoint(&self, checkpoint: CheckpointContext<'_>) -> Result<()> {
+        Err(unoffered(self.handler(), &format!("a checkpoint of container {}", checkpoint.container.id)))
     }
     /// Changes the limits of a pod as a whole (without its overhead, and that). Success without a change when
     /// somebody else keeps the pod's unit and has done it already.

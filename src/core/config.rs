@@ -125,6 +125,12 @@ pub struct Runtime {
     pub default_capabilities: Vec<String>,
     /// Folder of Localhost seccomp profiles with relative names (absolute ones are the kubelet's).
     pub seccomp_root: Utf8PathBuf,
+    /// Folders of CDI files (JSON, YAML), a later one wins.
+    pub cdi_spec_dirs: Vec<Utf8PathBuf>,
+    /// Pods with a network of their own may listen on ports below 1024 without a capability.
+    pub enable_unprivileged_ports: bool,
+    /// They may ping without a capability.
+    pub enable_unprivileged_icmp: bool,
 }
 
 impl Default for Runtime {
@@ -155,6 +161,9 @@ impl Default for Runtime {
             .map(String::from)
             .to_vec(),
             seccomp_root: "/var/lib/kubelet/seccomp".into(),
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            enable_unprivileged_ports: true,
+            enable_unprivileged_icmp: true,
         }
     }
 }
@@ -283,7 +292,8 @@ impl Config {
             ("runtime.seccomp_root", &self.runtime.seccomp_root),
         ];
         let template = self.network.conf_template.as_ref().map(|path| ("network.conf_template", path));
-        for (key, path) in absolute.into_iter().chain(template) {
+        let cdi = self.runtime.cdi_spec_dirs.iter().map(|path| ("runtime.cdi_spec_dirs", path));
+        for (key, path) in absolute.into_iter().chain(template).chain(cdi) {
             if !path.is_absolute() {
                 return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
             }

@@ -9,6 +9,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod ids;
+pub mod limits;
 pub mod ports;
 pub mod records;
 pub mod reference;

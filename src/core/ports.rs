@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, Digest, PodId};
-use super::spec::{DnsConfig, PortMapping};
+use super::spec::{DnsConfig, IdMapping, PortMapping, UserNamespace};
 
 pub use lxcri_monitor_proto::v1 as monitor_v1;
 
@@ -96,10 +96,25 @@ pub struct Usage {
 pub struct RootfsOptions {
     /// Limit in bytes; 0: none.
     pub quota: u64,
-    /// Id maps for an idmapped root (container id, host id, length); empty: none.
-    pub uid_map: Vec<(u32, u32, u32)>,
+    /// Id maps for an idmapped root; empty: none.
+    pub uid_map: Vec<IdMapping>,
     /// As `uid_map`, for groups.
-    pub gid_map: Vec<(u32, u32, u32)>,
+    pub gid_map: Vec<IdMapping>,
+    /// More committed layers that the container uses, for image volumes: none of them is forgotten before it is removed.
+    pub volumes: Vec<Digest>,
+}
+
+/// What a container has changed of its image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RootfsChanges {
+    /// Folder that the changed files are in.
+    pub folder: Utf8PathBuf,
+    /// New and changed files and folders, relative to it, bytes as they are; a folder before what is in it.
+    pub changed: Vec<Vec<u8>>,
+    /// Files of the image that are gone, from the container's root ("/etc/motd").
+    pub deleted: Vec<String>,
+    /// Folders that hide all that the image has in them.
+    pub opaque: Vec<String>,
 }
 
 /// Why layers and root file systems can't be made now, or soon can't.
@@ -171,18 +186,35 @@ pub trait LayerStore: Send + Sync {
         let _ = chain;
         None
     }
-    /// Forgets layers that are not in `keep`; those in use by a container stay. Returns the bytes freed.
+    /// Forgets layers that are not in `keep`; those in use by a container stay. Returns the bytes freed, when they are
+    /// free: a kubelet looks at the disk as soon as an image is removed, and ends pods if that was not enough.
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64>;
     /// Makes the container's writable root on the layers `chains` (base first, at least one). Repeatable.
     async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()>;
     /// A detached mount of it, ready for move_mount(2). Repeatable.
     async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd>;
+    /// A detached mount of the committed layers `chains` (base first), read-only, noexec, nosuid and nodev. They must be
+    /// among the `volumes` of a container that is there as long as the mount is. `user`: its files have the ids that they
+    /// have in the image when seen from that user namespace.
+    async fn mount_volume(&self, chains: &[Digest], user: Option<&UserNamespace>) -> Result<OwnedFd> {
+        let _ = (chains, user);
+        Err(Error::new(Kind::Unimplemented, format!("image volumes: the {} driver has none", self.driver())))
+    }
     /// Removes it; unknown is success.
     async fn remove_rootfs(&self, container: &ContainerId) -> Result<()>;
     /// All containers that have a root file system, for garbage collection.
     async fn list_rootfs(&self) -> Result<Vec<ContainerId>>;
     /// What the container has written. From memory or a bounded scan, never a storage command.
     async fn rootfs_usage(&self, container: &ContainerId) -> Result<Usage>;
+    /// Whether root file systems can be idmapped here, found by trying; the error says why not.
+    async fn try_idmap(&self) -> Result<()> {
+        Err(Error::new(Kind::Unimplemented, format!("driver {} has no idmapped root file systems", self.driver())))
+    }
+    /// What the container has changed of its image, to be read while nothing of it is removed.
+    async fn rootfs_changes(&self, container: &ContainerId) -> Result<RootfsChanges> {
+        let message = format!("container {container}: driver {} can't tell what it has changed", self.driver());
+        Err(Error::new(Kind::Unimplemented, message))
+    }
     /// Folder on the file system that holds the layers.
     fn mountpoint(&self) -> Utf8PathBuf;
     /// A cut of several containers' root file systems at one moment, called `name`; AlreadyExists if one has it.
@@ -371,8 +403,8 @@ pub type AttachEnd = BoxFuture<'static, Result<bool>>;
 pub trait Monitor: Send + Sync {
     /// Pid of the monitor process.
     fn pid(&self) -> i32;
-    /// See CreateContainer in monitor.proto.
-    async fn create(&self, plan: monitor_v1::CreateContainer, rootfs: Option<OwnedFd>) -> Result<monitor_v1::Created>;
+    /// See CreateContainer in monitor.proto; `mounts`: the plan's root file system, if it has one, then its volumes.
+    async fn create(&self, plan: monitor_v1::CreateContainer, mounts: Vec<OwnedFd>) -> Result<monitor_v1::Created>;
     /// Lets the init run; answers with the time (Unix, ns).
     async fn start(&self, container: &ContainerId) -> Result<i64>;
     /// Signals the init (or all of the container's processes with SIGKILL); ended or unknown is success.

@@ -44,6 +44,9 @@ pub struct SandboxFacts {
     pub utsns: Option<Utf8PathBuf>,
     /// Pinned PID namespace shared by the containers; None: each its own, or the host's.
     pub pidns: Option<Utf8PathBuf>,
+    /// Pinned user namespace, which owns the others; None: the host's.
+    #[serde(default)]
+    pub userns: Option<Utf8PathBuf>,
     /// Folder that is the containers' /dev/shm; None: the host's.
     pub shm: Option<Utf8PathBuf>,
     /// Parent of the containers' cgroups, as the driver names it.
@@ -130,6 +133,9 @@ pub struct ContainerRecord {
     pub pid: i32,
     /// See `pid`.
     pub pid_start_time: u64,
+    /// Why its program can't run, told by StartContainer: the runtime never made the container.
+    #[serde(default)]
+    pub cannot_run: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -175,6 +181,11 @@ impl RecordStore {
         let store = Self { pods: root.join("pods"), quarantine: root.join("quarantine"), unsynced: Arc::default() };
         std::fs::create_dir_all(&store.pods).map_err(|e| Error::io(format!("make {}", store.pods), e))?;
         Ok(store)
+    }
+
+    /// Folder, beside the records and perhaps not there, for checkpoints while they are made.
+    pub fn checkpoints(&self) -> Utf8PathBuf {
+        self.pods.with_file_name("checkpoints")
     }
 
     /// Writes a pod's record.
@@ -257,6 +268,11 @@ impl RecordStore {
             }
         }
         Ok((found, bad))
+    }
+
+    /// One pod; None: there is no record of it.
+    pub fn load_one(&self, id: &PodId) -> Result<Option<Stored>> {
+        self.load_pod(id.as_str()).map_err(|why| Error::internal(format!("the record of pod {id}: {why}")))
     }
 
     fn load_pod(&self, name: &str) -> std::result::Result<Option<Stored>, String> {
@@ -364,6 +380,7 @@ pub(crate) mod tests {
             stop_signal: 15,
             pid: 0,
             pid_start_time: 0,
+            cannot_run: None,
         }
     }
 

@@ -71,6 +71,24 @@ pub struct UserNamespace {
     pub gids: Vec<IdMapping>,
 }
 
+impl UserNamespace {
+    /// The host's id of a user of the pod; None: it is not mapped.
+    pub fn host_uid(&self, uid: u32) -> Option<u32> {
+        host_id(&self.uids, uid)
+    }
+
+    /// The host's id of a group of the pod; None: it is not mapped.
+    pub fn host_gid(&self, gid: u32) -> Option<u32> {
+        host_id(&self.gids, gid)
+    }
+}
+
+/// The host's id of an id inside, by an id map.
+pub fn host_id(map: &[IdMapping], id: u32) -> Option<u32> {
+    let line = map.iter().find(|m| id.checked_sub(m.container_id).is_some_and(|n| n < m.length))?;
+    line.host_id.checked_add(id - line.container_id)
+}
+
 /// One line of an id map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMapping {
@@ -287,6 +305,9 @@ pub struct ImageSpec {
     pub runtime_handler: String,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// What it was found to be: a reference with a digest, or the id; "" until then.
+    #[serde(default)]
+    pub image_ref: String,
 }
 
 /// A mount of a container.

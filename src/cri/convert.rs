@@ -134,7 +134,10 @@ fn profile(new: Option<v1::SecurityProfile>, old: &str, what: &str) -> Result<Pr
             Ok(ProfileType::Localhost) if p.localhost_ref.is_empty() => {
                 Err(Error::invalid(format!("{what} profile: Localhost without a name")))
             }
-            Ok(ProfileType::Localhost) => Ok(Profile::Localhost(p.localhost_ref)),
+            // Kubelets have written the older form's prefix into the newer field; no profile or file has such a name.
+            Ok(ProfileType::Localhost) => Ok(Profile::Localhost(
+                p.localhost_ref.strip_prefix("localhost/").unwrap_or(&p.localhost_ref).to_owned(),
+            )),
             Err(_) => Err(Error::invalid(format!("{what} profile: type {} is not known", p.profile_type))),
         },
         None => match old {
@@ -200,6 +203,7 @@ pub fn image_spec(spec: Option<v1::ImageSpec>) -> Result<ImageSpec> {
             user_specified_image: s.user_specified_image,
             runtime_handler: s.runtime_handler,
             annotations: s.annotations,
+            image_ref: s.image_ref,
         }),
         _ => Err(Error::invalid("the image is missing")),
     }
@@ -214,11 +218,22 @@ fn mount(m: v1::Mount) -> Result<Mount> {
             return Err(Error::invalid(format!("mount at {:?}: propagation {}", m.container_path, m.propagation)));
         }
     };
-    if m.image.is_none() && m.host_path.is_empty() {
-        return Err(Error::invalid(format!("mount at {:?}: neither host_path nor image", m.container_path)));
+    // An image without a name is none.
+    let image = m.image.filter(|i| !i.image.is_empty());
+    match (&image, m.host_path.as_str()) {
+        (None, "") => {
+            return Err(Error::invalid(format!("mount at {:?}: neither host_path nor image", m.container_path)));
+        }
+        (None, _) if !m.image_sub_path.is_empty() => {
+            return Err(Error::invalid(format!("mount at {:?}: image_sub_path without an image", m.container_path)));
+        }
+        (Some(_), path) if !path.is_empty() => {
+            return Err(Error::invalid(format!("mount at {:?}: both host_path and image", m.container_path)));
+        }
+        _ => {}
     }
     Ok(Mount {
-        image: m.image.map(|i| image_spec(Some(i))).transpose()?,
+        image: image.map(|i| image_spec(Some(i))).transpose()?,
         container_path: m.container_path,
         host_path: m.host_path,
         readonly: m.readonly,

@@ -4,6 +4,7 @@
 //! local ones. Errors are turned into gRPC codes in [`status`] alone.
 
 pub mod convert;
+pub mod deadline;
 pub mod image;
 pub mod local;
 pub mod runtime;

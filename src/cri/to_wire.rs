@@ -102,7 +102,7 @@ fn image_spec(i: &ImageSpec) -> v1::ImageSpec {
         annotations: i.annotations.clone(),
         user_specified_image: i.user_specified_image.clone(),
         runtime_handler: i.runtime_handler.clone(),
-        image_ref: String::new(),
+        image_ref: i.image_ref.clone(),
     }
 }
 

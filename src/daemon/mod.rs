@@ -68,15 +68,16 @@ impl Clock for SystemClock {
 pub async fn wire(config: &Config) -> Result<Wired> {
     let tasks = TaskSet::new("daemon");
     let (root, state) = (&config.server.root, &config.server.state);
-    for folder in [root, state] {
-        private_dir(folder)?;
-    }
-    for folder in [state.join("pods"), state.join("console"), state.join("rootfs"), state.join("crun")] {
+    private_dir(root)?;
+    make_dir(state, 0o711)?;
+    for folder in [state.join("pods"), state.join("console"), state.join("crun")] {
         private_dir(&folder)?;
     }
+    // Who is root in a pod's user namespace is nobody out here, and has to pass to the container's root file system.
+    let rootfs = state.join("rootfs");
+    make_dir(&rootfs, 0o711)?;
     let lock = StateLock::take(root, state)?;
     // Root file systems are mounted below it in the monitors' namespaces: nothing of that may reach the node's.
-    let rootfs = state.join("rootfs");
     mounts::make_private(rootfs.as_std_path())?;
     private_dir(&rootfs.join("mnt"))?;
     // As `ip netns` does it, before the first pod: namespaces pinned there are seen in every mount namespace.
@@ -96,7 +97,8 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     }));
     let network = Cni::new(cni_config(config)?);
     let pins = NamespacePins::new(NETNS_FOLDER, state);
-    let crun = CrunBackend::new(crun_config(config, cgroup_driver)?, hierarchy, pins, network).await?;
+    let idmapped = layers.try_idmap().await.map_err(|e| e.chain());
+    let crun = CrunBackend::new(crun_config(config, cgroup_driver, idmapped)?, hierarchy, pins, network).await?;
     let engine = Engine::new(
         EngineConfig {
             state: state.clone(),
@@ -152,7 +154,11 @@ fn cni_config(config: &Config) -> Result<CniConfig> {
     })
 }
 
-fn crun_config(config: &Config, driver: CgroupDriver) -> Result<CrunConfig> {
+fn crun_config(
+    config: &Config,
+    driver: CgroupDriver,
+    idmapped_rootfs: std::result::Result<(), String>,
+) -> Result<CrunConfig> {
     Ok(CrunConfig {
         program: config.handlers.crun.path.clone(),
         timeout: Duration::from_secs(config.handlers.crun.timeout.max(1)),
@@ -164,7 +170,11 @@ fn crun_config(config: &Config, driver: CgroupDriver) -> Result<CrunConfig> {
         log_line_max: config.runtime.log_line_max,
         pids_limit: config.runtime.pids_limit,
         default_caps: CapSet::of(&config.runtime.default_capabilities)?,
+        cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         seccomp_root: config.runtime.seccomp_root.clone(),
+        unprivileged_ports: config.runtime.enable_unprivileged_ports,
+        unprivileged_icmp: config.runtime.enable_unprivileged_icmp,
+        idmapped_rootfs,
     })
 }
 
@@ -193,11 +203,15 @@ fn monitor_program(config: &Config) -> Result<Utf8PathBuf> {
 }
 
 fn private_dir(path: &Utf8Path) -> Result<()> {
+    make_dir(path, 0o700)
+}
+
+fn make_dir(path: &Utf8Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     std::fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(mode)
         .create(path)
-        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
         .map_err(|e| Error::io(format!("make folder {path}"), e))
 }

@@ -1,9 +1,11 @@
 //! The world outside, one noun each: what is done on the host and how it can fail; no policy.
 
 pub mod apparmor;
+pub mod cdi;
 pub mod cgroup;
 pub mod cni;
 pub mod host;
+pub mod idmap;
 pub mod images;
 pub mod layers;
 pub mod monitor;

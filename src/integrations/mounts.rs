@@ -139,13 +139,14 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(out)
 }
 
-/// Mounts a tmpfs of `bytes` for /dev/shm at `path` (made if absent): nosuid, nodev, noexec, mode 1777. Repeatable.
-pub fn mount_shm(path: &Path, bytes: u64) -> Result<(), MountError> {
+/// Mounts a tmpfs of `bytes` for /dev/shm at `path` (made if absent): nosuid, nodev, noexec, mode 1777, of user and group
+/// `owner`. Repeatable.
+pub fn mount_shm(path: &Path, bytes: u64, owner: (u32, u32)) -> Result<(), MountError> {
     make_folder(path, 0o755)?;
     if at(path)?.is_some_and(|m| m.fstype == "tmpfs") {
         return Ok(());
     }
-    let options = CString::new(format!("mode=1777,size={bytes}"))
+    let options = CString::new(format!("mode=1777,size={bytes},uid={},gid={}", owner.0, owner.1))
         .map_err(|e| MountError::new("mount options for", path, io::Error::from(e)))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("shm", path, "tmpfs", flags, options.as_c_str())
@@ -213,7 +214,7 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), MountError> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     /// Runs `body` in a thread with a private mount namespace and a tmpfs on `folder`: nothing it mounts outlives
     /// it, nothing reaches the host.
@@ -247,19 +248,21 @@ broken line
     fn shm_is_mounted_once_and_as_it_should_be() {
         in_private_mounts(|dir| {
             let path = dir.join("pod one/shm");
-            mount_shm(&path, SHM_BYTES).unwrap();
-            mount_shm(&path, SHM_BYTES).unwrap();
+            mount_shm(&path, SHM_BYTES, (300_000, 300_001)).unwrap();
+            mount_shm(&path, SHM_BYTES, (300_000, 300_001)).unwrap();
             let found = below(&path).unwrap();
             assert_eq!(found.len(), 1);
             assert!(["nosuid", "nodev", "noexec"].iter().all(|o| found[0].options.contains(o)), "{found:?}");
             assert!(found[0].super_options.contains("size=65536k"), "{found:?}");
             assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o1777);
+            let meta = std::fs::metadata(&path).unwrap();
+            assert_eq!((meta.uid(), meta.gid()), (300_000, 300_001));
             let _busy = std::fs::File::create(path.join("f")).unwrap();
             unmount(&path).unwrap();
             unmount(&path).unwrap();
             unmount(&dir.join("gone")).unwrap();
             assert!(!is_mount_point(&path).unwrap());
-            assert!(mount_shm(Path::new("relative"), 1).is_err());
+            assert!(mount_shm(Path::new("relative"), 1, (0, 0)).is_err());
         });
     }
 

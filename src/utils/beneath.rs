@@ -72,6 +72,35 @@ impl Root {
         Ok((self.open_dir(path.parent().unwrap_or(Path::new("")))?, name))
     }
 
+    /// Path inside the root, without links, of the folder that `path` leads to: for a program that knows nothing of
+    /// roots. It is worth as much as the promise that nobody changes the root's content.
+    pub fn resolve_dir(&self, path: &Path) -> io::Result<PathBuf> {
+        let parts = |path: &Path| path.components().map(|c| c.as_os_str().to_owned()).rev().collect::<Vec<_>>();
+        let (mut pending, mut done, mut links) = (parts(path), PathBuf::new(), 0);
+        while let Some(part) = pending.pop() {
+            match part.as_bytes() {
+                b"/" => done = PathBuf::new(),
+                b"." => {}
+                b".." => drop(done.pop()),
+                _ => {
+                    let next = done.join(&part);
+                    let fd = self.open_at(&next, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+                    match FileType::from_raw_mode(fs::fstat(&fd)?.st_mode) {
+                        FileType::Directory => done = next,
+                        FileType::Symlink if links < MAX_LINKS => {
+                            links += 1;
+                            let target = fs::readlinkat(&fd, "", Vec::new())?;
+                            pending.extend(parts(Path::new(OsStr::from_bytes(target.as_bytes()))));
+                        }
+                        FileType::Symlink => return Err(Errno::LOOP.into()),
+                        _ => return Err(Errno::NOTDIR.into()),
+                    }
+                }
+            }
+        }
+        Ok(done)
+    }
+
     /// Makes the folder `path` with its parents (mode `mode` less the umask), following links inside the root, even
     /// those that lead to what is not there yet. `made` hears of each new folder, parents first.
     pub fn mkdir_all(&self, path: &Path, mode: u32, made: &mut dyn FnMut(&Path)) -> io::Result<OwnedFd> {

@@ -6,4 +6,5 @@ pub mod failpoint;
 pub mod memory;
 pub mod pidfd;
 pub mod process;
+pub mod tar;
 pub mod tasks;

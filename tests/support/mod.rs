@@ -61,12 +61,13 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
     let _ = std::fs::remove_dir_all(&logs);
 }
 
+/// This repository.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Cargo's target folder: the test's program is in `<target>/<profile>/deps`.
-fn target_folder() -> PathBuf {
+pub fn target_folder() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own program");
     test.ancestors().nth(3).expect("<target>/<profile>/deps/<test>").to_owned()
 }
@@ -77,7 +78,7 @@ pub fn daemon_program() -> PathBuf {
 }
 
 /// The monitor: `LXCRI_MONITOR`, else built now.
-fn monitor_program() -> PathBuf {
+pub fn monitor_program() -> PathBuf {
     if let Some(path) = std::env::var_os("LXCRI_MONITOR") {
         return path.into();
     }

@@ -19,6 +19,8 @@ pub struct Options {
     pub network: String,
     /// Put on a file system of its own of so many MiB: the folder that holds images and records.
     pub root_size_mib: Option<u32>,
+    /// More lines of the table `[runtime]`.
+    pub runtime: String,
     /// More tables of the configuration.
     pub more_config: String,
     /// Layers are kept in a ZFS pool (`tank`, by zfs-fuse): where LXCRI_TEST_STORAGE=zfs, for every test.
@@ -36,6 +38,7 @@ impl Default for Options {
             plugin_dirs: vec!["/usr/lib/cni".into()],
             network: bridge_network(),
             root_size_mib: None,
+            runtime: String::new(),
             more_config: String::new(),
             zfs: std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs"),
             pool_size: "8G".into(),
@@ -245,6 +248,7 @@ state = "{dir}/run"
 default_handler = "crun"
 cgroup_driver = "cgroupfs"
 monitor_path = "{monitor}"
+{runtime}
 
 [handlers.crun]
 path = "{crun}"
@@ -271,6 +275,7 @@ health_interval = 1
         zfs = options.zfs_programs[0],
         zpool = options.zfs_programs[1],
         more = options.more_config,
+        runtime = options.runtime,
         level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
         crun = options.crun,
@@ -280,9 +285,14 @@ health_interval = 1
 
 /// Pid and address of a registry that serves the tests' images.
 fn start_registry(dir: &Path) -> (i32, String) {
+    registry_of(&given("LXCRI_IMAGES").join("registry"), dir)
+}
+
+/// The same for a registry's data folder, to which nothing is written; its log is in `dir`.
+pub fn registry_of(data: &Path, dir: &Path) -> (i32, String) {
     let out = super::run(
         Command::new(super::repository().join("tests/tools/registry"))
-            .arg(given("LXCRI_IMAGES").join("registry"))
+            .arg(data)
             .arg(dir.join("registry.log"))
             .arg("readonly"),
     );

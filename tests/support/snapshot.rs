@@ -13,6 +13,11 @@ pub type Snapshot = BTreeMap<&'static str, Vec<String>>;
 
 /// Takes stock of mounts, namespaces, cgroups, processes, network and the node's own folders.
 pub fn take(node: &Node) -> Snapshot {
+    take_of(&node.dir)
+}
+
+/// The same for a daemon whose folders `run` and `lib` are in `dir`.
+pub fn take_of(dir: &Path) -> Snapshot {
     let mut lists = Snapshot::new();
     lists.insert("mounts", mounts());
     lists.insert("network namespaces", names(Path::new("/run/netns")));
@@ -21,8 +26,8 @@ pub fn take(node: &Node) -> Snapshot {
     lists.insert("interfaces", command("ip", &["-o", "link"], |l| l.split(": ").nth(1).map(|n| n.to_owned())));
     lists.insert("iptables rules", command("iptables-save", &[], |l| l.starts_with("-A").then(|| l.to_owned())));
     lists.insert("addresses leased", leases(Path::new("/var/lib/cni/networks")));
-    lists.insert("state files", files(&node.dir.join("run")));
-    lists.insert("records and layers", files(&node.dir.join("lib")));
+    lists.insert("state files", files(&dir.join("run")));
+    lists.insert("records and layers", files(&dir.join("lib")));
     lists
 }
 

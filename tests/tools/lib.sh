@@ -46,3 +46,17 @@ debian_mirror() {
   security=$(grep -m1 -E '/debian-security/?$' <<< "$targets" || echo "${mirror%/debian*}/debian-security")
   keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 }
+
+# Sets `go` to a Go that can build the module: the one that is there, or Debian's. A Go before 1.21 can't fetch a newer
+# toolchain by itself, so the toolchain's module is fetched and used by path.
+find_go() {
+  command -v go > /dev/null || need golang-go:go
+  go=$(command -v go)
+  [[ "$("$go" env GOVERSION)" =~ ^go1\.(1[0-9]|20)(\.|$) ]] || return 0
+  local module=golang.org/toolchain@v0.0.1-go1.25.0.linux-amd64 folder
+  (cd / && GOFLAGS=-mod=mod "$go" mod download "$module")
+  folder=$("$go" env GOMODCACHE)/$module
+  chmod -R u+w "$folder"
+  chmod +x "$folder"/bin/* "$folder"/pkg/tool/*/*
+  go=$folder/bin/go
+}

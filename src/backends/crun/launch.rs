@@ -1,19 +1,22 @@
 //! Launch plans: looks up what the OCI spec needs, writes the bundle, and says which calls of crun run it.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxSeccomp, Spec};
 
-use super::CrunBackend;
+use super::{CrunBackend, destinations, devices};
+use crate::backends::oci::mounts::clean;
 use crate::backends::oci::{self, SpecInput, linux, seccomp, users};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
 use crate::core::ports::monitor_v1;
-use crate::core::spec::{ContainerConfig, Device, Mount, Profile};
-use crate::integrations::apparmor;
+use crate::core::records::PodRecord;
+use crate::core::spec::{ContainerConfig, Device, Mount, Profile, UserNamespace};
+use crate::integrations::idmap::Maps;
+use crate::integrations::{apparmor, cdi};
 use crate::utils::atomic::{self, Durability};
 use crate::utils::beneath;
 
@@ -34,17 +37,26 @@ impl CrunBackend {
             config,
             image,
             rootfs,
+            volumes,
             target,
             log_path,
         } = context;
         let rootfs =
             rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
+        let again = rootfs.try_clone().map_err(|e| Error::io("duplicate the root file system's descriptor", e))?;
         let found = {
             let (security, image_user) = (config.security.clone(), image.config.user.clone());
             let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
-            blocking(move || look_up(rootfs, &security, &image_user, &mounts, &devices)).await?
+            let names = cdi::wanted(&config.cdi_devices, &config.annotations)?;
+            let folders = self.config.cdi_spec_dirs.clone();
+            blocking(move || {
+                let mut found = look_up(rootfs, &security, &image_user, &mounts, &devices)?;
+                found.cdi = devices::cdi(&folders, &names)?;
+                Ok(found)
+            })
+            .await?
         };
-        let parent = self.parent(pod)?;
+        let (parent, host) = (self.parent(pod)?, self.host_now(&config.resources));
         let mut input = SpecInput {
             pod,
             facts,
@@ -55,18 +67,27 @@ impl CrunBackend {
             rootfs: rootfs_mount_point,
             cgroups_path: &parent.oci_path(id),
             target_pidns: target.map(|t| format!("/proc/{}/ns/pid", t.pid)),
-            mount_sources: found.sources,
+            mount_sources: with_volumes(found.sources, &volumes.sources),
             devices: found.devices,
+            cdi: found.cdi,
             seccomp: None,
             apparmor: self.apparmor(config)?,
             pids_limit: self.config.pids_limit,
             default_caps: self.config.default_caps,
-            host: &self.host,
+            host: &host,
         };
         input.seccomp = self.seccomp(&input)?;
         let spec = oci::plan(&input)?;
+        let spec = blocking(move || Ok(destinations::resolve_all(&beneath::Root::from_fd(again), spec))).await?;
         let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
         write(&run_dir.join("config.json"), &text)?;
+        // FIFOs are the host's: inside, their owner is the container's user.
+        let user = config.security.namespaces.user.as_ref();
+        let owner = match user.map(|u| (u.host_uid(found.user.uid), u.host_gid(found.user.gid))) {
+            None => (found.user.uid, found.user.gid),
+            Some((Some(uid), Some(gid))) => (uid, gid),
+            Some(_) => return Err(Error::internal("a user outside of the pod's user namespace")),
+        };
         let kill_with_init = linux::shares_pids(&input);
         let oom = spec.process().as_ref().and_then(|p| p.oom_score_adj()).unwrap_or(0);
         let (log, pid_file) = (run_dir.join("crun.log"), run_dir.join("pid"));
@@ -90,8 +111,8 @@ impl CrunBackend {
                 stdout: run_dir.join("stdout").to_string(),
                 stderr: run_dir.join("stderr").to_string(),
                 stdin_once: config.stdin_once,
-                uid: found.user.uid,
-                gid: found.user.gid,
+                uid: owner.0,
+                gid: owner.1,
             }),
             log_path: log_path.map(ToString::to_string).unwrap_or_default(),
             log_line_max: self.config.log_line_max,
@@ -100,6 +121,7 @@ impl CrunBackend {
             cgroups: Some(monitor_v1::Cgroups { memory: folders.memory.to_string(), kill: folders.kill.to_string() }),
             kill_with_init,
             info: Vec::new(),
+            volume_mount_points: volumes.mount_points.iter().map(ToString::to_string).collect(),
         };
         Ok(Launch { plan, user: found.user, stop_signal: stop_signal(config, &image.config.stop_signal) })
     }
@@ -150,12 +172,16 @@ impl CrunBackend {
         Ok(self.config.seccomp_root.join(name))
     }
 
-    pub(super) fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
-        let ExecContext { container, run_dir, exec_id, command, tty, .. } = context;
+    pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+        let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
         let bundle = run_dir.join("config.json");
-        let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
-        let spec: Spec = serde_json::from_slice(&text)
-            .map_err(|e| Error::because(Kind::Internal, format!("the bundle of container {}", container.id), e))?;
+        let of = container.id.clone();
+        let spec: Spec = blocking(move || {
+            let text = std::fs::read(&bundle).map_err(|e| Error::io(format!("read {bundle}"), e))?;
+            serde_json::from_slice(&text)
+                .map_err(|e| Error::because(Kind::Internal, format!("the bundle of container {of}"), e))
+        })
+        .await?;
         let mut process = spec.process().clone().ok_or_else(|| Error::internal("a bundle without a process"))?;
         process.set_args(Some(command.to_vec()));
         process.set_terminal(Some(tty));
@@ -173,6 +199,14 @@ impl CrunBackend {
         if tty {
             verb.extend(["--console-socket", console.as_str()]);
         }
+        let (group, folders) = if self.exec_cgroup {
+            self.hierarchy.create_exec(&self.parent(pod)?, &container.id, exec_id)?
+        } else {
+            Default::default()
+        };
+        if !folders.is_empty() {
+            verb.extend(["--cgroup", group.as_str()]);
+        }
         verb.push(container.id.as_str());
         Ok(monitor_v1::Exec {
             container_id: container.id.to_string(),
@@ -181,9 +215,38 @@ impl CrunBackend {
             pid_file: files.pid.to_string(),
             terminal: tty,
             console_socket: if tty { console.to_string() } else { String::new() },
+            cgroups: folders.into_iter().map(String::from).collect(),
             ..Default::default()
         })
     }
+
+    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        remove_exec_files(run_dir, exec_id);
+        // The monitor has done it, unless it is an older one or never heard of the exec.
+        if let Ok(parent) = self.parent(pod) {
+            self.hierarchy.remove_exec(&parent, container, exec_id);
+        }
+    }
+}
+
+/// crun's own words in its log about a program that is not there or can't be executed.
+pub(super) async fn cannot_run(run_dir: &Utf8Path) -> Option<String> {
+    let log = run_dir.join("crun.log");
+    let text = blocking(move || std::fs::read_to_string(&log).map_err(|e| Error::io(log, e))).await.ok()?;
+    program_trouble(&text)
+}
+
+fn program_trouble(log: &str) -> Option<String> {
+    // How such a line begins, after time and level, and what it says.
+    const WORDS: [(&str, &str); 3] = [
+        ("executable file `", "` not found"),
+        ("the path `", "` is not a regular file"),
+        ("the path `", "` exists but it is not executable"),
+    ];
+    let words =
+        |line: &str| WORDS.iter().find_map(|(begin, says)| line.find(begin).filter(|at| line[*at..].contains(says)));
+    let (at, line) = log.lines().rev().find_map(|line| words(line).map(|at| (at, line)))?;
+    Some(line[at..].chars().take(1000).collect())
 }
 
 struct ExecFiles {
@@ -199,7 +262,7 @@ impl ExecFiles {
     }
 }
 
-pub(super) fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
+fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
     let files = ExecFiles::of(run_dir, exec_id);
     for path in [files.process, files.pid, files.log] {
         let _ = std::fs::remove_file(path);
@@ -211,6 +274,7 @@ struct Found {
     user: crate::core::records::ResolvedUser,
     sources: Vec<String>,
     devices: Vec<(LinuxDevice, String)>,
+    cdi: Vec<oci::cdi::DeviceEdits>,
 }
 
 fn look_up(
@@ -218,7 +282,7 @@ fn look_up(
     security: &crate::core::spec::ContainerSecurity,
     image_user: &str,
     mounts: &[Mount],
-    devices: &[Device],
+    wanted_devices: &[Device],
 ) -> Result<Found> {
     let root = beneath::Root::from_fd(rootfs);
     let text = |path: &str| match root.read_file(path, USERS_MAX) {
@@ -229,15 +293,26 @@ fn look_up(
         Err(e) => Err(Error::io(format!("read /{path} of the image"), e)),
     };
     let user = users::resolve(security, image_user, &text("etc/passwd")?, &text("etc/group")?)?;
-    let sources = mounts.iter().map(mount_source).collect::<Result<_>>()?;
+    let sources = mounts.iter().map(mount_source).collect::<Result<Vec<_>>>()?;
+    try_idmaps(mounts, &sources)?;
     let mut found = Vec::new();
     if security.privileged {
-        host_devices(Utf8Path::new("/dev"), Utf8Path::new("/dev"), "rwm", &mut found)?;
+        devices::host_devices(Utf8Path::new("/dev"), Utf8Path::new("/dev"), "rwm", &mut found)?;
     }
-    for d in devices {
-        requested_device(d, &mut found)?;
+    for d in wanted_devices {
+        devices::requested_device(d, &mut found)?;
     }
-    Ok(Found { user, sources, devices: found })
+    Ok(Found { user, sources, devices: found, cdi: Vec::new() })
+}
+
+/// Sources of all mounts: an image's is where the monitor puts it.
+fn with_volumes(mut sources: Vec<String>, volumes: &[Option<Utf8PathBuf>]) -> Vec<String> {
+    for (source, volume) in sources.iter_mut().zip(volumes) {
+        if let Some(path) = volume {
+            *source = path.to_string();
+        }
+    }
+    sources
 }
 
 /// The source with its links resolved; a folder is made where nothing is, as users of hostPath expect.
@@ -251,6 +326,10 @@ fn mount_source(m: &Mount) -> Result<String> {
     }
     let named = |e| Error::because(Kind::InvalidArgument, format!("mount at {:?}: source {path}", m.container_path), e);
     match path.canonicalize_utf8() {
+        // Anything else would hide from the container's programs, and from the OCI runtime, what the kernel says of them.
+        Ok(path) if clean(&m.container_path) == "/proc" && !is_proc(&path) => {
+            Err(Error::invalid(format!("mount at {:?}: source {path} is no proc file system", m.container_path)))
+        }
         Ok(path) => Ok(path.to_string()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             std::fs::create_dir_all(path).map_err(named)?;
@@ -260,66 +339,21 @@ fn mount_source(m: &Mount) -> Result<String> {
     }
 }
 
-fn requested_device(d: &Device, found: &mut Vec<(LinuxDevice, String)>) -> Result<()> {
-    let path = Utf8Path::new(&d.host_path)
-        .canonicalize_utf8()
-        .map_err(|e| Error::because(Kind::InvalidArgument, format!("device {:?}", d.host_path), e))?;
-    let meta = std::fs::metadata(&path).map_err(|e| Error::io(format!("device {path}"), e))?;
-    let to = if d.container_path.is_empty() { path.clone() } else { Utf8PathBuf::from(&d.container_path) };
-    if meta.is_dir() {
-        return host_devices(&path, &to, &d.permissions, found);
-    }
-    match device(&to, &meta)? {
-        Some(device) => {
-            found.push((device, d.permissions.clone()));
-            Ok(())
-        }
-        None => Err(Error::invalid(format!("device {:?} is no device", d.host_path))),
-    }
-}
-
-/// All device nodes below a folder, but terminals and what every container has of its own.
-fn host_devices(
-    folder: &Utf8Path,
-    to: &Utf8Path,
-    permissions: &str,
-    found: &mut Vec<(LinuxDevice, String)>,
-) -> Result<()> {
-    const OWN: [&str; 11] =
-        ["pts", "shm", "fd", "mqueue", "console", "null", "zero", "full", "random", "urandom", "tty"];
-    let entries = folder.read_dir_utf8().map_err(|e| Error::io(format!("list {folder}"), e))?;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        if folder == "/dev" && (OWN.contains(&name) || name == "ptmx" || name == ".udev" || name == "lxc") {
-            continue;
-        }
-        // Nodes come and go while we look.
-        let Ok(meta) = entry.metadata() else { continue };
-        if meta.is_dir() {
-            host_devices(entry.path(), &to.join(name), permissions, found)?;
-        } else if let Some(device) = device(&to.join(name), &meta)? {
-            found.push((device, permissions.to_string()));
-        }
+/// Makes the idmapped mounts that the runtime will make, for an error that says which of them can't be and why.
+fn try_idmaps(mounts: &[Mount], sources: &[String]) -> Result<()> {
+    let mut last: Option<(UserNamespace, Maps)> = None;
+    for (m, source) in mounts.iter().zip(sources).filter(|(m, _)| m.image.is_none()) {
+        let named = |e: Error| e.context(format!("mount at {:?}", m.container_path));
+        let Some(user) = oci::userns::of_mount(m).map_err(named)? else { continue };
+        // Those of one pod have all the same maps.
+        let maps = match last.take() {
+            Some((known, maps)) if known == user => maps,
+            _ => Maps::new(&user).map_err(|e| named(e.into()))?,
+        };
+        maps.mount(source.as_ref(), true).map_err(|e| named(e.into()))?;
+        last = Some((user, maps));
     }
     Ok(())
-}
-
-fn device(path: &Utf8Path, meta: &std::fs::Metadata) -> Result<Option<LinuxDevice>> {
-    let kind = match meta.file_type() {
-        t if t.is_char_device() => LinuxDeviceType::C,
-        t if t.is_block_device() => LinuxDeviceType::B,
-        _ => return Ok(None),
-    };
-    let device = LinuxDeviceBuilder::default()
-        .path(path.as_std_path())
-        .typ(kind)
-        .major(i64::from(rustix::fs::major(meta.rdev())))
-        .minor(i64::from(rustix::fs::minor(meta.rdev())))
-        .file_mode(meta.mode() & 0o7777)
-        .uid(meta.uid())
-        .gid(meta.gid())
-        .build();
-    oci::built(device).map(Some)
 }
 
 /// The request's, else the image's, else SIGTERM.
@@ -327,7 +361,27 @@ fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
     config.stop_signal.or_else(|| crate::core::signals::number(image)).unwrap_or(libc::SIGTERM)
 }
 
+fn is_proc(path: &Utf8Path) -> bool {
+    rustix::fs::statfs(path.as_std_path()).is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
 fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
     atomic::write(path.as_std_path(), text, 0o600, Durability::Process)
         .map_err(|e| Error::io(format!("write {path}"), e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_run_is_told_from_other_failures() {
+        let log = "2026-11-23T05:18:11.0Z: executable file `/no/such` not found: No such file or directory\n";
+        assert_eq!(
+            program_trouble(log).as_deref(),
+            Some("executable file `/no/such` not found: No such file or directory")
+        );
+        assert_eq!(program_trouble("mount `/x` to `/y`: Permission denied\n"), None);
+        assert_eq!(program_trouble(""), None);
+    }
 }

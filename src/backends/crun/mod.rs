@@ -5,6 +5,9 @@
 //! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
 //! container's removal takes away.
 
+mod checkpoint;
+mod destinations;
+mod devices;
 mod dial;
 mod files;
 mod launch;
@@ -18,8 +21,11 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
-use super::oci::HostFacts;
-use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext, UpdateContext};
+use super::oci::{self, HostFacts};
+use crate::core::backend::{
+    Backend, Capabilities, CheckpointContext, ExecContext, Journal, Launch, LaunchContext, UpdateContext,
+};
+use crate::core::blocking::blocking;
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
@@ -52,8 +58,16 @@ pub struct CrunConfig {
     pub pids_limit: i64,
     /// Capabilities of containers that ask for nothing.
     pub default_caps: CapSet,
+    /// Folders of CDI files; a later one wins.
+    pub cdi_spec_dirs: Vec<Utf8PathBuf>,
     /// Folder of Localhost seccomp profiles with relative names.
     pub seccomp_root: Utf8PathBuf,
+    /// Pods with a network of their own may listen on ports below 1024 without a capability.
+    pub unprivileged_ports: bool,
+    /// They may ping without a capability.
+    pub unprivileged_icmp: bool,
+    /// Whether containers can have idmapped root file systems, or why not.
+    pub idmapped_rootfs: std::result::Result<(), String>,
 }
 
 /// The backend.
@@ -66,6 +80,10 @@ pub struct CrunBackend {
     /// Identity of the program that answered `--version`: it is asked again only when it changes.
     probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
     traffic: stats::TrafficCache,
+    /// Whether pods can have user namespaces, or why not.
+    user_namespaces: std::result::Result<(), String>,
+    /// The runtime puts execs into cgroups of their own.
+    exec_cgroup: bool,
 }
 
 impl CrunBackend {
@@ -82,6 +100,9 @@ impl CrunBackend {
             cgroup_v2: v2,
             swap_limit: hierarchy.can_limit_swap(),
             hugetlb: hierarchy.has_controller("hugetlb"),
+            hugepage_sizes: host::hugepage_sizes(),
+            online_cpus: None,
+            online_mems: None,
             apparmor: apparmor::is_enabled(),
             selinux: host::selinux(),
             bounding: powers.bounding,
@@ -91,8 +112,30 @@ impl CrunBackend {
             recursive_read_only: false,
         };
         let (probed, traffic) = Default::default();
-        let mut this = Self { config, host: facts, hierarchy, pins, network, probed, traffic };
-        this.host.recursive_read_only = this.knows_recursive_read_only().await;
+        let mut this = Self {
+            config,
+            host: facts,
+            hierarchy,
+            pins,
+            network,
+            probed,
+            traffic,
+            user_namespaces: Ok(()),
+            exec_cgroup: false,
+        };
+        this.exec_cgroup = this.knows_exec_cgroup().await;
+        let features = this.features().await;
+        let knows = |list: &serde_json::Value, word| list.as_array().is_some_and(|l| l.iter().any(|v| v == word));
+        this.host.recursive_read_only = knows(&features["mountOptions"], "rro");
+        let linux = &features["linux"];
+        let idmaps = &linux["mountExtensions"]["idmap"]["enabled"];
+        this.user_namespaces = match knows(&linux["namespaces"], "user") && idmaps == &serde_json::Value::Bool(true) {
+            true => this.config.idmapped_rootfs.clone(),
+            false => Err(format!("{} has none, or no idmapped mounts", this.config.program)),
+        };
+        if let Err(why) = &this.user_namespaces {
+            tracing::info!(why, "pods can't have user namespaces");
+        }
         if this.host.apparmor
             && let Err(e) = apparmor::load_default().await
         {
@@ -101,12 +144,20 @@ impl CrunBackend {
         Ok(this)
     }
 
-    /// crun from 1.8.5 on has `features`, which lists mount options as JSON.
-    async fn knows_recursive_read_only(&self) -> bool {
+    /// crun from 1.8.5 on has `features`: what it can do, as the OCI runtime spec's features.md has it. Null from others.
+    async fn features(&self) -> serde_json::Value {
         let features = Spawn::new(self.config.program.as_str(), ["features"]).env("PATH", PATH).run_ok().await;
-        let Ok(output) = features else { return false };
-        let parsed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        parsed["mountOptions"].as_array().is_some_and(|o| o.iter().any(|v| v == "rro"))
+        features.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
+    }
+
+    /// `exec --cgroup` is crun's from 1.3 on, and runc's. Without it an exec is killed by its descendants and session.
+    async fn knows_exec_cgroup(&self) -> bool {
+        let help = Spawn::new(self.config.program.as_str(), ["exec", "--help"]).env("PATH", PATH).run_ok().await;
+        let knows = help.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--cgroup"));
+        if !knows {
+            tracing::warn!(program = %self.config.program, "no `exec --cgroup`: daemons that an exec starts outlive its kill");
+        }
+        knows
     }
 
     fn root(&self) -> Utf8PathBuf {
@@ -132,6 +183,18 @@ impl CrunBackend {
         }
     }
 
+    /// The node as limits see it: CPUs come and go.
+    fn host_now(&self, asked: &Resources) -> HostFacts {
+        let mut host = self.host.clone();
+        if !asked.cpuset_cpus.is_empty() {
+            host.online_cpus = host::online("cpu");
+        }
+        if !asked.cpuset_mems.is_empty() {
+            host.online_mems = host::online("node");
+        }
+        host
+    }
+
     fn parent(&self, pod: &PodRecord) -> Result<Parent> {
         Ok(Parent::new(self.config.driver, &pod.config.cgroup_parent, &pod.id)?)
     }
@@ -154,7 +217,10 @@ impl Backend for CrunBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { user_namespaces: false, recursive_read_only_mounts: self.host.recursive_read_only }
+        Capabilities {
+            user_namespaces: self.user_namespaces.is_ok(),
+            recursive_read_only_mounts: self.host.recursive_read_only,
+        }
     }
 
     async fn probe(&self) -> Result<()> {
@@ -181,11 +247,11 @@ impl Backend for CrunBackend {
 
     fn check(&self, pod: &SandboxConfig) -> Result<()> {
         let named = |e: Error| e.context(format!("pod {}/{}", pod.metadata.namespace, pod.metadata.name));
-        if pod.security.namespaces.user.is_some() {
-            return Err(named(Error::new(
-                Kind::Unimplemented,
-                "user namespaces are not supported by this handler yet",
-            )));
+        oci::userns::check_pod(&pod.security.namespaces).map_err(named)?;
+        if pod.security.namespaces.user.is_some()
+            && let Err(why) = &self.user_namespaces
+        {
+            return Err(named(Error::precondition(format!("user namespaces can't be had on this node: {why}"))));
         }
         if pod.security.namespaces.pid == NamespaceMode::Target {
             return Err(named(Error::invalid("a sandbox has no target PID namespace")));
@@ -212,12 +278,21 @@ impl Backend for CrunBackend {
         self.plan_launch(context).await
     }
 
-    async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
-        self.plan_exec(context)
+    async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
+        launch::cannot_run(run_dir).await
     }
 
-    fn end_exec(&self, run_dir: &Utf8Path, exec_id: &str) {
-        launch::remove_exec_files(run_dir, exec_id);
+    async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+        self.plan_exec(context).await
+    }
+
+    fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        self.remove_exec(pod, container, run_dir, exec_id);
+    }
+
+    async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
+        let (hierarchy, parent, container) = (self.hierarchy.clone(), self.parent(pod)?, container.clone());
+        blocking(move || Ok(hierarchy.end_execs(&parent, &container, Some(sandbox::KILL))?)).await
     }
 
     async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
@@ -253,6 +328,10 @@ impl Backend for CrunBackend {
 
     async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
         self.change_limits(update).await
+    }
+
+    async fn checkpoint(&self, checkpoint: CheckpointContext<'_>) -> Result<()> {
+        self.dump(checkpoint).await
     }
 
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {

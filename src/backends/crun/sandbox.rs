@@ -1,6 +1,7 @@
 //! The crun pod: pinned namespaces, /dev/shm, its files, its cgroup, its network, and for a shared PID namespace its
 //! init. Each is noted in the journal before it is made; [`CrunBackend::take_down`] works from those notes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -24,7 +25,7 @@ use crate::utils::process::Spawn;
 /// Size of a pod's /dev/shm in bytes.
 const SHM: u64 = 64 << 20;
 /// How long killed processes may take to leave a cgroup.
-const KILL: Duration = Duration::from_secs(10);
+pub(super) const KILL: Duration = Duration::from_secs(10);
 
 const CGROUP: &str = "cgroup";
 const NAMESPACES: &str = "namespaces";
@@ -64,6 +65,7 @@ impl CrunBackend {
         cancel: &CancellationToken,
     ) -> Result<SandboxFacts> {
         let shape = Shape::of(pod);
+        let owner = root_of(pod)?;
         let parent = self.parent(pod)?;
         let shm = pod_dir.join("shm");
         let mut notes = vec![resource(CGROUP, &pod.config.cgroup_parent), resource(NAMESPACES, pod.id.as_str())];
@@ -73,9 +75,13 @@ impl CrunBackend {
         if shape.net {
             notes.push(resource(NETWORK, self.pins.netns_path(&pod.id)));
         }
-        journal.note(notes)?;
+        journal.note(notes).await?;
         let (hierarchy, parent_in, id) = (self.hierarchy.clone(), parent.clone(), pod.id.clone());
         blocking(move || Ok(hierarchy.create_parent(&parent_in, &id)?)).await?;
+        let (resources, overhead) = (&pod.config.resources, &pod.config.overhead);
+        self.change_pod_limits(pod, resources, overhead)
+            .await
+            .map_err(|e| e.context("limits of the pod as a whole"))?;
         let pinned = self
             .pins
             .create(
@@ -85,14 +91,14 @@ impl CrunBackend {
                     ipc: shape.ipc,
                     uts: shape.net,
                     hostname: pod.config.hostname.clone(),
-                    sysctls: pod.config.sysctls.clone(),
-                    user: None,
+                    sysctls: self.sysctls(pod),
+                    user: pod.config.security.namespaces.user.clone(),
                 },
             )
             .await?;
         if shape.ipc {
             let path = shm.clone();
-            blocking(move || Ok(mounts::mount_shm(path.as_std_path(), SHM)?)).await?;
+            blocking(move || Ok(mounts::mount_shm(path.as_std_path(), SHM, owner)?)).await?;
         }
         let pidns = match shape.shared_pids {
             true => Some(self.start_init(pod, &parent, &pinned, monitor, journal).await?),
@@ -102,16 +108,39 @@ impl CrunBackend {
             true => self.connect(pod, cancel).await?,
             false => NetworkResult::default(),
         };
-        self.write_files(pod, pod_dir, &network)?;
+        {
+            let (pod, pod_dir, network) = (pod.clone(), pod_dir.to_owned(), network.clone());
+            blocking(move || write_files(&pod, &pod_dir, owner, &network)).await?;
+        }
         Ok(SandboxFacts {
             netns: pinned.net,
             ipcns: pinned.ipc,
             utsns: pinned.uts,
             pidns,
+            userns: pinned.user,
             shm: shape.ipc.then_some(shm),
             cgroup_parent: parent.relative().to_string(),
             network,
         })
+    }
+
+    /// What is asked for, and beside it what lets programs without capabilities serve and ping, as containers elsewhere.
+    fn sysctls(&self, pod: &PodRecord) -> BTreeMap<String, String> {
+        let mut all = pod.config.sysctls.clone();
+        if !Shape::of(pod).net {
+            return all;
+        }
+        let slashes = |name: &str| name.replace('.', "/");
+        let mut default = |wanted: bool, name: &str, value: &str| {
+            if wanted && !pod.config.sysctls.contains_key(name) && !pod.config.sysctls.contains_key(&slashes(name)) {
+                all.insert(name.into(), value.into());
+            }
+        };
+        default(self.config.unprivileged_ports, "net.ipv4.ip_unprivileged_port_start", "0");
+        // A user namespace maps no such range of groups.
+        let own_users = pod.config.security.namespaces.user.is_some();
+        default(self.config.unprivileged_icmp && !own_users, "net.ipv4.ping_group_range", "0 2147483647");
+        all
     }
 
     async fn start_init(
@@ -127,12 +156,14 @@ impl CrunBackend {
         let path = |p: &Option<Utf8PathBuf>| p.as_ref().map(ToString::to_string).unwrap_or_default();
         let request = monitor_v1::StartInit {
             cgroups: cgroups.iter().map(ToString::to_string).collect(),
-            namespaces: vec![String::new(), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
+            namespaces: vec![path(&pinned.user), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
         };
         let pid = monitor.start_init(request).await?;
         let identity =
             ProcessId::of(pid).map_err(|e| Error::io(format!("the init of pod {} (pid {pid})", pod.id), e))?;
-        journal.note(vec![resource(INIT, format!("{}:{}:{}", identity.pid, identity.start_time, identity.boot_id))])?;
+        journal
+            .note(vec![resource(INIT, format!("{}:{}:{}", identity.pid, identity.start_time, identity.boot_id))])
+            .await?;
         Ok(self.pins.pin_pid(&pod.id, pid).await?)
     }
 
@@ -159,26 +190,6 @@ impl CrunBackend {
             dns: pod.config.dns.clone(),
             cgroup_path: format!("/{}", self.parent(pod)?.relative()),
         })
-    }
-
-    fn write_files(&self, pod: &PodRecord, pod_dir: &Utf8Path, network: &NetworkResult) -> Result<()> {
-        let node_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let own_network = Shape::of(pod).net;
-        let hostname = match pod.config.hostname.as_str() {
-            "" => node_file("/proc/sys/kernel/hostname").trim().to_string(),
-            name => name.to_string(),
-        };
-        let hosts = if own_network { files::hosts(&hostname, &network.ips) } else { node_file("/etc/hosts") };
-        let resolv = match &pod.config.dns {
-            Some(dns) if *dns != Default::default() => files::resolv_conf(dns),
-            _ => node_file("/etc/resolv.conf"),
-        };
-        for (name, text) in [("hostname", format!("{hostname}\n")), ("hosts", hosts), ("resolv.conf", resolv)] {
-            let path = pod_dir.join(name);
-            atomic::write(path.as_std_path(), text.as_bytes(), 0o644, Durability::Process)
-                .map_err(|e| Error::io(format!("write {path}"), e))?;
-        }
-        Ok(())
     }
 
     /// Takes down what the notes name, the network first (its plugins need the netns); goes on after a failure.
@@ -245,6 +256,16 @@ impl CrunBackend {
             tracing::info!(container = id.as_str(), "removing a container of crun's that nobody claims");
             self.delete(id).await?;
         }
+        // Groups of execs that an earlier daemon had made and not begun.
+        let (hierarchy, claimed) = (self.hierarchy.clone(), containers.to_vec());
+        let parents: Vec<_> = pods.iter().filter_map(|p| self.parent(p).ok()).collect();
+        blocking(move || {
+            for parent in &parents {
+                claimed.iter().try_for_each(|id| hierarchy.end_execs(parent, id, None))?;
+            }
+            Ok(())
+        })
+        .await?;
         self.network.gc(&live).await?;
         for (pod, _) in self.pins.list().await.map_err(Error::from)? {
             if !live.contains(&pod) {
@@ -256,6 +277,34 @@ impl CrunBackend {
         }
         Ok(())
     }
+}
+
+/// The pod's own files; `owner`: whose they are, so that the pod's root may change them. Blocks.
+fn write_files(pod: &PodRecord, pod_dir: &Utf8Path, owner: (u32, u32), network: &NetworkResult) -> Result<()> {
+    let node_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let own_network = Shape::of(pod).net;
+    let hostname = match pod.config.hostname.as_str() {
+        "" => node_file("/proc/sys/kernel/hostname").trim().to_string(),
+        name => name.to_string(),
+    };
+    let hosts = if own_network { files::hosts(&hostname, &network.ips) } else { node_file("/etc/hosts") };
+    let resolv = match &pod.config.dns {
+        Some(dns) if *dns != Default::default() => files::resolv_conf(dns),
+        _ => node_file("/etc/resolv.conf"),
+    };
+    for (name, text) in [("hostname", format!("{hostname}\n")), ("hosts", hosts), ("resolv.conf", resolv)] {
+        let path = pod_dir.join(name);
+        atomic::write(path.as_std_path(), text.as_bytes(), 0o644, Durability::Process)
+            .and_then(|()| std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1)))
+            .map_err(|e| Error::io(format!("write {path}"), e))?;
+    }
+    Ok(())
+}
+
+/// The host's ids of who is root in the pod.
+fn root_of(pod: &PodRecord) -> Result<(u32, u32)> {
+    let Some(user) = &pod.config.security.namespaces.user else { return Ok((0, 0)) };
+    user.host_uid(0).zip(user.host_gid(0)).ok_or_else(|| Error::invalid("user namespace: 0 is not mapped"))
 }
 
 /// Kills the init that a note names; one that is gone is success.

@@ -114,7 +114,7 @@ impl CrunBackend {
     pub(super) async fn change_limits(&self, update: UpdateContext<'_>) -> Result<()> {
         let UpdateContext { pod, container, run_dir, asked, merged } = update;
         let id = container.id.as_str();
-        let limits = linux::update(asked, merged, &self.host)?;
+        let limits = linux::update(asked, merged, &self.host_now(merged))?;
         let text = serde_json::to_vec(&limits).map_err(|e| Error::because(Kind::Internal, "encode limits", e))?;
         let (file, log) = (run_dir.join("update.json"), run_dir.join("crun.log"));
         atomic::write(file.as_std_path(), &text, 0o600, Durability::Process)
@@ -147,7 +147,7 @@ impl CrunBackend {
         overhead: &Resources,
     ) -> Result<()> {
         let total = with_overhead(resources, overhead);
-        linux::update(&total, &total, &self.host)?;
+        linux::update(&total, &total, &self.host_now(&total))?;
         let parent = self.parent(pod)?;
         if parent.driver() == Driver::Systemd && parent.is_default() {
             if total == (Resources { oom_score_adj: total.oom_score_adj, ..Default::default() }) {

@@ -8,9 +8,13 @@ use oci_spec::runtime::{
 };
 
 use super::process::host_pid;
-use super::{HostFacts, SpecInput, built, mounts};
+use super::{HostFacts, SpecInput, built, mounts, selinux, userns};
 use crate::core::error::{Error, Kind, Result};
+use crate::core::limits;
 use crate::core::spec::{NamespaceMode, Resources};
+
+/// Bytes that the OCI runtime itself needs in a container's cgroup before the container's process is there.
+const MEMORY_MIN: i64 = 512 << 10;
 
 pub(super) fn plan(input: &SpecInput<'_>) -> Result<Linux> {
     let security = &input.config.security;
@@ -26,15 +30,20 @@ pub(super) fn plan(input: &SpecInput<'_>) -> Result<Linux> {
     let hidden = |paths: &[String]| (!security.privileged && !paths.is_empty()).then(|| paths.to_vec());
     linux.set_masked_paths(hidden(&security.masked_paths));
     linux.set_readonly_paths(hidden(&security.readonly_paths));
+    linux.set_mount_label(selinux::labels(security.selinux.as_ref(), input.host.selinux)?.map(|l| l.mount));
     linux.set_sysctl(None);
-    linux.set_uid_mappings(None);
-    linux.set_gid_mappings(None);
+    let user = security.namespaces.user.as_ref();
+    linux.set_uid_mappings(user.map(|u| userns::mappings(&u.uids)).transpose()?);
+    linux.set_gid_mappings(user.map(|u| userns::mappings(&u.gids)).transpose()?);
     Ok(linux)
 }
 
 fn namespaces(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>> {
     let wanted = &input.config.security.namespaces;
     let mut list = vec![namespace(LinuxNamespaceType::Mount, None)?];
+    if let Some(path) = &input.facts.userns {
+        list.push(namespace(LinuxNamespaceType::User, Some(path.as_str()))?);
+    }
     let joined = [
         (LinuxNamespaceType::Network, wanted.network, &input.facts.netns),
         (LinuxNamespaceType::Ipc, wanted.ipc, &input.facts.ipcns),
@@ -77,6 +86,21 @@ fn namespace(kind: LinuxNamespaceType, path: Option<&str>) -> Result<LinuxNamesp
 
 /// Limits for the OCI runtime; what the node can't enforce is refused, what only says "no limit" is left out.
 pub fn resources(asked: &Resources, host: &HostFacts, pids_limit: i64) -> Result<LinuxResources> {
+    for (name, list, online) in
+        [("cpuset_cpus", &asked.cpuset_cpus, &host.online_cpus), ("cpuset_mems", &asked.cpuset_mems, &host.online_mems)]
+    {
+        if let Some(online) = online.as_ref().filter(|_| !list.is_empty())
+            && let Some(absent) = limits::numbers(name, list)?.difference(online).next()
+        {
+            return Err(Error::invalid(format!("{name} {list:?}: this node has no number {absent}")));
+        }
+    }
+    if (1..MEMORY_MIN).contains(&asked.memory_limit) {
+        return Err(Error::invalid(format!(
+            "memory_limit_in_bytes {}: no container starts with less than {MEMORY_MIN}",
+            asked.memory_limit
+        )));
+    }
     let mut limits = LinuxResources::default();
     limits.set_devices(None);
     let mut cpu = LinuxCpu::default();
@@ -107,6 +131,12 @@ pub fn resources(asked: &Resources, host: &HostFacts, pids_limit: i64) -> Result
                     Kind::Unimplemented,
                     format!("hugepages-{size}: this node has no hugetlb controller"),
                 ));
+            }
+            continue;
+        }
+        if !host.hugepage_sizes.contains(size) {
+            if *bytes > 0 {
+                return Err(Error::invalid(format!("hugepages-{size}: this node has no pages of that size")));
             }
             continue;
         }

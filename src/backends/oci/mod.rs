@@ -3,11 +3,16 @@
 //! [`plan`] is pure: everything that must be looked up (the user in the image, device nodes, profiles, what the host
 //! can do) is in its input. What can't be honoured is refused by name.
 
+pub mod cdi;
 pub mod linux;
 pub mod mounts;
 pub mod process;
 pub mod seccomp;
+pub mod selinux;
+pub mod userns;
 pub mod users;
+
+use std::collections::BTreeSet;
 
 use camino::Utf8Path;
 use oci_spec::runtime::{LinuxDevice, LinuxSeccomp, Root, RootBuilder, Spec};
@@ -27,6 +32,12 @@ pub struct HostFacts {
     pub swap_limit: bool,
     /// There is a hugetlb controller.
     pub hugetlb: bool,
+    /// Sizes of huge pages, as limits name them ("2MB").
+    pub hugepage_sizes: Vec<String>,
+    /// CPUs that are online; None: not known.
+    pub online_cpus: Option<BTreeSet<u32>>,
+    /// Memory nodes that are online; None: not known.
+    pub online_mems: Option<BTreeSet<u32>>,
     /// AppArmor is on.
     pub apparmor: bool,
     /// SELinux is on.
@@ -65,6 +76,8 @@ pub struct SpecInput<'a> {
     pub target_pidns: Option<String>,
     /// Sources of its mounts, links resolved, in the order of `config.mounts`.
     pub mount_sources: Vec<String>,
+    /// What CDI devices change.
+    pub cdi: Vec<cdi::DeviceEdits>,
     /// Device nodes asked for (for privileged: all of the host's).
     pub devices: Vec<(LinuxDevice, String)>,
     /// Loaded profile, None: unconfined.
@@ -93,6 +106,8 @@ pub fn plan(input: &SpecInput<'_>) -> Result<Spec> {
     spec.set_mounts(Some(mounts::plan(input)?));
     spec.set_linux(Some(linux::plan(input)?));
     spec.set_annotations(None);
+    spec.set_hooks(None);
+    cdi::apply(&mut spec, &input.cdi, input.config.security.privileged)?;
     Ok(spec)
 }
 
@@ -102,16 +117,7 @@ fn refuse(input: &SpecInput<'_>) -> Result<()> {
     if config.security.privileged && !input.pod.config.security.privileged {
         return Err(Error::invalid("a privileged container needs a privileged sandbox"));
     }
-    if config.security.namespaces.user.is_some() || input.pod.config.security.namespaces.user.is_some() {
-        return Err(Error::new(Kind::Unimplemented, "user namespaces are not supported by this handler yet"));
-    }
-    if !config.cdi_devices.is_empty() {
-        return Err(Error::new(
-            Kind::Unimplemented,
-            format!("CDI device {:?}: CDI is not supported yet", config.cdi_devices[0]),
-        ));
-    }
-    Ok(())
+    userns::check_container(input)
 }
 
 pub(crate) fn built<T>(result: std::result::Result<T, impl std::error::Error + Send + Sync + 'static>) -> Result<T> {

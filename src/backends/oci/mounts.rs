@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{Mount, MountBuilder};
 
-use super::{SpecInput, built};
+use super::{SpecInput, built, userns};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::spec::{self, Propagation};
 
@@ -23,40 +23,39 @@ const OPTIONS: [&str; 12] = [
 ];
 
 pub(super) fn plan(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
-    let asked = |path: &str| input.config.mounts.iter().any(|m| clean(&m.container_path) == path);
+    let wanted: Vec<String> = input.config.mounts.iter().map(|m| clean(&m.container_path)).collect();
+    let asked = |path: &str| wanted.iter().any(|w| w == path);
+    // What lies below a folder that is asked for would be made in the caller's own folder.
+    let covered = |path: &str| wanted.iter().any(|w| path.strip_prefix(w.as_str()).is_some_and(|r| r.starts_with('/')));
     let mut mounts = base(input)?;
+    mounts.retain(|m| !m.destination().to_str().is_some_and(asked));
     if !asked("/dev/shm") {
         let source = input.facts.shm.as_ref().map_or("/dev/shm", |s| s.as_str());
         mounts.push(mount("/dev/shm", "bind", source, &["rbind", "nosuid", "nodev", "noexec", "rw", "rprivate"])?);
     }
     let access = if input.config.security.readonly_rootfs { "ro" } else { "rw" };
     for (path, file) in [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")] {
-        if !asked(path) {
+        if !asked(path) && !covered(path) {
             mounts.push(mount(path, "bind", input.pod_dir.join(file).as_str(), &["rbind", "rprivate", access])?);
         }
     }
-    // Parents before what lies below them; equals keep their order, so that a later one wins.
-    let mut wanted = Vec::new();
     for (m, source) in input.config.mounts.iter().zip(&input.mount_sources) {
-        wanted.push(requested(input, m, source)?);
+        mounts.push(requested(input, m, source)?);
     }
-    wanted.sort_by_key(|m| m.destination().components().count());
-    mounts.extend(wanted);
+    // Parents before what lies below them; equals keep their order, so that a later one wins.
+    mounts.sort_by_key(|m| m.destination().components().count());
     Ok(mounts)
 }
 
 fn base(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
     let privileged = input.config.security.privileged;
     let sys = if privileged { "rw" } else { "ro" };
+    let terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"].map(String::from);
+    let terminals: Vec<String> = terminals.into_iter().chain(userns::tty_group(input)).collect();
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        )?,
+        mount("/dev/pts", "devpts", "devpts", &terminals.iter().map(String::as_str).collect::<Vec<_>>())?,
     ];
     // It shows the IPC namespace of whoever mounts it: the pod's, or the host's.
     mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?);
@@ -73,11 +72,11 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
             m.container_path
         )));
     }
-    if m.image.is_some() {
-        return Err(named(Error::new(Kind::Unimplemented, "image volumes are not supported yet")));
+    if clean(&m.container_path) == "/" || m.container_path.split('/').any(|part| part == "..") {
+        return Err(named(Error::invalid("it would be on or above the container's root")));
     }
-    if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
-        return Err(named(Error::new(Kind::Unimplemented, "idmapped mounts are not supported yet")));
+    if m.image.is_some() {
+        return volume(input, m, source).map_err(named);
     }
     let mut options = vec!["rbind"];
     options.push(match m.propagation {
@@ -108,6 +107,33 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
             None => return Err(named(Error::invalid(format!("mount option {option:?} is not known")))),
         }
     }
+    let Some(user) = userns::of_mount(m).map_err(named)? else {
+        return mount(&m.container_path, "bind", source, &options);
+    };
+    // All of it: what is mounted below must not belong to nobody.
+    options.push("ridmap");
+    let mut mount = mount(&m.container_path, "bind", source, &options)?;
+    mount.set_uid_mappings(Some(userns::mappings(&user.uids)?));
+    mount.set_gid_mappings(Some(userns::mappings(&user.gids)?));
+    Ok(mount)
+}
+
+/// An image's folder: read-only, and nothing in it runs (KEP-4639). Its layers are idmapped already as the pod is.
+fn volume(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mount> {
+    let mut options = vec!["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"];
+    for option in &m.options {
+        match OPTIONS.iter().find(|o| *o == option) {
+            Some(&o) if !["suid", "dev", "exec"].contains(&o) => options.push(o),
+            _ => return Err(Error::invalid(format!("mount option {option:?} is not possible with an image"))),
+        }
+    }
+    // Its layers have the pod's id maps already.
+    let pods = input.pod.config.security.namespaces.user.as_ref();
+    if let Some(user) = userns::asked_of_mount(m)?
+        && Some(&user) != pods
+    {
+        return Err(Error::new(Kind::Unimplemented, "an image volume can't have other ids than its pod"));
+    }
     mount(&m.container_path, "bind", source, &options)
 }
 
@@ -135,6 +161,6 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Resul
 }
 
 /// Without a trailing slash or doubled ones.
-fn clean(path: &str) -> String {
+pub fn clean(path: &str) -> String {
     format!("/{}", path.split('/').filter(|p| !p.is_empty() && *p != ".").collect::<Vec<_>>().join("/"))
 }

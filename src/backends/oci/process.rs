@@ -7,7 +7,7 @@ use oci_spec::runtime::{
     UserBuilder,
 };
 
-use super::{SpecInput, built};
+use super::{SpecInput, built, selinux};
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Result};
 use crate::core::spec::NamespaceMode;
@@ -32,11 +32,7 @@ pub(super) fn plan(input: &SpecInput<'_>) -> Result<Process> {
     let soft = NOFILE_SOFT.min(host.nofile_hard);
     let nofile = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(host.nofile_hard);
     process.set_rlimits(Some(vec![built(nofile.build())?]));
-    if host.selinux
-        && let Some(label) = &config.security.selinux
-    {
-        process.set_selinux_label(Some(format!("{}:{}:{}:{}", label.user, label.role, label.kind, label.level)));
-    }
+    process.set_selinux_label(selinux::labels(config.security.selinux.as_ref(), host.selinux)?.map(|l| l.process));
     Ok(process)
 }
 
@@ -145,6 +141,7 @@ fn capabilities(input: &SpecInput<'_>) -> Result<LinuxCapabilities> {
 
 /// What was asked for, not below what the kernel lets the daemon set.
 fn oom_score_adj(input: &SpecInput<'_>) -> i32 {
+    // Its range was checked.
     let asked = input.config.resources.oom_score_adj.unwrap_or(0).clamp(-1000, 1000) as i32;
     if input.host.sys_resource { asked } else { asked.max(input.host.oom_score_adj) }
 }

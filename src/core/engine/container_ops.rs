@@ -11,11 +11,12 @@ use tokio::time::Instant;
 use super::events::EventKind;
 use super::pod::{PodTask, StopWait};
 use super::sandbox_ops::{killed_now, make_private_dir};
-use super::{orphans, unknown_container};
+use super::{orphans, unknown_container, volumes};
 use crate::core::backend::{Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
+use crate::core::limits;
 use crate::core::ports::{Image, RootfsOptions, monitor_v1};
 use crate::core::records::{self, ContainerRecord, ExitInfo, ResolvedUser, SandboxFacts};
 use crate::core::spec::{ContainerConfig, NamespaceMode};
@@ -32,15 +33,25 @@ impl PodTask {
         if let Verdict::Refuse(why) = self.pod.phase.verdict(PodRequest::CreateContainer) {
             return Err(Error::precondition(format!("container {:?} in pod {}: {why}", config.name, self.pod.id)));
         }
+        limits::check(&config.resources, &config.resources)
+            .map_err(|e| e.context(format!("container {:?} in pod {}", config.name, self.pod.id)))?;
         if let Some(id) = self.taken(&config)? {
             return Ok(id);
         }
         let facts = self.pod.facts.clone().ok_or_else(|| Error::internal("a ready pod without facts"))?;
-        let image = self.shared.ports.images.resolve(&config.image.image).ok_or_else(|| {
-            Error::not_found(format!(
+        let image = self.shared.ports.images.resolve(&config.image.image).ok_or_else(|| match &config.image {
+            // Kubelets and crictl name a checkpoint by the path of its archive.
+            image if image.image.starts_with('/') => Error::new(
+                Kind::Unimplemented,
+                format!(
+                    "container {:?} from the archive {:?}: checkpoints can't be restored yet",
+                    config.name, image.image
+                ),
+            ),
+            image => Error::not_found(format!(
                 "image {:?} of container {:?} is not here: pull it first",
-                config.image.image, config.name
-            ))
+                image.image, config.name
+            )),
         })?;
         let mut record = self.new_record(&config, &image)?;
         let id = record.id.clone();
@@ -100,6 +111,7 @@ impl PodTask {
             stop_signal: libc::SIGTERM,
             pid: 0,
             pid_start_time: 0,
+            cannot_run: None,
         })
     }
 
@@ -124,8 +136,15 @@ impl PodTask {
         })
         .await?;
         let layers = &self.shared.ports.layers;
-        layers.create_rootfs(&record.id, &image.chains, &RootfsOptions::default()).await?;
+        let wanted = volumes::find(&*self.shared.ports.images, config)?;
+        volumes::note(&wanted, &mut record.config);
+        let user = self.pod.config.security.namespaces.user.clone().unwrap_or_default();
+        let volumes = volumes::chains(&wanted);
+        let options = RootfsOptions { uid_map: user.uids, gid_map: user.gids, volumes, ..Default::default() };
+        layers.create_rootfs(&record.id, &image.chains, &options).await?;
         let rootfs = layers.mount_rootfs(&record.id).await?;
+        let (volumes, volume_mounts) =
+            volumes::mount(&self.shared, wanted, config, self.pod.config.security.namespaces.user.as_ref()).await?;
         let target = self.target(config)?;
         let Launch { mut plan, user, stop_signal } = self
             .backend
@@ -139,19 +158,29 @@ impl PodTask {
                 config,
                 image,
                 rootfs: rootfs.as_fd(),
+                volumes: &volumes,
                 target,
                 log_path: record.log_path.as_deref(),
             })
             .await?;
         (record.user, record.stop_signal) = (user, stop_signal);
         plan.info = records::encode(record)?;
+        let mounts = std::iter::once(rootfs).chain(volume_mounts).collect();
         let made = tokio::select! {
-            made = monitor.create(plan, Some(rootfs)) => made?,
+            made = monitor.create(plan, mounts) => made,
             () = self.cancel.cancelled() => {
                 return Err(Error::new(Kind::Aborted, "the pod was stopped meanwhile"));
             }
         };
-        (record.pid, record.pid_start_time) = (made.pid, made.pid_start_time);
+        match made {
+            Ok(made) => (record.pid, record.pid_start_time) = (made.pid, made.pid_start_time),
+            // A pod that is not restarted must end with it and not be created for ever: StartContainer tells.
+            Err(e) if e.kind() == Kind::Internal => match self.backend.cannot_run(&run_dir).await {
+                Some(why) => record.cannot_run = Some(why),
+                None => return Err(e),
+            },
+            Err(e) => return Err(e),
+        }
         record.phase = ContainerPhase::Created;
         self.save_container(record).await
     }
@@ -214,6 +243,12 @@ impl PodTask {
             return Err(Error::precondition(format!("start container {id}: the sandbox is {}", self.pod.phase.word())));
         }
         self.unclaimed.retain(|u| u != id);
+        if let Some(why) = record.cannot_run.clone() {
+            let now = self.shared.ports.clock.now_ns();
+            let exit = ExitInfo { code: 128, reason: "StartError".into(), message: why.clone() };
+            self.finish(&mut record, now, exit).await;
+            return Err(Error::invalid(format!("start container {id}: {why}")));
+        }
         match self.the_monitor()?.start(id).await {
             Ok(started_at) => {
                 record.phase = ContainerPhase::Running;

@@ -10,7 +10,7 @@ use super::{Engine, Scope};
 use crate::core::backend::ExecContext;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::Monitor;
-use crate::core::records::ContainerRecord;
+use crate::core::records::{ContainerRecord, PodRecord};
 use crate::core::state::{ContainerRequest, Verdict};
 
 /// More output than this is read and thrown away. It counts for both streams together: a kubelet receives messages of at
@@ -46,7 +46,8 @@ impl Engine {
         let run_dir = self.container_run_dir(&container);
         let exec_id = uuid::Uuid::new_v4().simple().to_string();
         let backend = self.shared.backend(&pod.handler)?;
-        let cleanup = ExecFiles { backend: &*backend, run_dir: &run_dir, exec_id: &exec_id };
+        let cleanup =
+            ExecFiles { backend: &*backend, pod: &pod, container: &container.id, run_dir: &run_dir, exec_id: &exec_id };
         let mut plan = backend
             .exec_plan(ExecContext {
                 pod: &pod,
@@ -60,6 +61,7 @@ impl Engine {
         plan.timeout_ms = timeout.map_or(0, |t| t.as_millis().clamp(1, u128::from(u32::MAX)) as u32);
         let (mut out, out_end) = output_pipe()?;
         let (mut err, err_end) = output_pipe()?;
+        give_ends(&pod, &container, [&out_end, &err_end])?;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let ended = {
             let mut read = std::pin::pin!(async {
@@ -123,14 +125,34 @@ impl Engine {
 /// Removes an exec's files, also when its caller goes away.
 struct ExecFiles<'a> {
     backend: &'a dyn crate::core::backend::Backend,
+    pod: &'a crate::core::records::PodRecord,
+    container: &'a crate::core::ids::ContainerId,
     run_dir: &'a camino::Utf8Path,
     exec_id: &'a str,
 }
 
 impl Drop for ExecFiles<'_> {
     fn drop(&mut self) {
-        self.backend.end_exec(self.run_dir, self.exec_id);
+        self.backend.end_exec(self.pod, self.container, self.run_dir, self.exec_id);
     }
+}
+
+/// In a user namespace a process can open its own /dev/stdout only when a user of the namespace owns it; the runtime,
+/// which is inside by then, can't give it away.
+pub(super) fn give_ends<'a>(
+    pod: &PodRecord,
+    container: &ContainerRecord,
+    ends: impl IntoIterator<Item = &'a OwnedFd>,
+) -> Result<()> {
+    use rustix::fs::{Gid, Uid};
+    let Some(user) = &pod.config.security.namespaces.user else { return Ok(()) };
+    let owner = user.host_uid(container.user.uid).map(Uid::from_raw);
+    let group = user.host_gid(container.user.gid).map(Gid::from_raw);
+    for end in ends {
+        rustix::fs::fchown(end, owner, group)
+            .map_err(|e| Error::io(format!("give a pipe to an exec in container {}", container.id), e.into()))?;
+    }
+    Ok(())
 }
 
 fn output_pipe() -> Result<(pipe::Receiver, OwnedFd)> {

@@ -32,6 +32,8 @@ struct Entry {
     containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     monitor: Option<Arc<dyn Monitor>>,
     unclaimed: bool,
+    /// How often its task has panicked.
+    panics: u32,
 }
 
 /// The index.
@@ -48,6 +50,9 @@ fn name_key(owner: Owner, metadata: &PodMetadata) -> (bool, PodMetadata) {
 
 impl Index {
     pub(super) fn insert(&mut self, record: &PodRecord, containers: &[ContainerRecord], handle: PodHandle) {
+        // A task that panicked has left an entry.
+        let panics = self.pods.get(&record.id).map_or(0, |e| e.panics);
+        self.remove(&record.id);
         // What is left of a failed create holds no name, also when an earlier daemon left it.
         if record.phase == PodPhase::Creating || record.facts.is_some() {
             self.names.insert(name_key(record.owner, &record.config.metadata), record.id.clone());
@@ -61,6 +66,7 @@ impl Index {
             containers: containers.iter().map(|c| (c.id.clone(), Arc::new(c.clone()))).collect(),
             monitor: None,
             unclaimed: false,
+            panics,
         };
         self.pods.insert(record.id.clone(), entry);
     }
@@ -126,6 +132,24 @@ impl Index {
 
     pub(super) fn phase_and_handle(&self, id: &PodId) -> Option<(PodPhase, PodHandle)> {
         self.pods.get(id).map(|e| (e.record.phase, e.handle.clone()))
+    }
+
+    /// Marks the pod as one whose task panicked; how often it did.
+    pub(super) fn count_panic(&mut self, id: &PodId) -> u32 {
+        self.pods.get_mut(id).map_or(0, |e| {
+            e.panics += 1;
+            e.panics
+        })
+    }
+
+    pub(super) fn panics(&self, id: &PodId) -> u32 {
+        self.pods.get(id).map_or(0, |e| e.panics)
+    }
+
+    /// The local pod of that name, whatever its uid: people call it by its name.
+    pub(super) fn local_by_name(&self, metadata: &PodMetadata) -> Option<&PodId> {
+        let same = |m: &PodMetadata| m.name == metadata.name && m.namespace == metadata.namespace;
+        self.names.iter().find(|((local, m), _)| *local && same(m)).map(|(_, id)| id)
     }
 
     pub(super) fn monitor(&self, pod: &PodId) -> Option<Arc<dyn Monitor>> {

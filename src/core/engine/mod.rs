@@ -4,6 +4,7 @@
 //! Called by `cri` and by the library's users. Fails with `core::error::Error`. A crash at any point leaves records
 //! on disk and monitors running; [`recovery`] takes up from there.
 
+mod checkpoint;
 mod container_ops;
 mod events;
 mod exec;
@@ -18,6 +19,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod update;
+mod volumes;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -83,6 +85,8 @@ struct Shared {
     active: std::sync::atomic::AtomicBool,
     events: events::Events,
     stats: stats::Samples,
+    /// Containers that a checkpoint is being made of.
+    checkpoints: std::sync::Mutex<std::collections::BTreeSet<ContainerId>>,
 }
 
 /// The engine; cheap to clone.
@@ -108,6 +112,10 @@ impl Shared {
         self.pod_dir(pod).join("containers").join(container.as_str())
     }
 
+    fn checkpointing(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeSet<ContainerId>> {
+        self.checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     fn index(&self) -> std::sync::RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -120,8 +128,9 @@ impl Shared {
 impl Engine {
     /// An engine without pods; [`Engine::recover`] finds those of an earlier daemon.
     pub fn new(config: EngineConfig, ports: Ports, records: RecordStore, tasks: TaskSet) -> Self {
-        let (index, active, events, stats) = Default::default();
-        Self { shared: Arc::new(Shared { config, ports, records, index, tasks, active, events, stats }) }
+        let (index, active, events, stats, checkpoints) = Default::default();
+        let shared = Shared { config, ports, records, index, tasks, active, events, stats, checkpoints };
+        Self { shared: Arc::new(shared) }
     }
 
     /// All backends, the default first.
@@ -162,6 +171,10 @@ impl Engine {
     /// Makes a pod. A second call with the same metadata while the first is at work joins it.
     pub async fn run_sandbox(&self, owner: Owner, config: SandboxConfig, handler: &str) -> Result<PodId> {
         let backend = self.shared.backend(handler)?;
+        for (what, asked) in [("resources", &config.resources), ("overhead", &config.overhead)] {
+            super::limits::check(asked, asked)
+                .map_err(|e| e.context(format!("the {what} of pod {}", config.metadata.name)))?;
+        }
         backend.check(&config)?;
         loop {
             match self.reserve(owner, &config, &backend)? {
@@ -172,7 +185,8 @@ impl Engine {
                 Reservation::Join { id, handle } => {
                     // Its task ends when the first try fails: then the name is free and this call makes the pod.
                     match handle.ask(|reply| Command::AwaitSetup { reply }).await {
-                        Err(e) if e.kind() == Kind::Aborted => continue,
+                        // Unless it panicked: then the name is held until what it left is gone, and the caller asks again.
+                        Err(e) if e.kind() == Kind::Aborted && self.pod_panics(&id) == 0 => continue,
                         other => return other.map(|()| id),
                     }
                 }
@@ -198,6 +212,15 @@ impl Engine {
                     "pod {}/{} (uid {}, attempt {}) is sandbox {id} already",
                     m.namespace, m.name, m.uid, m.attempt
                 ),
+            ));
+        }
+        if owner == Owner::Local
+            && let Some(id) = index.local_by_name(&config.metadata)
+        {
+            let m = &config.metadata;
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!("there is a local pod {}/{} already (sandbox {id}): remove it first", m.namespace, m.name),
             ));
         }
         let record = PodRecord {
@@ -304,6 +327,11 @@ impl Engine {
     /// Pids for `status --verbose`: the pod's monitor.
     pub fn monitor_pid(&self, pod: &PodId) -> Option<i32> {
         self.shared.index().monitor(pod).map(|m| m.pid())
+    }
+
+    /// How often the pod's task has panicked and was started anew.
+    pub fn pod_panics(&self, pod: &PodId) -> u32 {
+        self.shared.index().panics(pod)
     }
 
     /// Folder of a container under the state folder.

@@ -41,7 +41,11 @@ pub(super) fn watch(
             pids.insert(container.id.clone(), fd.clone());
         }
         let (sender, shared_in, id) = (sender.clone(), shared.clone(), container.id);
+        let (backend, pod) = (backend.clone(), pod.clone());
         shared.tasks.spawn_cancellable(format!("watch {}", id.short()), async move {
+            if let Err(e) = backend.abandon_execs(&pod, &id).await {
+                tracing::warn!(container = id.as_str(), error = e.chain(), "execs of a monitor that is gone run on");
+            }
             if let Some(fd) = fd {
                 let _ = pidfd::ended(fd).await;
             }
@@ -78,7 +82,7 @@ impl Monitor for NoMonitor {
     fn pid(&self) -> i32 {
         0
     }
-    async fn create(&self, _: monitor_v1::CreateContainer, _: Option<OwnedFd>) -> Result<monitor_v1::Created> {
+    async fn create(&self, _: monitor_v1::CreateContainer, _: Vec<OwnedFd>) -> Result<monitor_v1::Created> {
         self.refuse()
     }
     async fn start(&self, _: &ContainerId) -> Result<i64> {

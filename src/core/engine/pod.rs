@@ -7,19 +7,21 @@
 //! graces of stops ───────────────┘
 //! ```
 //! A stop or removal of the pod cancels `PodHandle::cancel` before it is queued, so that it also ends the wait of a
-//! create that hangs. A panic here is logged by the task set; the pod's callers then get Aborted, and the next start
-//! of the daemon takes the pod up from its record.
+//! create that hangs. A panic here marks the pod: callers get Aborted, and the pod is taken up from its record
+//! ([`recovery::restart`]).
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::index::Index;
-use super::{QUEUE, Shared};
+use super::{QUEUE, Shared, recovery};
 use crate::core::backend::Backend;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
@@ -113,7 +115,12 @@ impl PodTask {
             retry: None,
             commands,
         };
-        shared.tasks.spawn_cancellable(format!("pod {}", id.short()), PodTask::run(Box::new(task)));
+        let again = shared.clone();
+        shared.tasks.spawn_cancellable(format!("pod {}", id.short()), async move {
+            if AssertUnwindSafe(PodTask::run(Box::new(task))).catch_unwind().await.is_err() {
+                recovery::restart(again, id).await;
+            }
+        });
         handle
     }
 

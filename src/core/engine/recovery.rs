@@ -13,7 +13,8 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 
 use super::pod::{Command, PodTask};
 use super::{Engine, Shared, orphans};
@@ -27,6 +28,9 @@ use crate::core::state::{ContainerPhase, PodPhase};
 
 /// Pods recovered at once.
 const PARALLEL: usize = 16;
+
+/// Panics of one pod's task after which it is not started again.
+const PANICS_MAX: u32 = 5;
 
 /// What a recovery found; logged, and shown by Status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,6 +55,9 @@ enum Fate {
 impl Engine {
     /// Takes up all pods of an earlier daemon. To be called once, before anything is served.
     pub async fn recover(&self) -> Result<RecoveryReport> {
+        if let Err(e) = self.sweep_checkpoints().await {
+            tracing::warn!(error = e.chain(), "what checkpoints have left stays");
+        }
         let store = self.shared.records.clone();
         let (stored, quarantined) = blocking(move || store.load()).await?;
         let mut report = RecoveryReport { quarantined, ..Default::default() };
@@ -184,11 +191,39 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
         drop_half(shared, &backend, &pod, &container, link.as_ref()).await;
     }
     // The pod first: of a rebuilt one there is no folder yet.
-    shared.records.save_pod(&pod)?;
-    for container in &whole {
-        shared.records.save_container(container)?;
-    }
+    let (store, pod_record, records) = (shared.records.clone(), pod.clone(), whole.clone());
+    blocking(move || {
+        store.save_pod(&pod_record)?;
+        records.iter().try_for_each(|container| store.save_container(container))
+    })
+    .await?;
     start(shared, backend, pod, whole, link, fate).await
+}
+
+/// A pod's task has panicked: what it had in memory is not trusted any more. The pod is marked, and taken up from its
+/// record as after a restart of the daemon; one that panics again and again is left as it is, for its requests fail.
+pub(super) fn restart(shared: Arc<Shared>, id: PodId) -> BoxFuture<'static, ()> {
+    async move {
+        let panics = shared.index_mut().count_panic(&id);
+        tracing::error!(pod = id.as_str(), panics, "a pod's task panicked: the pod is taken up from its record");
+        if panics > PANICS_MAX {
+            tracing::error!(pod = id.as_str(), "too many panics: the pod is left alone until the daemon starts again");
+            return;
+        }
+        let (store, wanted) = (shared.records.clone(), id.clone());
+        let done = match blocking(move || store.load_one(&wanted)).await {
+            Ok(Some((pod, containers))) => recover_pod(&shared, pod, containers).await,
+            Ok(None) => {
+                shared.index_mut().remove(&id);
+                shared.ports.supervisor.cleanup(&id).await
+            }
+            Err(e) => Err(e),
+        };
+        if let Err(e) = done {
+            tracing::error!(pod = id.as_str(), error = e.chain(), "pod not recovered in full");
+        }
+    }
+    .boxed()
 }
 
 async fn start(
@@ -231,7 +266,7 @@ fn after_reboot(pod: &mut PodRecord, containers: &mut [ContainerRecord], now: i6
 
 /// Brings a container's record up to what its monitor, its exit record or its process says.
 async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Option<&MonitorLink>) {
-    if !matches!(container.phase, ContainerPhase::Created | ContainerPhase::Running) {
+    if !matches!(container.phase, ContainerPhase::Created | ContainerPhase::Running) || container.cannot_run.is_some() {
         return;
     }
     let report = link.and_then(|l| l.hello.containers.iter().find(|r| r.id == container.id.as_str()));
@@ -304,9 +339,13 @@ async fn drop_half(
         }
         shared.ports.layers.remove_rootfs(id).await?;
         let run_dir = shared.run_dir(&pod.id, id);
-        crate::utils::beneath::remove_tree(run_dir.as_std_path())
-            .map_err(|e| Error::io(format!("remove {run_dir}"), e))?;
-        shared.records.delete_container(&pod.id, id)
+        let (store, pod, id) = (shared.records.clone(), pod.id.clone(), id.clone());
+        blocking(move || {
+            crate::utils::beneath::remove_tree(run_dir.as_std_path())
+                .map_err(|e| Error::io(format!("remove {run_dir}"), e))?;
+            store.delete_container(&pod, &id)
+        })
+        .await
     };
     match done.await {
         Ok(()) => tracing::info!(container = id.as_str(), "a container that was half made or half removed is gone"),

@@ -28,15 +28,20 @@ struct RecordJournal {
     store: RecordStore,
 }
 
+#[async_trait::async_trait]
 impl Journal for RecordJournal {
-    fn note(&mut self, resources: Vec<Resource>) -> Result<()> {
+    async fn note(&mut self, resources: Vec<Resource>) -> Result<()> {
         let before = self.pod.resources.len();
         for resource in resources {
             if !self.pod.resources.contains(&resource) {
                 self.pod.resources.push(resource);
             }
         }
-        if self.pod.resources.len() == before { Ok(()) } else { self.store.save_pod(&self.pod) }
+        if self.pod.resources.len() == before {
+            return Ok(());
+        }
+        let (store, pod) = (self.store.clone(), self.pod.clone());
+        blocking(move || store.save_pod(&pod)).await
     }
 }
 

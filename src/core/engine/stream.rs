@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
+use super::exec::give_ends;
 use super::{Engine, Scope};
 use crate::core::backend::ExecContext;
 use crate::core::error::{Error, Kind, Result};
@@ -117,7 +118,8 @@ impl Engine {
         let backend = self.shared.backend(&pod.handler)?;
         let files = {
             let (backend, run_dir, exec_id) = (backend.clone(), run_dir.clone(), exec_id.clone());
-            Cleanup(Some(move || backend.end_exec(&run_dir, &exec_id)))
+            let (pod, container) = (pod.clone(), container.id.clone());
+            Cleanup(Some(move || backend.end_exec(&pod, &container, &run_dir, &exec_id)))
         };
         let context = ExecContext {
             pod: &pod,
@@ -131,6 +133,7 @@ impl Engine {
         let (stdin, in_end) = wanted.stdin.then(input_pipe).transpose()?.unzip();
         let (stdout, out_end) = wanted.stdout.then(output_pipe).transpose()?.unzip();
         let (stderr, err_end) = (wanted.stderr && !wanted.tty).then(output_pipe).transpose()?.unzip();
+        give_ends(&pod, &container, [&in_end, &out_end, &err_end].into_iter().flatten())?;
         let terminal = Terminal { monitor: monitor.clone(), container: container.id.clone(), exec_id: Some(exec_id) };
         let ended = async move {
             let _files = files;

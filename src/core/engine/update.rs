@@ -8,6 +8,7 @@ use super::{Engine, Scope, unknown_container, unknown_pod};
 use crate::core::backend::UpdateContext;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
+use crate::core::limits;
 use crate::core::spec::Resources;
 use crate::core::state::{ContainerRequest, PodRequest, Verdict};
 
@@ -53,7 +54,7 @@ impl PodTask {
             return Err(named(Error::precondition(why)));
         }
         let merged = asked.over(&record.config.resources);
-        check(asked, &merged).map_err(named)?;
+        limits::check(asked, &merged).map_err(named)?;
         let run_dir = self.shared.run_dir(&self.pod.id, id);
         let context = UpdateContext { pod: &self.pod, container: &record, run_dir: &run_dir, asked, merged: &merged };
         self.backend.update(context).await.map_err(named)?;
@@ -68,8 +69,10 @@ impl PodTask {
         if let Verdict::Refuse(why) = self.pod.phase.verdict(PodRequest::Update) {
             return Err(named(Error::precondition(format!("pod {}: {why}", self.pod.id))));
         }
-        let resources = resources.over(&self.pod.config.resources);
-        let overhead = overhead.over(&self.pod.config.overhead);
+        let merged = (resources.over(&self.pod.config.resources), overhead.over(&self.pod.config.overhead));
+        limits::check(&resources, &merged.0).map_err(named)?;
+        limits::check(&overhead, &merged.1).map_err(|e| named(e.context("overhead")))?;
+        let (resources, overhead) = merged;
         self.backend.update_sandbox(&self.pod, &resources, &overhead).await.map_err(named)?;
         (self.pod.config.resources, self.pod.config.overhead) = (resources, overhead);
         self.save_pod().await?;
@@ -77,50 +80,5 @@ impl PodTask {
         self.publish_pod();
         tracing::info!(pod = self.pod.id.as_str(), "pod has new limits");
         Ok(())
-    }
-}
-
-/// What no kernel takes, refused before anything is changed.
-fn check(asked: &Resources, merged: &Resources) -> Result<()> {
-    let bad = |what: String| Err(Error::invalid(what));
-    if asked.cpu_period < 0 || asked.cpu_shares < 0 || asked.cpu_quota < -1 {
-        return bad("a CPU limit is negative".into());
-    }
-    if asked.memory_limit < -1 || asked.memory_swap_limit < -1 {
-        return bad("a memory limit is negative".into());
-    }
-    let (memory, both) = (merged.memory_limit, merged.memory_swap_limit);
-    if both > 0 && (memory > both || memory == -1) {
-        return bad(format!(
-            "memory_limit_in_bytes {memory} is above memory_swap_limit_in_bytes {both}, which counts both"
-        ));
-    }
-    for (name, list) in [("cpuset_cpus", &asked.cpuset_cpus), ("cpuset_mems", &asked.cpuset_mems)] {
-        if !list.bytes().all(|b| b.is_ascii_digit() || matches!(b, b',' | b'-')) {
-            return bad(format!("{name} {list:?} is not a list of numbers and ranges"));
-        }
-    }
-    match asked.oom_score_adj {
-        Some(score) if !(-1000..=1000).contains(&score) => bad(format!("oom_score_adj {score} is not in -1000..1000")),
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nonsense_is_refused_by_name() {
-        let refused = |asked: Resources| check(&asked, &asked).expect_err("refused").chain();
-        let base = Resources::default;
-        assert!(refused(Resources { cpu_quota: -2, ..base() }).contains("CPU"));
-        assert!(refused(Resources { memory_limit: -7, ..base() }).contains("memory"));
-        assert!(refused(Resources { memory_limit: 9, memory_swap_limit: 8, ..base() }).contains("memory_swap_limit"));
-        assert!(refused(Resources { cpuset_cpus: "0;1".into(), ..base() }).contains("cpuset_cpus"));
-        assert!(refused(Resources { oom_score_adj: Some(1001), ..base() }).contains("oom_score_adj"));
-        let fits =
-            Resources { cpu_quota: -1, memory_limit: 8, memory_swap_limit: 8, cpuset_cpus: "0-1,3".into(), ..base() };
-        check(&fits, &fits).expect("fits");
     }
 }

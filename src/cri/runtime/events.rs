@@ -34,6 +34,6 @@ fn to_message(event: &PodEvent) -> v1::ContainerEventResponse {
         container_event_type: kind.into(),
         created_at: event.at,
         pod_sandbox_status: Some(to_wire::pod_status(&event.pod)),
-        containers_statuses: event.containers.iter().map(|c| to_wire::container_status(c)).collect(),
+        containers_statuses: event.containers.iter().rev().map(|c| to_wire::container_status(c)).collect(),
     }
 }

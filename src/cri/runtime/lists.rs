@@ -45,16 +45,21 @@ impl Front {
     }
 
     pub(super) fn pod_status(&self, id: &str, verbose: bool) -> Result<v1::PodSandboxStatusResponse> {
+        // Taken first: a kubelet that listens to events keeps the state with the later time, so that a state may be
+        // newer than its time and never older.
+        let timestamp = self.engine.clock().now_ns();
         let pod = self.engine.pod(self.scope, id)?;
         let containers = self.engine.containers(self.scope);
         let mut answer = v1::PodSandboxStatusResponse {
             status: Some(to_wire::pod_status(&pod)),
+            // Newest first: the kubelet takes the first of a name for the present one (with EventedPLEG it does not sort).
             containers_statuses: containers
                 .iter()
+                .rev()
                 .filter(|c| c.pod == pod.id)
                 .map(|c| to_wire::container_status(c))
                 .collect(),
-            timestamp: self.engine.clock().now_ns(),
+            timestamp,
             ..Default::default()
         };
         if verbose {
@@ -65,6 +70,7 @@ impl Front {
                 "owner": pod.owner,
                 "handler": pod.handler,
                 "phase": pod.phase,
+                "panics": self.engine.pod_panics(&pod.id),
                 "resources": pod.config.resources,
                 "overhead": pod.config.overhead,
             });

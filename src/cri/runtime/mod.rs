@@ -1,5 +1,6 @@
 //! The CRI RuntimeService: one short method an RPC; what takes more than a few lines is in the modules below.
 
+mod checkpoint;
 mod events;
 mod lists;
 mod metrics;
@@ -259,9 +260,10 @@ impl v1::runtime_service_server::RuntimeService for Front {
 
     async fn checkpoint_container(
         &self,
-        _: Request<v1::CheckpointContainerRequest>,
+        request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        Err(unimplemented("CheckpointContainer"))
+        self.checkpoint(request.into_inner()).await?;
+        Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 
     async fn checkpoint_pod(&self, _: Request<v1::CheckpointPodRequest>) -> Answer<v1::CheckpointPodResponse> {

@@ -57,7 +57,11 @@ impl Front {
                 ],
             }),
             runtime_handlers: handlers.collect(),
-            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                mount_options: true,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         if verbose {

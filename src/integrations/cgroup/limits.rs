@@ -23,22 +23,26 @@ impl Hierarchy {
         if parent.driver() == Driver::Systemd || parent.relative().as_str().is_empty() {
             return Ok(false);
         }
-        let (mut ours, mut files) = (false, std::collections::BTreeMap::new());
+        let (mut ours, mut files) = (Vec::new(), std::collections::BTreeMap::new());
         for root in self.roots() {
             let folder = root.join(parent.relative());
             match xattr::get(&folder, MARK) {
-                Ok(Some(mark)) if mark == pod.as_str().as_bytes() => {}
-                Err(e) if !is_gone(&e) => return Err(CgroupError::io("read the mark of cgroup", &folder)(e)),
-                _ => continue,
+                Ok(Some(mark)) if mark == pod.as_str().as_bytes() => ours.push((root, folder)),
+                // On v1 a kubelet makes its group in the hierarchies that it writes to, and the others are made by us:
+                // where one is not ours, the limits are not.
+                Ok(_) => return Ok(false),
+                Err(e) if is_gone(&e) => {}
+                Err(e) => return Err(CgroupError::io("read the mark of cgroup", &folder)(e)),
             }
-            ours = true;
-            let v2 = self.unified.as_deref() == Some(root);
+        }
+        for (root, folder) in &ours {
+            let v2 = self.unified.as_deref() == Some(*root);
             if v2 && self.mode != Mode::Unified {
                 continue; // beside v1 it has no controllers
             }
-            for (file, value) in if v2 { files_v2(limits) } else { files_v1(limits, &folder) } {
+            for (file, value) in if v2 { files_v2(limits) } else { files_v1(limits, folder) } {
                 // A v1 hierarchy has the files of its own controllers only: one of them has to take it.
-                match put(&folder, &file, &value) {
+                match put(folder, &file, &value) {
                     Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                         files.entry(file).or_insert((folder.clone(), false));
                     }
@@ -53,7 +57,7 @@ impl Hierarchy {
             let none = io::Error::new(io::ErrorKind::NotFound, "no controller of this host has it");
             return Err(CgroupError::Io { step: "write", path: folder.join(file), source: none });
         }
-        Ok(ours)
+        Ok(!ours.is_empty())
     }
 }
 
@@ -228,5 +232,11 @@ mod tests {
         };
         assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
         assert!(read("cpu", "cpu.cfs_quota_us", "cpu.max").starts_with("20000"));
+        // A kubelet's group on v1: somebody else's in one hierarchy, made by us in the others.
+        if let Some(memory) = host.legacy.get("memory") {
+            xattr::remove(memory.join(parent.relative()), MARK).expect("the mark goes");
+            assert!(!host.limit_parent(&parent, &pod, &asked).expect("partly another's"));
+            xattr::set(memory.join(parent.relative()), MARK, pod.as_str().as_bytes()).expect("and comes back");
+        }
     }
 }

@@ -245,7 +245,7 @@ fn enable_controllers(folder: &Utf8Path) {
 }
 
 /// A new v1 cpuset group takes no process before it has CPUs and memory nodes; they are its parent's.
-fn inherit_cpuset(folder: &Utf8Path) -> Result<(), CgroupError> {
+pub(super) fn inherit_cpuset(folder: &Utf8Path) -> Result<(), CgroupError> {
     let Some(parent) = folder.parent() else { return Ok(()) };
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let file = folder.join(name);

@@ -5,6 +5,8 @@
 //! block** (shortly; killing waits for processes). What we make carries the pod's id in an extended attribute, so that
 //! after a crash only our own groups are taken away. Fails with [`CgroupError`].
 
+mod exec;
+mod freeze;
 mod limits;
 mod manage;
 mod parse;

@@ -276,9 +276,9 @@ impl Monitor for Client {
         self.shared.pid.load(Ordering::Relaxed)
     }
 
-    async fn create(&self, plan: v1::CreateContainer, rootfs: Option<OwnedFd>) -> Result<v1::Created> {
+    async fn create(&self, plan: v1::CreateContainer, mounts: Vec<OwnedFd>) -> Result<v1::Created> {
         let after = program_time(plan.create.as_ref()) + program_time(plan.delete.as_ref()) + MARGIN;
-        let fds: Vec<BorrowedFd<'_>> = rootfs.iter().map(AsFd::as_fd).collect();
+        let fds: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
         match self.shared.call("CreateContainer", Op::Create(plan), &fds, after).await? {
             Body::Created(created) => Ok(created),
             _ => Err(self.shared.nonsense("CreateContainer").into()),

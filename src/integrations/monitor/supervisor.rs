@@ -133,7 +133,10 @@ impl MonitorSupervisor {
     /// Kills the pod's monitor, found by its arguments, and waits for its end.
     async fn kill(&self, pod: &PodId) {
         let folder = self.folder(pod);
-        for pid in running(pod, &folder) {
+        let (name, below) = (pod.clone(), folder.clone());
+        // All of /proc is read.
+        let found = tokio::task::spawn_blocking(move || running(&name, &below)).await.unwrap_or_default();
+        for pid in found {
             let Ok(pidfd) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { continue };
             // It must still be the one that was looked at.
             if !is_monitor(pid, pod, &folder) {

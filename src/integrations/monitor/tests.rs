@@ -138,9 +138,9 @@ async fn a_pods_life() {
     let id = ContainerId::new();
     let plan = world.plan(&id, "echo hello; exit 3");
     let log = plan.log_path.clone();
-    let created = link.monitor.create(plan.clone(), None).await.expect("create");
+    let created = link.monitor.create(plan.clone(), vec![]).await.expect("create");
     assert!(!gone(created.pid));
-    assert_eq!(link.monitor.create(plan, None).await.err().map(|e| e.kind()), Some(Kind::AlreadyExists));
+    assert_eq!(link.monitor.create(plan, vec![]).await.err().map(|e| e.kind()), Some(Kind::AlreadyExists));
     let started_at = link.monitor.start(&id).await.expect("start");
     match next(&mut link).await {
         MonitorEvent::ContainerExited(container, exit) => {
@@ -181,7 +181,7 @@ async fn execs_end_time_out_and_are_dropped() {
     let world = World::new();
     let link = world.supervisor.spawn(&world.pod, vec![]).await.expect("spawn");
     let id = ContainerId::new();
-    link.monitor.create(world.plan(&id, "exec sleep 1000"), None).await.expect("create");
+    link.monitor.create(world.plan(&id, "exec sleep 1000"), vec![]).await.expect("create");
     link.monitor.start(&id).await.expect("start");
     let exec = |name: &str, command: &str| v1::Exec {
         container_id: id.to_string(),
@@ -230,7 +230,7 @@ async fn attached_clients_get_output_and_a_slow_one_is_cut() {
         stdio.stdin = world.path("stdin");
     }
     let (log, stdin) = (plan.log_path.clone(), world.path("stdin"));
-    link.monitor.create(plan, None).await.expect("create");
+    link.monitor.create(plan, vec![]).await.expect("create");
     let ((out, w), (err, we), (slow, ws)) = (pipe(), pipe(), pipe());
     rustix::pipe::fcntl_setpipe_size(&w, 1 << 20).expect("a megabyte of buffer");
     let quick = link.monitor.attach(&id, [None, Some(w), Some(we)]).await.expect("attach");

@@ -34,6 +34,7 @@ use self::userns::Holder;
 use super::mounts;
 use crate::core::error::Error;
 use crate::core::ids::PodId;
+use crate::core::spec::UserNamespace;
 
 /// Makes, finds and removes the pinned namespaces of pods.
 #[derive(Debug, Clone)]
@@ -312,6 +313,13 @@ pub(crate) fn unshare_thread(flags: UnshareFlags) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }.map_err(Into::into)
 }
 
+/// An open user namespace with these maps that nothing lives in: what mount_setattr(2) takes id maps from. Forks.
+pub(crate) fn maps_holder(user: &UserNamespace) -> Result<File, NetnsError> {
+    let holder = Holder::start(user, UnshareFlags::empty())?;
+    let path = holder.namespaces().join(Which::User.file());
+    File::open(&path).map_err(|e| NetnsError::system(format!("open {path}"), e))
+}
+
 fn enter(path: &Utf8Path, which: Which) -> Result<(), NetnsError> {
     let file = File::open(path).map_err(|e| NetnsError::system(format!("open the namespace {path}"), e))?;
     rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(which.link_type()))
@@ -341,7 +349,6 @@ fn remove_file(path: &Utf8Path) -> Result<(), NetnsError> {
 mod tests {
     use super::*;
     use crate::core::error::Kind;
-    use crate::core::spec::UserNamespace;
     use crate::integrations::mounts::tests::in_private_mounts;
     use std::os::unix::fs::MetadataExt;
 

@@ -2,11 +2,13 @@
 //!
 //! Called by the image store (layers) and the engine (root file systems). On disk, below one root:
 //! `layers/<chain>/{fs,layer.json}` (there is only what was committed), `containers/<id>/{fs,work,rootfs.json}`, `tmp/`
-//! (what is being made), `trash/` (what is being removed), `quarantine/` (what could not be read). Fails by name when a
+//! (what is being made), `trash/` (what is being removed), `quarantine/` (what could not be read), `empty/` (a layer
+//! without anything: overlayfs wants two where nothing is written). Fails by name when a
 //! layer or container is not there, with ResourceExhausted on a full disk. A crash leaves entries in `tmp/` and `trash/`,
 //! which the next start removes; a layer counts only after it was synced and renamed into place.
 
 mod adopt;
+mod changes;
 mod mount;
 mod state;
 mod usage;
@@ -22,7 +24,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
-use crate::core::ports::{LayerStore, RootfsOptions, Usage};
+use crate::core::ports::{LayerStore, RootfsChanges, RootfsOptions, Usage};
+use crate::core::spec::{IdMapping, UserNamespace};
 use crate::integrations::layers::unpack::{Limits, Whiteouts, unpack};
 use crate::utils::beneath;
 use crate::utils::tasks::TaskSet;
@@ -92,26 +95,26 @@ impl Inner {
 
     /// Takes `path` away at once and removes it in the background.
     fn discard(&self, path: &Utf8Path) -> Result<()> {
-        let name = path.file_name().unwrap_or("x");
-        let trash = self.unique("trash", name);
-        match std::fs::rename(path, &trash) {
-            Ok(()) => self.remove_later(trash),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(format!("moving {path} to the trash"), e)),
+        if let Some(trash) = self.to_trash(path)? {
+            self.remove_later(trash);
         }
         Ok(())
     }
 
+    /// Takes `path` away; where it is now. None: it was not there.
+    fn to_trash(&self, path: &Utf8Path) -> Result<Option<Utf8PathBuf>> {
+        let name = path.file_name().unwrap_or("x");
+        let trash = self.unique("trash", name);
+        match std::fs::rename(path, &trash) {
+            Ok(()) => Ok(Some(trash)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("moving {path} to the trash"), e)),
+        }
+    }
+
     fn remove_later(&self, path: Utf8PathBuf) {
         self.tasks.spawn(format!("remove {path}"), async move {
-            let done = tokio::task::spawn_blocking({
-                let path = path.clone();
-                move || beneath::remove_tree(path.as_std_path())
-            });
-            if let Ok(Err(error)) = done.await {
-                // The next start tries again.
-                tracing::warn!(%path, %error, "what was discarded can't be removed");
-            }
+            let _ = tokio::task::spawn_blocking(move || remove_now(&path)).await;
         });
     }
 
@@ -139,7 +142,8 @@ impl Inner {
             ));
         }
         let mut wanted: HashSet<Digest> = keep.into_iter().collect();
-        wanted.extend(state.rootfs.values().flatten().flat_map(|meta| meta.chains.iter().cloned()));
+        let used = state.rootfs.values().flatten().flat_map(|meta| meta.chains.iter().chain(&meta.volumes));
+        wanted.extend(used.cloned());
         let mut pending: Vec<Digest> = wanted.iter().cloned().collect();
         while let Some(chain) = pending.pop() {
             if let Some(parent) = state.layers.get(&chain).and_then(|meta| meta.parent.clone())
@@ -152,25 +156,24 @@ impl Inner {
     }
 
     /// The blocking part of [`LayerStore::create_rootfs`].
-    fn make_rootfs(&self, container: ContainerId, chains: Vec<Digest>) -> Result<()> {
+    fn make_rootfs(&self, container: ContainerId, meta: RootfsMeta) -> Result<()> {
         let _alone = self.change();
         {
             let state = self.state();
             match state.rootfs.get(&container) {
-                Some(Some(there)) if there.chains == chains => return Ok(()),
+                Some(Some(there)) if *there == meta => return Ok(()),
                 Some(_) => {
                     return Err(Error::new(
                         Kind::AlreadyExists,
-                        format!("container {}: it has a root file system of other layers", container.short()),
+                        format!("container {}: it has a root file system of other layers or ids", container.short()),
                     ));
                 }
                 None => {}
             }
-            if let Some(missing) = chains.iter().find(|c| !state.layers.contains_key(c)) {
+            if let Some(missing) = meta.chains.iter().chain(&meta.volumes).find(|c| !state.layers.contains_key(c)) {
                 return Err(Error::not_found(format!("layer {missing} is not in the overlay store")));
             }
         }
-        let meta = RootfsMeta { chains, boot_id: self.boot_id.clone() };
         let folder = self.unique("tmp", container.as_str());
         let lower = meta.chains.last().map(|top| self.layer_fs(top)).unwrap_or_default();
         let made = state::make_rootfs(&folder, &lower, &meta)
@@ -181,6 +184,20 @@ impl Inner {
             return Err(e.context(format!("root file system of container {}", container.short())));
         }
         self.state().rootfs.insert(container, Some(meta));
+        Ok(())
+    }
+
+    /// An overlay with an idmapped layer, made in `folder` and let go at once.
+    fn try_idmap(&self, folder: &Utf8Path) -> Result<()> {
+        let [lower, upper, work, scratch] = ["lower", "fs", "work", "scratch"].map(|name| folder.join(name));
+        for path in [folder, &lower, &upper, &work, &scratch] {
+            state::make_folder(path, 0o700)?;
+        }
+        let one = || vec![IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
+        let user = Some(UserNamespace { uids: one(), gids: one() });
+        let legacy = self.options.legacy_mount;
+        let writable = Some(mount::Writable { upper, work });
+        mount::mount(&mount::Request { lowers: vec![lower], writable, scratch, legacy, user })?;
         Ok(())
     }
 
@@ -230,6 +247,13 @@ impl Inner {
         let usage = meta.usage;
         self.state().layers.insert(chain.clone(), meta);
         Ok(usage)
+    }
+}
+
+/// Removes what was discarded; the next start tries again where that fails.
+fn remove_now(path: &Utf8Path) {
+    if let Err(error) = beneath::remove_tree(path.as_std_path()) {
+        tracing::warn!(%path, %error, "what was discarded can't be removed");
     }
 }
 
@@ -321,13 +345,19 @@ impl LayerStore for OverlayStore {
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64> {
         let (store, keep) = (self.0.clone(), keep.to_vec());
         blocking(move || {
-            let _alone = store.change();
-            let mut freed = 0;
-            for chain in store.unwanted(keep)? {
-                store.discard(&store.root.join("layers").join(chain.hex()))?;
-                freed += store.state().layers.remove(&chain).map_or(0, |meta| meta.usage.bytes);
-            }
-            Ok(freed)
+            let (mut freed, mut trash) = (0, Vec::new());
+            let result = {
+                let _alone = store.change();
+                store.unwanted(keep)?.into_iter().try_for_each(|chain| {
+                    trash.extend(store.to_trash(&store.root.join("layers").join(chain.hex()))?);
+                    freed += store.state().layers.remove(&chain).map_or(0, |meta| meta.usage.bytes);
+                    Ok(())
+                })
+            };
+            // Here and now, but without the lock: a kubelet that removes images because the disk is full looks at once
+            // whether that was enough, and ends pods if it was not.
+            trash.iter().for_each(|path| remove_now(path));
+            result.map(|()| freed)
         })
         .await
     }
@@ -339,12 +369,11 @@ impl LayerStore for OverlayStore {
                 format!("container {}: the overlay driver has no quota for root file systems", container.short()),
             ));
         }
-        if !options.uid_map.is_empty() || !options.gid_map.is_empty() {
-            return Err(Error::new(
-                Kind::Unimplemented,
-                format!("container {}: the overlay driver has no idmapped root file systems", container.short()),
-            ));
-        }
+        let user = match (options.uid_map.is_empty(), options.gid_map.is_empty()) {
+            (true, true) => None,
+            (false, false) => Some(UserNamespace { uids: options.uid_map.clone(), gids: options.gid_map.clone() }),
+            _ => return Err(Error::invalid(format!("container {}: half an id map", container.short()))),
+        };
         if chains.is_empty() || chains.len() > MAX_LAYERS {
             return Err(Error::invalid(format!(
                 "container {}: a root file system is made of 1 to {MAX_LAYERS} layers, not {}",
@@ -352,8 +381,10 @@ impl LayerStore for OverlayStore {
                 chains.len()
             )));
         }
-        let (store, container, chains) = (self.0.clone(), container.clone(), chains.to_vec());
-        blocking(move || store.make_rootfs(container, chains)).await
+        let (volumes, boot_id) = (options.volumes.clone(), self.0.boot_id.clone());
+        let meta = RootfsMeta { chains: chains.to_vec(), volumes, boot_id, user };
+        let (store, container) = (self.0.clone(), container.clone());
+        blocking(move || store.make_rootfs(container, meta)).await
     }
 
     async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd> {
@@ -376,12 +407,38 @@ impl LayerStore for OverlayStore {
             let folder = store.container(&container);
             let request = mount::Request {
                 lowers: meta.chains.iter().rev().map(|chain| store.layer_fs(chain)).collect(),
-                upper: folder.join("fs"),
-                work: folder.join("work"),
+                writable: Some(mount::Writable { upper: folder.join("fs"), work: folder.join("work") }),
                 scratch: store.root.join("tmp"),
                 legacy: store.options.legacy_mount,
+                user: meta.user,
             };
             mount::mount(&request).map_err(|e| Error::from(e).context(format!("container {}", container.short())))
+        })
+        .await
+    }
+
+    async fn mount_volume(&self, chains: &[Digest], user: Option<&UserNamespace>) -> Result<OwnedFd> {
+        if chains.is_empty() || chains.len() >= MAX_LAYERS {
+            return Err(Error::invalid(format!(
+                "a volume is made of 1 to {} layers, not {}",
+                MAX_LAYERS - 1,
+                chains.len()
+            )));
+        }
+        if let Some(missing) = chains.iter().find(|c| !self.0.state().layers.contains_key(c)) {
+            return Err(Error::not_found(format!("layer {missing} is not in the overlay store")));
+        }
+        let (store, chains, user) = (self.0.clone(), chains.to_vec(), user.cloned());
+        blocking(move || {
+            let layers = chains.iter().rev().map(|chain| store.layer_fs(chain));
+            let request = mount::Request {
+                lowers: layers.chain([store.root.join("empty")]).collect(),
+                writable: None,
+                scratch: store.root.join("tmp"),
+                legacy: store.options.legacy_mount,
+                user,
+            };
+            mount::mount(&request).map_err(|e| Error::from(e).context("an image as a volume"))
         })
         .await
     }
@@ -419,6 +476,25 @@ impl LayerStore for OverlayStore {
             blocking(move || usage::measure(&upper).map_err(|e| Error::io(format!("measuring {upper}"), e))).await?;
         *measured = Some((Instant::now(), usage));
         Ok(usage)
+    }
+
+    async fn try_idmap(&self) -> Result<()> {
+        let store = self.0.clone();
+        blocking(move || {
+            let folder = store.unique("tmp", "idmap");
+            let done = store.try_idmap(&folder);
+            let gone = beneath::remove_tree(folder.as_std_path());
+            done.and(gone.map_err(|e| Error::io(format!("removing {folder}"), e)))
+        })
+        .await
+    }
+
+    async fn rootfs_changes(&self, container: &ContainerId) -> Result<RootfsChanges> {
+        if !self.0.state().rootfs.contains_key(container) {
+            return Err(Error::not_found(format!("container {} has no root file system", container.short())));
+        }
+        let upper = self.0.container(container).join("fs");
+        blocking(move || changes::list(&upper)).await
     }
 
     fn mountpoint(&self) -> Utf8PathBuf {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use camino::Utf8Path;
 use rustix::fs::FlockOperation;
@@ -18,6 +18,7 @@ use super::adopt;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::Usage;
+use crate::core::spec::UserNamespace;
 use crate::utils::atomic::{self, Durability};
 
 /// What is known of a committed layer.
@@ -32,8 +33,14 @@ pub(super) struct LayerMeta {
 pub(super) struct RootfsMeta {
     /// Base first.
     pub chains: Vec<Digest>,
+    /// More layers that the container uses (image volumes): they stay as long as it does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Digest>,
     /// Boot in which it was made.
     pub boot_id: String,
+    /// Id maps, of a pod with a user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserNamespace>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,7 +68,7 @@ fn sync_folder(path: &Utf8Path) -> Result<()> {
 
 /// Makes the store's folders and takes its lock.
 pub(super) fn prepare(root: &Utf8Path) -> Result<File> {
-    for folder in ["", "layers", "containers", "tmp", "trash", "quarantine"] {
+    for folder in ["", "layers", "containers", "tmp", "trash", "quarantine", "empty"] {
         let path = root.join(folder);
         DirBuilder::new()
             .recursive(true)
@@ -169,8 +176,26 @@ pub(super) fn make_rootfs(folder: &Utf8Path, lower: &Utf8Path, meta: &RootfsMeta
     make_folder(folder, 0o700)?;
     make_folder(&folder.join("fs"), 0o755)?;
     make_folder(&folder.join("work"), 0o700)?;
-    adopt::folder(lower, &folder.join("fs")).map_err(|e| Error::io(format!("copying attributes of {lower}"), e))?;
+    let fs = folder.join("fs");
+    adopt::folder(lower, &fs).map_err(|e| Error::io(format!("copying attributes of {lower}"), e))?;
+    if let Some(user) = &meta.user {
+        give_root(&fs, user)?;
+    }
     write(&folder.join("rootfs.json"), meta, Durability::Process)
+}
+
+/// The upper folder is not idmapped: what is in it, and so its root, belongs to the host's ids of the pod's users.
+fn give_root(fs: &Utf8Path, user: &UserNamespace) -> Result<()> {
+    let error = |e| Error::io(format!("giving {fs} to the pod's user"), e);
+    let seen = std::fs::metadata(fs).map_err(error)?;
+    let (Some(uid), Some(gid)) = (user.host_uid(seen.uid()), user.host_gid(seen.gid())) else {
+        return Err(Error::invalid(format!(
+            "the image's root folder belongs to {}:{}, which the pod's user namespace does not map",
+            seen.uid(),
+            seen.gid()
+        )));
+    };
+    std::os::unix::fs::chown(fs, Some(uid), Some(gid)).map_err(error)
 }
 
 pub(super) fn boot_id() -> Result<String> {

@@ -45,6 +45,8 @@ pub(super) struct World {
     /// Name of the step that hangs until cancelled.
     pub(super) hang: Mutex<Option<&'static str>>,
     pub(super) reached: Notify,
+    /// Name of the step that panics next, once.
+    pub(super) panic: Mutex<Option<&'static str>>,
     /// Limits that containers were given.
     pub(super) limits: Mutex<Vec<Resources>>,
     /// Measurements of what containers have written.
@@ -62,6 +64,8 @@ impl World {
             self.reached.notify_one();
             std::future::pending::<()>().await;
         }
+        let panics = locked(&self.panic).take_if(|f| *f == name).is_some();
+        assert!(!panics, "{name} panics");
         match locked(&self.fail).take_if(|f| *f == name) {
             Some(_) => Err(Error::new(Kind::Unavailable, format!("{name} fails"))),
             None => Ok(()),
@@ -122,7 +126,7 @@ impl Backend for FakeBackend {
         journal: &mut dyn Journal,
         cancel: &CancellationToken,
     ) -> Result<SandboxFacts> {
-        journal.note(vec![Resource { kind: "unit".into(), name: pod.id.to_string() }])?;
+        journal.note(vec![Resource { kind: "unit".into(), name: pod.id.to_string() }]).await?;
         locked(&self.0.units).insert(pod.id.clone());
         match cancel.run_until_cancelled(self.0.step("sandbox")).await {
             Some(done) => done.map(|()| SandboxFacts::default()),
@@ -137,7 +141,7 @@ impl Backend for FakeBackend {
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         Ok(monitor_v1::Exec { exec_id: context.exec_id.into(), ..Default::default() })
     }
-    fn end_exec(&self, _: &Utf8Path, _: &str) {}
+    fn end_exec(&self, _: &PodRecord, _: &ContainerId, _: &Utf8Path, _: &str) {}
     async fn remove_container(&self, _: &PodRecord, _: &ContainerId) -> Result<()> {
         Ok(())
     }
@@ -321,7 +325,7 @@ impl Monitor for FakeMonitor {
     fn pid(&self) -> i32 {
         1
     }
-    async fn create(&self, plan: monitor_v1::CreateContainer, _: Option<OwnedFd>) -> Result<monitor_v1::Created> {
+    async fn create(&self, plan: monitor_v1::CreateContainer, _: Vec<OwnedFd>) -> Result<monitor_v1::Created> {
         self.world.step("create").await?;
         let c = FakeContainer { phase: monitor_v1::ContainerPhase::PhaseCreated.into(), exit: None, info: plan.info };
         self.with(|s| s.containers.insert(plan.id, c))?;

@@ -326,3 +326,80 @@ async fn a_monitor_that_hangs_keeps_no_pod() {
     b.engine.remove_sandbox(Scope::Cri, pod.as_str()).await.expect("remove pod");
     assert_eq!((b.world.left(), b.records_left()), ((0, 0, 0), 0));
 }
+
+#[tokio::test]
+async fn a_pod_whose_task_panics_is_taken_up_from_its_record() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    let c = b.running(&pod, "c").await;
+    *locked(&b.world.panic) = Some("plan");
+    let e = b.engine.create_container(Scope::Cri, pod.as_str(), container_config("d")).await.expect_err("panics");
+    assert_eq!(e.kind(), Kind::Aborted, "{e:?}");
+    // What runs is there still, what was half made is gone, and the pod works again.
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while b.engine.create_container(Scope::Cri, pod.as_str(), container_config("d")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("works again");
+    assert_eq!(b.engine.pod_panics(&pod), 1);
+    assert_eq!(b.phase(&c), ContainerPhase::Running);
+    assert_eq!((b.engine.containers(Scope::Cri).len(), locked(&b.world.rootfs).len()), (2, 2));
+    b.engine.stop_container(Scope::Cri, c.as_str(), Duration::from_secs(5)).await.expect("stop");
+    b.until(&c, ContainerPhase::Exited).await;
+    // One that panics while it is made is taken down, and its name is free.
+    *locked(&b.world.panic) = Some("sandbox");
+    b.engine.run_sandbox(Owner::Cri, pod_config("p"), "").await.expect_err("panics");
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while b.engine.run_sandbox(Owner::Cri, pod_config("p"), "").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("its name is free");
+    for pod in b.engine.pods(Scope::Cri) {
+        b.engine.remove_sandbox(Scope::Cri, pod.id.as_str()).await.expect("removed");
+    }
+    assert_eq!((b.world.left(), b.records_left()), ((0, 0, 0), 0));
+}
+
+#[tokio::test]
+async fn a_task_that_always_panics_is_given_up() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while b.engine.pod_panics(&pod) < 6 {
+            *locked(&b.world.panic) = Some("plan");
+            let _ = b.engine.create_container(Scope::Cri, pod.as_str(), container_config("d")).await;
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("panics");
+    let e = b.engine.create_container(Scope::Cri, pod.as_str(), container_config("d")).await.expect_err("given up");
+    assert_eq!(e.kind(), Kind::Aborted, "{e:?}");
+    // It is still listed, and the next daemon takes it up.
+    assert_eq!(b.engine.pods(Scope::Cri).len(), 1);
+    *locked(&b.world.panic) = None;
+    let mut b = b;
+    b.restart("boot-1").await;
+    b.running(&pod, "d").await;
+}
+
+#[tokio::test]
+async fn a_local_pods_name_is_taken_until_it_is_gone() {
+    let b = Bench::new();
+    let run = |uid: &str, owner| {
+        let mut config = pod_config("web");
+        config.metadata.uid = uid.into();
+        b.engine.run_sandbox(owner, config, "")
+    };
+    let first = run("1", Owner::Local).await.expect("first");
+    assert_eq!(run("2", Owner::Local).await.expect_err("taken").kind(), Kind::AlreadyExists);
+    // A kubelet's pods have uids to tell them apart.
+    run("1", Owner::Cri).await.expect("a kubelet's");
+    run("2", Owner::Cri).await.expect("another");
+    b.engine.remove_sandbox(Scope::Local, first.as_str()).await.expect("removed");
+    run("2", Owner::Local).await.expect("free again");
+}
