@@ -235,6 +235,9 @@ fn refusals_have_their_codes_and_leave_nothing() {
         refused(&id, "c.tar", 0, tonic::Code::InvalidArgument, "location");
         refused(&id, "/no/such/folder/c.tar", 0, tonic::Code::InvalidArgument, "folder");
         refused(&id, &path, -1, tonic::Code::InvalidArgument, "timeout");
+        let fifo = node.dir.join("fifo").display().to_string();
+        support::run(Command::new("mkfifo").arg(&fifo));
+        refused(&id, &fifo, 0, tonic::Code::InvalidArgument, "something else");
 
         // criu is missing, then breaks down in the middle.
         let criu = Path::new("/usr/sbin/criu");
@@ -288,5 +291,26 @@ fn a_container_with_a_terminal() {
         crictl.run(&["checkpoint", &format!("--export={}", path.display()), &id]);
         assert!(contents(&path).contains_key("checkpoint/tty-info.img"));
         support::wait_for("the counter to go on", Duration::from_secs(20), || now().filter(|n| *n > before + 5));
+    });
+}
+
+#[test]
+fn a_container_that_makes_and_removes_files_all_the_time() {
+    isolated("a_container_that_makes_and_removes_files_all_the_time", || {
+        let node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let script = "i=0; while :; do mkdir -p /w/d$i; echo $i > /w/d$i/f; rm -rf /w/d$((i-20)); i=$((i+1)); done";
+        let config = crictl.file("busy", &container_config("busy", BUSYBOX, script));
+        let id = crictl.run(&["create", "--no-pull", &pod, &config, &crictl.pod_file("p")]);
+        crictl.run(&["start", &id]);
+        // A name as long as names get.
+        let path = node.dir.join("c".repeat(255));
+        for _ in 0..6 {
+            crictl.run(&["checkpoint", &format!("--export={}", path.display()), &id]);
+            assert!(contents(&path).contains_key("rootfs-diff.tar"));
+        }
+        assert_eq!((crictl.container_state(&id).as_str(), leftovers(&node)), ("CONTAINER_RUNNING", Vec::new()));
     });
 }

@@ -10,6 +10,10 @@ use super::spec::Resources;
 /// More CPUs or memory nodes than this has no Linux.
 const NUMBER_MAX: u32 = 1 << 16;
 
+/// Periods and the least quota of the CPU controller, in microseconds (kernel/sched/core.c, tg_set_cfs_bandwidth).
+const PERIODS: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
+const QUOTA_MIN: i64 = 1_000;
+
 /// The numbers of a list as the kernel writes it ("0-2,7"); errors call it `name`.
 pub fn numbers(name: &str, list: &str) -> Result<BTreeSet<u32>> {
     let bad = || Error::invalid(format!("{name} {list:?} is not a list of numbers and ranges"));
@@ -31,6 +35,12 @@ pub fn check(asked: &Resources, merged: &Resources) -> Result<()> {
     let bad = |what: String| Err(Error::invalid(what));
     if asked.cpu_period < 0 || asked.cpu_shares < 0 || asked.cpu_quota < -1 {
         return bad("a CPU limit is negative".into());
+    }
+    if asked.cpu_period != 0 && !PERIODS.contains(&asked.cpu_period) {
+        return bad(format!("cpu_period {} is not in 1000..1000000 (microseconds)", asked.cpu_period));
+    }
+    if (1..QUOTA_MIN).contains(&asked.cpu_quota) {
+        return bad(format!("cpu_quota {} is below {QUOTA_MIN} (microseconds)", asked.cpu_quota));
     }
     if asked.memory_limit < -1 || asked.memory_swap_limit < -1 {
         return bad("a memory limit is negative".into());
@@ -59,6 +69,9 @@ mod tests {
         let refused = |asked: Resources| check(&asked, &asked).expect_err("refused").chain();
         let base = Resources::default;
         assert!(refused(Resources { cpu_quota: -2, ..base() }).contains("CPU"));
+        assert!(refused(Resources { cpu_period: 999, ..base() }).contains("cpu_period"));
+        assert!(refused(Resources { cpu_period: 1_000_001, ..base() }).contains("cpu_period"));
+        assert!(refused(Resources { cpu_quota: 999, ..base() }).contains("cpu_quota"));
         assert!(refused(Resources { memory_limit: -7, ..base() }).contains("memory"));
         assert!(refused(Resources { memory_limit: 9, memory_swap_limit: 8, ..base() }).contains("memory_swap_limit"));
         assert!(refused(Resources { cpuset_cpus: "0;1".into(), ..base() }).contains("cpuset_cpus"));

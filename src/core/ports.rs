@@ -105,10 +105,11 @@ pub struct RootfsOptions {
 }
 
 /// What a container has changed of its image.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug)]
 pub struct RootfsChanges {
-    /// Folder that the changed files are in.
-    pub folder: Utf8PathBuf,
+    /// Folder that the changed files are in: a mount of its own in which no link is followed, since the container's
+    /// processes go on changing it.
+    pub folder: OwnedFd,
     /// New and changed files and folders, relative to it, bytes as they are; a folder before what is in it.
     pub changed: Vec<Vec<u8>>,
     /// Files of the image that are gone, from the container's root ("/etc/motd").

@@ -4,19 +4,18 @@
 //! Called by the root file systems' drivers and, to try what the OCI runtime will do, by the backends. **Blocks**, as
 //! mounting does. Fails with [`IdmapError`], which names the path and its file system. Mounts are detached: they end with
 //! their descriptor, a crash leaves nothing.
-#![allow(unsafe_code)] // mount_setattr(2), which rustix does not have
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::mounts;
 use super::netns::{NetnsError, maps_holder};
+use super::{mountattr, mounts};
 use crate::core::error::{Error, Kind};
 use crate::core::spec::UserNamespace;
 
@@ -90,7 +89,8 @@ impl Maps {
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
         let tree = open_tree(CWD, path, flags).map_err(failed("clone the mount at"))?;
-        set_maps(&tree, &self.0, recursive).map_err(failed("idmap the mount at"))?;
+        mountattr::set(&tree, libc::MOUNT_ATTR_IDMAP, Some(self.0.as_fd()), recursive)
+            .map_err(failed("idmap the mount at"))?;
         Ok(tree)
     }
 
@@ -107,28 +107,6 @@ impl Maps {
         let fstype = of(found).map_or_else(|| "unknown".into(), |m| m.fstype.clone());
         IdmapError::Unsupported { path: found.display().to_string(), fstype }
     }
-}
-
-fn set_maps(tree: &OwnedFd, maps: &File, recursive: bool) -> Result<(), Errno> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: maps.as_raw_fd().unsigned_abs().into(),
-    };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: both descriptors are open, the path is a C string, and the structure is alive and as long as is said.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)) }
 }
 
 /// Moves a detached mount onto `target`, an existing folder below `at`.

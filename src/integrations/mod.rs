@@ -9,6 +9,7 @@ pub mod idmap;
 pub mod images;
 pub mod layers;
 pub mod monitor;
+pub(crate) mod mountattr;
 pub mod mounts;
 pub mod netns;
 pub mod overlay;

@@ -76,7 +76,7 @@ impl CrunBackend {
             default_caps: self.config.default_caps,
             host: &host,
         };
-        input.seccomp = self.seccomp(&input)?;
+        input.seccomp = self.seccomp(&input).await?;
         let spec = oci::plan(&input)?;
         let spec = blocking(move || Ok(destinations::resolve_all(&beneath::Root::from_fd(again), spec))).await?;
         let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
@@ -145,7 +145,7 @@ impl CrunBackend {
         Ok(Some(name.to_string()))
     }
 
-    fn seccomp(&self, input: &SpecInput<'_>) -> Result<Option<LinuxSeccomp>> {
+    async fn seccomp(&self, input: &SpecInput<'_>) -> Result<Option<LinuxSeccomp>> {
         if input.config.security.privileged {
             return Ok(None);
         }
@@ -154,11 +154,9 @@ impl CrunBackend {
             Profile::RuntimeDefault => Ok(Some(seccomp::runtime_default(oci::process::bounding(input)?)?)),
             Profile::Localhost(name) => {
                 let path = self.seccomp_path(name)?;
-                let missing = |e| Error::because(Kind::InvalidArgument, format!("seccomp profile {path}"), e);
-                if std::fs::metadata(&path).map_err(missing)?.len() > PROFILE_MAX {
-                    return Err(Error::invalid(format!("seccomp profile {path} is larger than {PROFILE_MAX} bytes")));
-                }
-                Ok(Some(seccomp::parse(&std::fs::read_to_string(&path).map_err(missing)?, path.as_str())?))
+                let of = path.clone();
+                let text = blocking(move || read_profile(&of)).await?;
+                Ok(Some(seccomp::parse(&text, path.as_str())?))
             }
         }
     }
@@ -361,6 +359,13 @@ fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
     config.stop_signal.or_else(|| crate::core::signals::number(image)).unwrap_or(libc::SIGTERM)
 }
 
+/// A seccomp profile's text; what is no file (a FIFO would have nobody who writes) is refused.
+fn read_profile(path: &Utf8Path) -> Result<String> {
+    let text = beneath::read_file("/".as_ref(), path.as_std_path(), PROFILE_MAX)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    text.map_err(|e| Error::because(Kind::InvalidArgument, format!("seccomp profile {path}"), e))
+}
+
 fn is_proc(path: &Utf8Path) -> bool {
     rustix::fs::statfs(path.as_std_path()).is_ok_and(|fs| fs.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
@@ -373,6 +378,18 @@ fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seccomp_profile_is_a_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| Utf8PathBuf::from_path_buf(temp.path().join(name)).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo").as_std_path(), rustix::fs::Mode::RUSR).unwrap();
+        atomic::write(at("good").as_std_path(), b"{}", 0o600, Durability::Process).unwrap();
+        assert_eq!(read_profile(&at("good")).unwrap(), "{}");
+        for bad in [at("fifo"), at("none"), "/dev/zero".into(), "/".into()] {
+            assert_eq!(read_profile(&bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
+        }
+    }
 
     #[test]
     fn a_program_that_cannot_run_is_told_from_other_failures() {

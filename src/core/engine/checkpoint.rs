@@ -12,8 +12,9 @@
 //! The memory of the processes is in it, and with it every secret that they hold, environment included: the archive can be
 //! read by its owner, root, alone. Work goes on in a task of its own when the caller's time is up, since a dump that is killed in
 //! the middle could harm the container; then its result is thrown away. A crash leaves a folder below the
-//! records' and perhaps an unfinished file beside the archive: the next start removes both.
+//! records' and perhaps an unfinished file (`.checkpoint-...`) beside the archive: the next start removes both.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::records::{ContainerRecord, PodRecord};
 use crate::utils::atomic::{self, Durability};
-use crate::utils::{beneath, tar};
+use crate::utils::beneath;
+use crate::utils::tar::{self, Files};
 
 /// How long a caller waits that does not say.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -42,7 +44,8 @@ impl Engine {
     /// `timeout` (120 s unless given), with the container as it was.
     pub async fn checkpoint(&self, scope: Scope, id: &str, location: &str, timeout: Option<Duration>) -> Result<()> {
         let (container, _) = self.reach(scope, id)?;
-        let location = check_location(location)?;
+        let location = location.to_owned();
+        let location = blocking(move || check_location(&location)).await?;
         let pod = self.shared.index().pod(&container.pod).ok_or_else(|| Error::not_found("the pod is gone"))?;
         let busy = Busy::take(&self.shared, &container.id)?;
         let (answer, answered) = tokio::sync::oneshot::channel();
@@ -113,7 +116,7 @@ impl Drop for Busy {
     }
 }
 
-/// The folder of the archive must be there; the archive itself must not be a folder.
+/// The folder of the archive must be there; the archive takes the place of a file at most. Blocks.
 fn check_location(location: &str) -> Result<Utf8PathBuf> {
     let bad = |why: &str| Err(Error::invalid(format!("checkpoint location {location:?}: {why}")));
     let path = Utf8PathBuf::from(location);
@@ -124,7 +127,13 @@ fn check_location(location: &str) -> Result<Utf8PathBuf> {
     if !folder.is_dir() {
         return bad("its folder is not there");
     }
-    if path.is_dir() { bad("a folder is there") } else { Ok(path) }
+    match std::fs::symlink_metadata(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(path),
+        // A device or a FIFO would be gone for everybody else.
+        Ok(there) if !there.is_file() => bad("something else than a file is there"),
+        Ok(_) => Ok(path),
+        Err(e) => Err(Error::because(Kind::InvalidArgument, format!("checkpoint location {location:?}"), e)),
+    }
 }
 
 async fn perform(
@@ -144,7 +153,8 @@ async fn perform(
     shared.backend(&pod.handler)?.checkpoint(context).await?;
     let changes = shared.ports.layers.rootfs_changes(&container.id).await?;
     let diff = archive.join("rootfs-diff.tar");
-    let written = tar::create(diff.as_std_path(), changes.folder.as_std_path(), &changes.changed, true, ARCHIVE).await;
+    let from = format!("/proc/{}/fd/{}", std::process::id(), changes.folder.as_raw_fd());
+    let written = tar::create(diff.as_std_path(), from.as_ref(), &changes.changed, Files::InUse, ARCHIVE).await;
     written.map_err(|e| Error::because(Kind::Internal, "write what the container has changed", e))?;
     let opaque = changes.opaque.iter().map(|f| format!("{f}/.wh..wh..opq"));
     let deleted: Vec<String> = changes.deleted.iter().cloned().chain(opaque).collect();
@@ -152,11 +162,13 @@ async fn perform(
     for (name, value) in descriptions(pod, container, begun) {
         write(&archive.join(name), &value)?;
     }
-    if let Some(log) = &container.log_path {
-        match std::fs::copy(log, archive.join("container.log")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(format!("copy {log}"), e)),
-            _ => {}
-        }
+    if let Some(log) = container.log_path.clone() {
+        let to = archive.join("container.log");
+        let copy = blocking(move || match std::fs::copy(&log, to) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(format!("copy {log}"), e)),
+            _ => Ok(()),
+        });
+        copy.await?;
     }
     if !wanted() {
         return Err(Error::new(Kind::DeadlineExceeded, "nobody waits for it any more"));
@@ -171,8 +183,8 @@ async fn publish(
     location: &Utf8Path,
     wanted: &(dyn Fn() -> bool + Sync),
 ) -> Result<()> {
-    let name = location.file_name().unwrap_or_default();
-    let temp = location.with_file_name(format!(".{name}.{}", uuid::Uuid::new_v4().simple()));
+    // Not longer than the name itself may be: that one can be as long as a name gets.
+    let temp = location.with_file_name(format!(".checkpoint-{}", uuid::Uuid::new_v4().simple()));
     let note = folder.join(UNFINISHED);
     atomic::write(note.as_std_path(), temp.as_str().as_bytes(), 0o600, Durability::Process)
         .map_err(|e| Error::io(format!("write {note}"), e))?;
@@ -182,7 +194,7 @@ async fn publish(
         let file = options.write(true).create_new(true).mode(0o600).open(&temp);
         let file = file.map_err(|e| Error::io(format!("make {temp}"), e))?;
         let names = members(archive)?;
-        let written = tar::create(temp.as_std_path(), archive.as_std_path(), &names, false, ARCHIVE).await;
+        let written = tar::create(temp.as_std_path(), archive.as_std_path(), &names, Files::Ours, ARCHIVE).await;
         written.map_err(|e| Error::because(Kind::Internal, format!("write {location}"), e))?;
         if !wanted() {
             return Err(Error::new(Kind::DeadlineExceeded, "nobody waits for it any more"));
@@ -288,6 +300,13 @@ mod tests {
         let at = |name: &str| format!("{}/{name}", temp.path().display());
         assert!(check_location(&at("c.tar")).is_ok());
         for bad in ["", "/", "c.tar", "a/c.tar", "/no/such/c.tar", &at(""), &at("none/c.tar"), &at("..")] {
+            assert_eq!(check_location(bad).map_err(|e| e.kind()), Err(Kind::InvalidArgument), "{bad}");
+        }
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), rustix::fs::Mode::RUSR).unwrap();
+        std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+        std::fs::File::create(at("file")).unwrap();
+        assert!(check_location(&at("file")).is_ok());
+        for bad in ["/dev/null", &at("fifo"), &at("link")] {
             assert_eq!(check_location(bad).map_err(|e| e.kind()), Err(Kind::InvalidArgument), "{bad}");
         }
     }
