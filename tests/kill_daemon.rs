@@ -159,3 +159,55 @@ fn a_crash_in_the_middle_of_a_call_can_be_repeated() {
         support::snapshot::assert_back_to(&before, &node);
     });
 }
+
+/// What a network plugin owes to pods that are gone keeps no daemon from serving: the plugin may wait for a pod of the node.
+#[test]
+fn a_plugin_that_hangs_for_a_pod_that_is_gone_delays_nothing() {
+    isolated("a_plugin_that_hangs_for_a_pod_that_is_gone_delays_nothing", || {
+        use std::os::unix::fs::PermissionsExt;
+        let plugins = std::path::Path::new("/tmp/plugins");
+        std::fs::create_dir_all(plugins).expect("a folder");
+        for name in ["host-local", "portmap", "loopback"] {
+            std::os::unix::fs::symlink(format!("/usr/lib/cni/{name}"), plugins.join(name)).expect("a plugin");
+        }
+        let script = r#"#!/bin/sh
+if [ $CNI_COMMAND = DEL ]; then
+  [ ! -e /tmp/plugins/hang ] || { echo > /tmp/plugins/hangs; exec sleep 1000; }
+  [ ! -e /tmp/plugins/fail ] || { echo '{"cniVersion":"1.0.0","code":11,"msg":"not now"}'; exit 1; }
+fi
+exec /usr/lib/cni/bridge
+"#;
+        let bridge = plugins.join("bridge");
+        std::fs::write(&bridge, script).expect("a plugin");
+        std::fs::set_permissions(&bridge, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+        let mut node = Node::start(Options { plugin_dirs: vec!["/tmp/plugins".into()], ..Default::default() });
+        let crictl = node.crictl();
+        let pod = crictl.run_pod("gone");
+        let leases = || {
+            let all = std::fs::read_dir("/var/lib/cni/networks").into_iter().flatten().flatten();
+            let files = all.flat_map(|d| std::fs::read_dir(d.path()).into_iter().flatten().flatten());
+            files.filter(|f| std::fs::read_to_string(f.path()).is_ok_and(|t| t.contains(&pod))).count()
+        };
+        assert_eq!(leases(), 1);
+        // Once the namespace is gone, the plugin's refusal does not keep the pod.
+        std::fs::write(plugins.join("fail"), "").expect("a file");
+        assert!(!crictl.try_run(&["stopp", &pod]).0, "the plugin's refusal was not told");
+        crictl.run(&["stopp", &pod]);
+        crictl.run(&["rmp", &pod]);
+        assert_eq!(leases(), 1);
+
+        std::fs::write(plugins.join("hang"), "").expect("a file");
+        let start = std::time::Instant::now();
+        node.crash_daemon();
+        let other = crictl.run_pod("other");
+        let took = start.elapsed();
+        assert!(plugins.join("hangs").exists(), "the plugin was not asked");
+        assert!(took < Duration::from_secs(30), "served after {took:?}");
+        for file in ["hang", "fail"] {
+            std::fs::remove_file(plugins.join(file)).expect("removed");
+        }
+        node.crash_daemon();
+        wait_for("the address of the pod that is gone", Duration::from_secs(20), || (leases() == 0).then_some(()));
+        crictl.run(&["rmp", "-f", &other]);
+    });
+}

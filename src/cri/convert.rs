@@ -224,14 +224,14 @@ fn mount(m: v1::Mount) -> Result<Mount> {
         (None, "") => {
             return Err(Error::invalid(format!("mount at {:?}: neither host_path nor image", m.container_path)));
         }
-        (None, _) if !m.image_sub_path.is_empty() => {
-            return Err(Error::invalid(format!("mount at {:?}: image_sub_path without an image", m.container_path)));
-        }
         (Some(_), path) if !path.is_empty() => {
             return Err(Error::invalid(format!("mount at {:?}: both host_path and image", m.container_path)));
         }
         _ => {}
     }
+    // In a pod with an image volume the kubelet (1.36, `makeMounts`) gives the sub-path of every volume here as well; a host
+    // path has it in it already.
+    let image_sub_path = if image.is_some() { m.image_sub_path } else { String::new() };
     Ok(Mount {
         image: image.map(|i| image_spec(Some(i))).transpose()?,
         container_path: m.container_path,
@@ -242,7 +242,7 @@ fn mount(m: v1::Mount) -> Result<Mount> {
         propagation,
         uid_mappings: mappings(&m.uid_mappings),
         gid_mappings: mappings(&m.gid_mappings),
-        image_sub_path: m.image_sub_path,
+        image_sub_path,
         options: m.mount_options,
     })
 }
@@ -410,6 +410,21 @@ mod tests {
         }))
         .expect_err("no image");
         assert!(e.chain().contains("image"), "{}", e.chain());
+    }
+
+    #[test]
+    fn a_sub_path_of_an_image_means_nothing_without_one() {
+        let wire = v1::Mount {
+            container_path: "/a".into(),
+            host_path: "/pods/u/volume-subpaths/e/c/0".into(),
+            image_sub_path: "a/b".into(),
+            ..Default::default()
+        };
+        let m = mount(wire.clone()).expect("what the kubelet sends beside an image volume");
+        assert_eq!((m.host_path, m.image_sub_path), (wire.host_path.clone(), String::new()));
+        let image = Some(v1::ImageSpec { image: "busybox".into(), ..Default::default() });
+        let m = mount(v1::Mount { host_path: String::new(), image, ..wire }).expect("an image volume");
+        assert_eq!(m.image_sub_path, "a/b");
     }
 
     #[test]

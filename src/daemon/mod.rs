@@ -98,7 +98,8 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let network = Cni::new(cni_config(config)?);
     let pins = NamespacePins::new(NETNS_FOLDER, state);
     let idmapped = layers.try_idmap().await.map_err(|e| e.chain());
-    let crun = CrunBackend::new(crun_config(config, cgroup_driver, idmapped)?, hierarchy, pins, network).await?;
+    let crun = crun_config(config, cgroup_driver, idmapped)?;
+    let crun = CrunBackend::new(crun, hierarchy, pins, network, tasks.clone()).await?;
     let engine = Engine::new(
         EngineConfig {
             state: state.clone(),

@@ -37,6 +37,7 @@ use crate::integrations::cgroup::{Driver, Hierarchy, Parent};
 use crate::integrations::netns::NamespacePins;
 use crate::integrations::{apparmor, host};
 use crate::utils::process::Spawn;
+use crate::utils::tasks::TaskSet;
 
 /// PATH of crun itself.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -77,6 +78,8 @@ pub struct CrunBackend {
     hierarchy: Hierarchy,
     pins: NamespacePins,
     network: Arc<dyn PodNetwork>,
+    /// What outlives the call that began it.
+    tasks: TaskSet,
     /// Identity of the program that answered `--version`: it is asked again only when it changes.
     probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
     traffic: stats::TrafficCache,
@@ -93,6 +96,7 @@ impl CrunBackend {
         hierarchy: Hierarchy,
         pins: NamespacePins,
         network: Arc<dyn PodNetwork>,
+        tasks: TaskSet,
     ) -> Result<Self> {
         let powers = host::powers()?;
         let v2 = matches!(hierarchy.mode, crate::integrations::cgroup::Mode::Unified);
@@ -118,6 +122,7 @@ impl CrunBackend {
             hierarchy,
             pins,
             network,
+            tasks,
             probed,
             traffic,
             user_namespaces: Ok(()),

@@ -24,6 +24,8 @@ use crate::utils::process::Spawn;
 
 /// Size of a pod's /dev/shm in bytes.
 const SHM: u64 = 64 << 20;
+/// How long the start waits for networks of pods that are gone.
+const NETWORK_SWEEP: Duration = Duration::from_secs(5);
 /// How long killed processes may take to leave a cgroup.
 pub(super) const KILL: Duration = Duration::from_secs(10);
 
@@ -266,16 +268,44 @@ impl CrunBackend {
             Ok(())
         })
         .await?;
-        self.network.gc(&live).await?;
-        for (pod, _) in self.pins.list().await.map_err(Error::from)? {
-            if !live.contains(&pod) {
-                tracing::info!(pod = pod.as_str(), "removing namespaces that nobody claims");
-                let shm = self.config.state.join("pods").join(pod.as_str()).join("shm");
-                blocking(move || Ok(mounts::unmount(shm.as_std_path())?)).await?;
-                self.pins.unpin(&pod).await.map_err(Error::from)?;
+        self.sweep_networks(live).await
+    }
+
+    /// Networks of pods that are gone, then their namespaces. A plugin that hangs (a node whose network's own pods are
+    /// not up yet) has a minute for each pod, and they may need this daemon to come up: beyond [`NETWORK_SWEEP`] this
+    /// goes on beside all else. Pods that are made meanwhile are the network's to spare; their namespaces are not listed.
+    async fn sweep_networks(&self, live: Vec<PodId>) -> Result<()> {
+        let gone: Vec<PodId> = self.pins.list().await.map_err(Error::from)?.into_iter().map(|(pod, _)| pod).collect();
+        let gone: Vec<PodId> = gone.into_iter().filter(|pod| !live.contains(pod)).collect();
+        let (network, pins, state) = (self.network.clone(), self.pins.clone(), self.config.state.clone());
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.tasks.spawn_cancellable("networks of pods that are gone", async move {
+            let work = async {
+                network.gc(&live).await?;
+                for pod in gone {
+                    tracing::info!(pod = pod.as_str(), "removing namespaces that nobody claims");
+                    let shm = state.join("pods").join(pod.as_str()).join("shm");
+                    blocking(move || Ok(mounts::unmount(shm.as_std_path())?)).await?;
+                    pins.unpin(&pod).await.map_err(Error::from)?;
+                }
+                Ok(())
+            };
+            // Nobody waits any more: it is said here.
+            if let Err(Err(e)) = tell.send(work.await) {
+                let e: Error = e;
+                tracing::warn!(why = e.chain(), "garbage is kept");
+            }
+        });
+        match tokio::time::timeout(NETWORK_SWEEP, told).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(Error::internal("the daemon ends while networks are collected")),
+            Err(_) => {
+                tracing::warn!(
+                    "taking back networks of pods that are gone takes long and goes on while pods are served"
+                );
+                Ok(())
             }
         }
-        Ok(())
     }
 }
 

@@ -174,12 +174,13 @@ fn local_pv(ctx: &Ctx) {
     ctx.kubectl(&["delete", "pv", &class, "--wait=true"]);
 }
 
+/// Beside another volume's sub-path, which the kubelet then tells twice.
 fn image_volume(ctx: &Ctx) {
-    let c = json!({"name": "c", "image": BUSYBOX, "command": ["sh", "-c", "ls /tool; ls -d /in-image; touch /tool/x 2> /dev/null || echo read-only; sleep 1000"],
-        "volumeMounts": [{"name": "tool", "mountPath": "/tool"}, {"name": "box", "mountPath": "/in-image", "subPath": "etc"}]});
-    let volumes = json!([{"name": "tool", "image": {"reference": PODTOOL, "pullPolicy": "IfNotPresent"}}, {"name": "box", "image": {"reference": BUSYBOX}}]);
+    let c = json!({"name": "c", "image": BUSYBOX, "command": ["sh", "-c", "ls /tool; ls -d /in-image/passwd; touch /part/x && ls /part; touch /tool/x 2> /dev/null || echo read-only; sleep 1000"],
+        "volumeMounts": [{"name": "tool", "mountPath": "/tool"}, {"name": "box", "mountPath": "/in-image", "subPath": "etc"}, {"name": "dir", "mountPath": "/part", "subPath": "a/b"}]});
+    let volumes = json!([{"name": "dir", "emptyDir": {}}, {"name": "tool", "image": {"reference": PODTOOL, "pullPolicy": "IfNotPresent"}}, {"name": "box", "image": {"reference": BUSYBOX}}]);
     ctx.apply(&[pod_with("p", json!({"containers": [c], "volumes": volumes}))]);
     ctx.ready("p");
     let said = ctx.wait("its log", LONG, || Some(ctx.logs(&["p"])).filter(|l| l.contains("read-only")));
-    assert_eq!(said, "podtool\n/in-image\nread-only\n");
+    assert_eq!(said, "podtool\n/in-image/passwd\nx\nread-only\n");
 }
