@@ -25,7 +25,11 @@ impl From<Error> for Status {
     fn from(e: Error) -> Self {
         let code = code(e.kind());
         let message = e.chain();
-        tracing::warn!(?code, message, "request refused or failed");
+        match code {
+            // Kubelets ask for what they have just removed.
+            Code::NotFound => tracing::debug!(?code, message, "request refused or failed"),
+            _ => tracing::warn!(?code, message, "request refused or failed"),
+        }
         Status::new(code, message)
     }
 }

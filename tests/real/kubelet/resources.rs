@@ -105,7 +105,6 @@ fn resize(ctx: &Ctx) {
     ctx.wait("the restarted container's limit", LONG, || {
         (cgroup(&p, Some("r"), "memory.limit_in_bytes", "memory.max")? == (80_u64 << 20).to_string()).then_some(())
     });
-    // What the kubelet reads from ContainerStatus after a resize is what it sees after a restart of the daemon, too.
 }
 
 fn pod_level(ctx: &Ctx) {
