@@ -1,0 +1,145 @@
+//! Containers that people make by hand, with a template or a root file system of their own: the library's verbs, one call
+//! each, as `backend lxc ...` wants them. Nothing of ours stays with such a container: it runs its own init under liblxc's own
+//! monitor.
+//!
+//! Whoever calls this has checked the name and says what is wrong with a state. A crash leaves what liblxc leaves.
+#![allow(unsafe_code)] // what liblxc calls in the new process, and waiting for that
+
+use std::ffi::{c_int, c_void};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+use lxcri_lxc::become_it::{self, Trouble};
+use lxcri_lxc::plan::Plan;
+use lxcri_lxc::wire;
+
+use crate::liblxc::{Container, Library};
+use crate::options::Options;
+
+/// What templates are told to take for their configuration, if nothing else is said and it is there.
+const DEFAULT: &str = "/etc/lxc/default.conf";
+/// What a container with a root file system of its own needs at least.
+const LEAST: [(&str, &str); 3] =
+    [("lxc.mount.auto", "proc:mixed sys:mixed cgroup:mixed"), ("lxc.tty.max", "4"), ("lxc.pty.max", "1024")];
+
+fn open(options: &Options) -> Result<(Library, Container), String> {
+    let library = Library::load(&options.library)?;
+    library.log_to(&options.log, &options.name, &options.lxcpath)?;
+    let container = library.container(&options.name, &options.lxcpath)?;
+    Ok((library, container))
+}
+
+/// `make`: a template and its arguments, or `--root`.
+pub fn make(options: &Options) -> Result<(), String> {
+    let library = Library::load(&options.library)?;
+    library.log_to(&options.log, &options.name, &options.lxcpath)?;
+    let container = library.container_or_none(&options.name, &options.lxcpath)?;
+    if container.is_defined() {
+        return Err(format!("container {}: it is there already", options.name));
+    }
+    let file = if options.config.is_empty() { DEFAULT } else { &options.config };
+    if !options.config.is_empty() || std::path::Path::new(file).is_file() {
+        container.load(file)?;
+    }
+    if !options.root.is_empty() {
+        container.set("lxc.rootfs.path", &format!("dir:{}", options.root))?;
+        // liblxc's own tools must not remove it either.
+        container.set("lxc.rootfs.managed", "0")?;
+        container.set("lxc.uts.name", &options.name)?;
+        for (key, value) in LEAST {
+            container.set(key, value)?;
+        }
+    }
+    for line in &options.set {
+        let (key, value) = line.split_once('=').ok_or_else(|| format!("{line:?} is not of the form KEY=VALUE"))?;
+        container.set(key.trim(), value.trim())?;
+    }
+    match options.rest.split_first() {
+        Some((template, arguments)) => container.create(template, arguments),
+        None => container.save(),
+    }
+}
+
+/// `run`: starts it.
+pub fn run(options: &Options) -> Result<(), String> {
+    let (_library, container) = open(options)?;
+    if container.start_beside() { Ok(()) } else { Err("liblxc could not start the container".into()) }
+}
+
+/// `halt SECONDS`: its init is asked to end, and killed then.
+pub fn halt(options: &Options) -> Result<(), String> {
+    let seconds = options.rest.first().and_then(|s| s.parse().ok()).ok_or("halt: how many seconds")?;
+    let (_library, container) = open(options)?;
+    if seconds > 0 && container.shut_down(seconds) || container.stop() || container.state() == "STOPPED" {
+        return Ok(());
+    }
+    Err("liblxc could not stop the container".into())
+}
+
+/// `destroy`: with its root file system.
+pub fn destroy(options: &Options) -> Result<(), String> {
+    let (_library, container) = open(options)?;
+    if container.destroy() { Ok(()) } else { Err("liblxc could not remove the container".into()) }
+}
+
+/// `states NAME...`: "NAME STATE PID" of each, a line.
+pub fn states(options: &Options) -> Result<(), String> {
+    let library = Library::load(&options.library)?;
+    let mut out = std::io::stdout().lock();
+    for name in &options.rest {
+        // One that is unreadable must not hide the others.
+        let (state, pid) = match library.container(name, &options.lxcpath) {
+            Ok(container) => (container.state(), container.init_pid().unwrap_or(0)),
+            Err(_) => ("BROKEN".to_owned(), 0),
+        };
+        writeln!(out, "{name} {state} {pid}").map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+struct Payload {
+    plan: Plan,
+    tell: OwnedFd,
+}
+
+unsafe extern "C" fn inside(payload: *mut c_void) -> c_int {
+    // SAFETY: it is the caller's, who waits.
+    let payload = unsafe { &*payload.cast::<Payload>() };
+    let trouble = match become_it::plainly(&payload.plan) {
+        Ok(program) => Trouble::Program(format!("exec: {}", program.execute())),
+        Err(trouble) => trouble,
+    };
+    use std::os::fd::AsFd;
+    trouble.tell(payload.tell.as_fd());
+    127
+}
+
+/// `attach COMMAND...`: with this process' streams; its exit code, as shells have it.
+pub fn attach(options: &Options) -> Result<u8, String> {
+    let (_library, container) = open(options)?;
+    if container.init_pid().is_none() {
+        return Err(format!("container {}: liblxc says that it does not run", options.name));
+    }
+    let cwd = if options.cwd.is_empty() { "/" } else { &options.cwd };
+    let plan = Plan { args: options.rest.clone(), env: options.env.clone(), cwd: cwd.to_owned(), ..Plan::default() };
+    let (ours, theirs) = wire::pair().map_err(|e| format!("socket pair: {e}"))?;
+    let mut payload = Payload { plan, tell: theirs };
+    let pid = container.attach_as_its_tool(inside, (&raw mut payload).cast());
+    drop(payload);
+    let pid = pid.ok_or_else(|| format!("liblxc can't attach to container {}", options.name))?;
+    use std::os::fd::AsFd;
+    let failed = wire::receive(ours.as_fd()).map_err(|e| format!("the process: {e}"))?;
+    let mut status = 0;
+    // SAFETY: a plain call; the number lives in this frame.
+    while unsafe { libc::waitpid(pid, &raw mut status, 0) } < 0 {
+        let e = std::io::Error::last_os_error();
+        if e.kind() != std::io::ErrorKind::Interrupted {
+            return Err(format!("wait for the process: {e}"));
+        }
+    }
+    match failed {
+        Some(packet) => Err(packet.text),
+        None if libc::WIFSIGNALED(status) => Ok((128 + libc::WTERMSIG(status)) as u8),
+        None => Ok(libc::WEXITSTATUS(status) as u8),
+    }
+}
