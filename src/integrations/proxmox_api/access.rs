@@ -1,0 +1,123 @@
+//! What the token may do: asked at the start, so that what is missing is told by privilege and path, not call by call.
+//!
+//! [`needs`] is pure and says what each privilege is for; `docs/proxmox.md` and `deploy/proxmox/role.sh` follow it.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::lenient;
+use super::transport::{Form, Proxmox};
+
+/// A privilege on a path, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// "/pool/k8s".
+    pub path: String,
+    /// "VM.Allocate".
+    pub privilege: &'static str,
+    /// What can't be done without it.
+    pub purpose: &'static str,
+}
+
+/// On a pool: all that is done with guests.
+const GUESTS: [(&str, &str); 12] = [
+    ("Pool.Audit", "to see the pool"),
+    ("VM.Allocate", "to make and delete guests, and for nesting"),
+    ("VM.Audit", "to see guests and their configuration"),
+    ("VM.Clone", "to clone guests"),
+    ("VM.Config.CPU", "to limit CPUs"),
+    ("VM.Config.Disk", "to give disks and make them larger"),
+    ("VM.Config.Memory", "to limit memory and swap"),
+    ("VM.Config.Network", "to give networks"),
+    ("VM.Config.Options", "to set name, notes and tags"),
+    ("VM.PowerMgmt", "to start and stop"),
+    ("VM.Snapshot", "to take snapshots"),
+    ("VM.Snapshot.Rollback", "to go back to snapshots"),
+];
+
+/// On a storage.
+const STORAGE: [(&str, &str); 3] = [
+    ("Datastore.AllocateSpace", "to make root file systems"),
+    ("Datastore.AllocateTemplate", "to upload templates"),
+    ("Datastore.Audit", "to see what is there"),
+];
+
+/// What is needed for guests in `pool` with disks on `storages` and networks on `bridges`.
+pub fn needs(pool: &str, storages: &[String], bridges: &[String]) -> Vec<Need> {
+    let on = |path: String, list: &[(&'static str, &'static str)]| {
+        list.iter().map(|(privilege, purpose)| Need { path: path.clone(), privilege, purpose }).collect::<Vec<_>>()
+    };
+    let mut all = on(format!("/pool/{pool}"), &GUESTS);
+    for storage in storages {
+        all.extend(on(format!("/storage/{storage}"), &STORAGE));
+    }
+    for bridge in bridges {
+        all.extend(on(format!("/sdn/zones/localnetwork/{bridge}"), &[("SDN.Use", "to connect guests to the bridge")]));
+    }
+    all
+}
+
+/// What of `needs` is not in the API's answer for their paths.
+pub fn missing(needs: &[Need], granted: &BTreeMap<String, BTreeMap<String, bool>>) -> Vec<Need> {
+    let has = |n: &Need| granted.get(&n.path).is_some_and(|p| p.contains_key(n.privilege));
+    needs.iter().filter(|n| !has(n)).cloned().collect()
+}
+
+impl Proxmox {
+    /// Which of these the token lacks.
+    pub async fn lacking(&self, needs: &[Need]) -> Result<Vec<Need>, ApiError> {
+        let mut granted = BTreeMap::new();
+        for need in needs {
+            if granted.contains_key(&need.path) {
+                continue;
+            }
+            let form = vec![("path".to_owned(), need.path.clone())];
+            let answer: BTreeMap<String, BTreeMap<String, Value>> =
+                self.get("/access/permissions", form as Form).await?;
+            let own = answer.into_iter().find(|(path, _)| *path == need.path).map(|(_, p)| p).unwrap_or_default();
+            // The value says whether it is inherited further down, not whether it is granted.
+            let own = own.into_iter().map(|(name, v)| (name, lenient::as_bool(&v).ok().flatten().unwrap_or_default()));
+            granted.insert(need.path.clone(), own.collect());
+        }
+        Ok(missing(needs, &granted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_role_has_what_is_needed_and_no_more() {
+        let script = include_str!("../../../deploy/proxmox/role.sh");
+        let list = script.split("privileges=\"").nth(1).unwrap().split('"').next().unwrap();
+        let role: BTreeSet<&str> = list.split([' ', '\\', '\n']).filter(|p| !p.is_empty()).collect();
+        let all = needs("k8s", &["local".into()], &["vmbr0".into()]);
+        assert_eq!(role, all.iter().map(|n| n.privilege).collect());
+        let document = include_str!("../../../docs/proxmox.md");
+        for privilege in role {
+            let short = privilege.replace("VM.Config", "");
+            assert!(document.contains(privilege) || document.contains(&short), "docs/proxmox.md: {privilege}");
+        }
+    }
+
+    #[test]
+    fn what_lacks_is_named_with_its_path() {
+        let all = needs("k8s", &["local".into()], &["vmbr0".into()]);
+        assert_eq!(all.len(), GUESTS.len() + STORAGE.len() + 1);
+        let mut granted: BTreeMap<String, BTreeMap<String, bool>> = BTreeMap::new();
+        for need in &all {
+            granted.entry(need.path.clone()).or_default().insert(need.privilege.to_owned(), false);
+        }
+        assert_eq!(missing(&all, &granted), []);
+        granted.get_mut("/storage/local").unwrap().remove("Datastore.Audit");
+        granted.remove("/sdn/zones/localnetwork/vmbr0");
+        let lacking = missing(&all, &granted);
+        let lacking: Vec<_> = lacking.iter().map(|n| (n.path.as_str(), n.privilege)).collect();
+        assert_eq!(lacking, [("/storage/local", "Datastore.Audit"), ("/sdn/zones/localnetwork/vmbr0", "SDN.Use")]);
+    }
+}

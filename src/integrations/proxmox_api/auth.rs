@@ -1,0 +1,215 @@
+//! Who we are: an API token, or a user's ticket that is renewed; and the files their secrets are in.
+//!
+//! Used by the transport for every request. Secrets are in memory only, in types without a readable `Debug`. A token file
+//! that has changed is read again when the API no longer takes the old one.
+
+use std::fmt;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use crate::core::config::Proxmox as Settings;
+use crate::core::error::{Error, Result};
+
+/// Largest secret in bytes.
+const MAX_SECRET: u64 = 4096;
+/// A ticket lives two hours; it is renewed after one.
+const RENEW_AFTER: Duration = Duration::from_secs(3600);
+
+/// Text that shows up nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secret(String);
+
+impl Secret {
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// Reads a secret from a file that nobody else may read.
+pub(super) fn read_secret(key: &str, path: &Utf8Path) -> Result<Secret> {
+    let failed = |e: std::io::Error| Error::io(format!("{key}: {path}"), e);
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        // A FIFO in its place must not hang the start.
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    let refuse = |why: String| Err(Error::precondition(format!("{key}: {path}: {why}")));
+    if !meta.is_file() {
+        return refuse("not a regular file".into());
+    }
+    if meta.mode() & 0o077 != 0 {
+        return refuse(format!("mode {:04o}: others may read or write it; chmod 600 it", meta.mode() & 0o7777));
+    }
+    let us = rustix::process::geteuid().as_raw();
+    if meta.uid() != 0 && meta.uid() != us {
+        return refuse(format!("belongs to user {}, not to us or root", meta.uid()));
+    }
+    let mut text = String::new();
+    file.take(MAX_SECRET + 1).read_to_string(&mut text).map_err(failed)?;
+    let text = text.trim();
+    if text.is_empty() || text.len() as u64 > MAX_SECRET || text.chars().any(char::is_control) {
+        return refuse("is not one line with a secret".into());
+    }
+    Ok(Secret::new(text))
+}
+
+/// How requests are authenticated.
+pub(super) enum Auth {
+    Token { id: String, file: Utf8PathBuf, secret: std::sync::RwLock<Secret> },
+    Ticket { user: String, password: Secret, ticket: tokio::sync::Mutex<Option<Ticket>> },
+}
+
+/// A user's session.
+#[derive(Clone)]
+pub(super) struct Ticket {
+    cookie: Secret,
+    csrf: Secret,
+    since: Instant,
+}
+
+/// Answer of `/access/ticket`.
+#[derive(Deserialize)]
+pub(super) struct TicketAnswer {
+    ticket: Option<String>,
+    #[serde(rename = "CSRFPreventionToken")]
+    csrf: Option<String>,
+    #[serde(rename = "NeedTFA", default, deserialize_with = "super::lenient::bool")]
+    second_factor: bool,
+}
+
+impl TicketAnswer {
+    /// The ticket; what is missing otherwise.
+    pub(super) fn ticket(self) -> std::result::Result<Ticket, &'static str> {
+        if self.second_factor {
+            return Err("the user has a second factor, which a daemon can't give: use an API token");
+        }
+        match (self.ticket, self.csrf) {
+            (Some(ticket), Some(csrf)) => {
+                Ok(Ticket { cookie: Secret::new(ticket), csrf: Secret::new(csrf), since: Instant::now() })
+            }
+            _ => Err("an answer without a ticket"),
+        }
+    }
+}
+
+impl Ticket {
+    pub(super) fn is_fresh(&self) -> bool {
+        self.since.elapsed() < RENEW_AFTER
+    }
+
+    /// What renews it: the ticket itself, as the password.
+    pub(super) fn as_password(&self) -> Secret {
+        self.cookie.clone()
+    }
+
+    pub(super) fn headers(&self) -> Option<HeaderMap> {
+        let cookie = utf8_percent_encode(self.cookie.reveal(), NON_ALPHANUMERIC);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COOKIE, sensitive(&format!("PVEAuthCookie={cookie}"))?);
+        headers.insert(HeaderName::from_static("csrfpreventiontoken"), sensitive(self.csrf.reveal())?);
+        Some(headers)
+    }
+}
+
+impl Auth {
+    /// As the configuration says.
+    pub(super) fn load(settings: &Settings) -> Result<Self> {
+        if settings.user.is_empty() {
+            let secret = read_secret("proxmox.token_file", &settings.token_file)?;
+            let (id, file) = (settings.token_id.clone(), settings.token_file.clone());
+            return Ok(Self::Token { id, file, secret: secret.into() });
+        }
+        let file = settings.password_file.as_ref();
+        let file = file.ok_or_else(|| Error::invalid("proxmox.password_file: a user needs one"))?;
+        let password = read_secret("proxmox.password_file", file)?;
+        Ok(Self::Ticket { user: settings.user.clone(), password, ticket: tokio::sync::Mutex::default() })
+    }
+
+    /// A token's header; None for tickets.
+    pub(super) fn token_header(&self) -> Option<HeaderMap> {
+        let Self::Token { id, secret, .. } = self else { return None };
+        let secret = secret.read().map(|s| s.clone()).unwrap_or_else(|e| e.into_inner().clone());
+        let value = sensitive(&format!("PVEAPIToken={id}={}", secret.reveal()))?;
+        Some(HeaderMap::from_iter([(header::AUTHORIZATION, value)]))
+    }
+
+    /// Reads a token's file again; whether there is another secret in it.
+    pub(super) fn reload_token(&self) -> bool {
+        let Self::Token { file, secret, .. } = self else { return false };
+        let Ok(fresh) = read_secret("proxmox.token_file", file) else { return false };
+        let mut held = secret.write().unwrap_or_else(|e| e.into_inner());
+        let changed = *held != fresh;
+        *held = fresh;
+        changed
+    }
+
+    /// The text without our secrets.
+    pub(super) fn redact(&self, text: String) -> String {
+        match self {
+            Self::Token { secret, .. } => {
+                let secret = secret.read().map(|s| s.clone()).unwrap_or_else(|e| e.into_inner().clone());
+                text.replace(secret.reveal(), "[secret]")
+            }
+            Self::Ticket { password, .. } => text.replace(password.reveal(), "[secret]"),
+        }
+    }
+}
+
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn files_of_secrets() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("token")).unwrap();
+        let put = |text: &str, mode: u32| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        put("0b5e-secret\n", 0o600);
+        let secret = read_secret("token_file", &path).unwrap();
+        assert_eq!(secret.reveal(), "0b5e-secret");
+        assert!(!format!("{secret:?}").contains("0b5e"));
+        let settings = Settings { token_id: "a@pve!tok".into(), token_file: path.clone(), ..Settings::default() };
+        let auth = Auth::load(&settings).unwrap();
+        assert!(!format!("{:?}", auth.token_header()).contains("0b5e"), "headers are marked");
+        assert_eq!(auth.redact("bad 0b5e-secret here".into()), "bad [secret] here");
+        put("other", 0o400);
+        assert!(auth.reload_token() && !auth.reload_token());
+        for (text, mode) in [("x", 0o640), ("x", 0o604), ("", 0o600), ("a\nb", 0o600), (&"x".repeat(5000), 0o600)] {
+            put(text, mode);
+            let e = read_secret("token_file", &path).unwrap_err().chain();
+            assert!(e.contains("token_file") && !e.contains("xx"), "{e}");
+        }
+        assert!(read_secret("token_file", Utf8Path::new("/dev/null")).is_err());
+        assert!(read_secret("token_file", Utf8Path::new("/no/such")).is_err());
+    }
+}
