@@ -4,11 +4,12 @@
 //! Reading fails with plain I/O errors; [`Verifier::verify`] then says whether everything is what was promised. Nothing
 //! is kept on disk here.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
+use super::confined::Unpacker;
 use crate::core::error::{Error, Kind};
 use crate::core::ids::Digest;
 
@@ -119,7 +120,7 @@ impl Read for RawReader {
 
 /// The uncompressed tar; the decoder is chosen at the first read.
 pub struct LayerReader {
-    start: Option<(RawReader, Compression)>,
+    start: Option<(RawReader, Compression, Unpacker)>,
     decoder: Option<Box<dyn Read + Send>>,
     sum: Arc<Mutex<Sha256>>,
 }
@@ -131,43 +132,62 @@ pub struct Verifier {
     expected: Expected,
 }
 
-/// Begins: the tar to unpack, and what to ask when it was read.
-pub fn open(source: Box<dyn Read + Send>, compression: Compression, expected: Expected) -> (LayerReader, Verifier) {
+/// Begins: the tar to unpack, and what to ask when it was read. `unpacker` decompresses.
+pub fn open(
+    source: Box<dyn Read + Send>,
+    compression: Compression,
+    expected: Expected,
+    unpacker: &Unpacker,
+) -> (LayerReader, Verifier) {
     let limit = expected.blob.as_ref().map(|(_, size)| *size);
     let raw = Arc::new(Mutex::new(Raw { source, sum: Sha256::new(), read: 0, limit }));
     let sum = Arc::new(Mutex::new(Sha256::new()));
-    let reader = LayerReader { start: Some((RawReader(raw.clone()), compression)), decoder: None, sum: sum.clone() };
+    let start = Some((RawReader(raw.clone()), compression, unpacker.clone()));
+    let reader = LayerReader { start, decoder: None, sum: sum.clone() };
     (reader, Verifier { raw, sum, expected })
 }
 
-fn decoder(mut raw: RawReader, told: Compression) -> io::Result<Box<dyn Read + Send>> {
-    let mut magic = Vec::with_capacity(4);
-    (&mut raw).take(4).read_to_end(&mut magic)?;
-    let found = match magic.as_slice() {
+/// What `magic`, the first four bytes, say.
+pub fn detect(magic: &[u8]) -> Compression {
+    match magic {
         [0x1f, 0x8b, ..] => Compression::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd] => Compression::Zstd,
         // A skippable frame may come first.
         [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Compression::Zstd,
         _ => Compression::None,
-    };
-    if told != Compression::Detect && told != found {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("the media type says {told:?}, the first bytes say {found:?}"),
-        ));
     }
-    let input = BufReader::with_capacity(128 << 10, Cursor::new(magic).chain(raw));
-    Ok(match found {
+}
+
+/// Decompresses in this process.
+pub(super) fn decode(how: Compression, input: impl BufRead + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+    Ok(match how {
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
         Compression::None | Compression::Detect => Box::new(input),
     })
 }
 
+fn decoder(mut raw: RawReader, told: Compression, unpacker: &Unpacker) -> io::Result<Box<dyn Read + Send>> {
+    let mut magic = Vec::with_capacity(4);
+    (&mut raw).take(4).read_to_end(&mut magic)?;
+    let found = detect(&magic);
+    if told != Compression::Detect && told != found {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the media type says {told:?}, the first bytes say {found:?}"),
+        ));
+    }
+    let input = Cursor::new(magic).chain(raw);
+    match found {
+        Compression::Gzip | Compression::Zstd => unpacker.decompress(found, Box::new(input)),
+        Compression::None | Compression::Detect => Ok(Box::new(BufReader::with_capacity(128 << 10, input))),
+    }
+}
+
 impl Read for LayerReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some((raw, compression)) = self.start.take() {
-            self.decoder = Some(decoder(raw, compression)?);
+        if let Some((raw, compression, unpacker)) = self.start.take() {
+            self.decoder = Some(decoder(raw, compression, &unpacker)?);
         }
         let Some(decoder) = &mut self.decoder else {
             return Err(io::Error::other("the layer's decoder failed before"));
@@ -240,7 +260,7 @@ mod tests {
 
     fn run(blob: Vec<u8>, compression: Compression, content: &[u8]) -> Result<Vec<u8>, String> {
         let expected = Expected { blob: Some((digest_of(&blob), blob.len() as u64)), diff_id: digest_of(content) };
-        let (mut reader, verifier) = open(Box::new(Cursor::new(blob)), compression, expected);
+        let (mut reader, verifier) = open(Box::new(Cursor::new(blob)), compression, expected, &Unpacker::Here);
         let mut out = Vec::new();
         reader.read_to_end(&mut out).map_err(|e| e.to_string())?;
         verifier.verify().map_err(|e| e.to_string())?;
@@ -269,9 +289,11 @@ mod tests {
         assert!(run(broken, Compression::Gzip, &data).is_err());
 
         let expected = Expected { blob: Some((digest_of(b"x"), 3)), diff_id: digest_of(&data) };
-        let (mut reader, _) = open(Box::new(Cursor::new(data.clone())), Compression::None, expected.clone());
+        let (mut reader, _) =
+            open(Box::new(Cursor::new(data.clone())), Compression::None, expected.clone(), &Unpacker::Here);
         assert!(reader.read_to_end(&mut Vec::new()).expect_err("long").to_string().contains("longer"));
-        let (mut reader, verifier) = open(Box::new(Cursor::new(vec![1; 3])), Compression::None, expected);
+        let (mut reader, verifier) =
+            open(Box::new(Cursor::new(vec![1; 3])), Compression::None, expected, &Unpacker::Here);
         reader.read_to_end(&mut Vec::new()).expect("read");
         assert!(matches!(verifier.verify(), Err(Mismatch::Blob { .. })));
     }

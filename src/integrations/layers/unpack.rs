@@ -5,7 +5,7 @@
 //! out on the spot where layers are clones of their parent. Fails with [`UnpackError`] naming the entry; what was
 //! unpacked until then stays for the caller to remove.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::CString;
 use std::fmt;
 use std::io::{self, Read};
@@ -145,9 +145,30 @@ pub fn unpack(root: &Path, source: impl Read, whiteouts: Whiteouts, limits: &Lim
         what: "opening the layer's folder",
         source,
     })?;
+    unpack_in(root, source, whiteouts, limits, None).map(|(unpacked, _)| unpacked)
+}
+
+/// What an unpacker without CAP_SYS_ADMIN and /proc leaves to the one who asked it.
+#[derive(Debug, Default)]
+pub(super) struct Later {
+    /// Folders to be marked opaque for overlayfs.
+    pub opaque: BTreeSet<PathBuf>,
+    /// Extended attributes to be set.
+    pub attributes: BTreeMap<PathBuf, write::Refused>,
+}
+
+/// The work of [`unpack`]; with `later` what needs more than the capabilities for files is noted and not done.
+pub(super) fn unpack_in(
+    root: Root,
+    source: impl Read,
+    whiteouts: Whiteouts,
+    limits: &Limits,
+    later: Option<Later>,
+) -> Result<(Unpacked, Option<Later>), UnpackError> {
     let mut unpacker = Unpacker {
         root,
         whiteouts,
+        later,
         limits: *limits,
         result: Unpacked::default(),
         entries: 0,
@@ -165,7 +186,7 @@ pub fn unpack(root: &Path, source: impl Read, whiteouts: Whiteouts, limits: &Lim
     }
     unpacker.finish_folders()?;
     drain(reader, &mut unpacker.buffer)?;
-    Ok(unpacker.result)
+    Ok((unpacker.result, unpacker.later))
 }
 
 /// What follows the archive's end is padding, but digests count it.
@@ -185,6 +206,7 @@ fn drain<R: Read>(reader: TarReader<R>, buffer: &mut [u8]) -> Result<(), TarErro
 pub(super) struct Unpacker {
     pub(super) root: Root,
     pub(super) whiteouts: Whiteouts,
+    pub(super) later: Option<Later>,
     limits: Limits,
     pub(super) result: Unpacked,
     entries: u64,
@@ -263,7 +285,8 @@ impl Unpacker {
         }
         let io = |source| UnpackError::Io { entry: name(), what: "setting its attributes", source };
         let fd = self.root.open_at(".", fs::OFlags::RDONLY | fs::OFlags::DIRECTORY, Mode::empty()).map_err(io)?;
-        write::attributes_fd(fd.as_fd(), entry).map_err(|e| e.at(entry))?;
+        let refused = write::attributes_fd(fd.as_fd(), entry).map_err(|e| e.at(entry))?;
+        self.leave(Path::new(""), refused)?;
         self.result.root_given = true;
         self.folders.push((PathBuf::new(), entry.atime, entry.mtime));
         Ok(())
@@ -304,8 +327,9 @@ impl Unpacker {
         let io = |what| move |source: io::Error| UnpackError::Io { entry: entry.path.as_slice().into(), what, source };
         match entry.kind {
             Kind::Folder => {
-                self.folder(parent, name).map_err(io("making the folder"))?;
-                write::folder_attributes(parent.as_fd(), name, entry).map_err(|e| e.at(entry))?;
+                self.folder(path, parent, name).map_err(io("making the folder"))?;
+                let refused = write::folder_attributes(parent.as_fd(), name, entry).map_err(|e| e.at(entry))?;
+                self.leave(path, refused)?;
                 self.result.implicit.remove(path);
                 self.remember(path)?;
                 self.folders.push((path.to_path_buf(), entry.atime, entry.mtime));
@@ -320,7 +344,8 @@ impl Unpacker {
                     .map_err(io("making the file"))?;
                 write::data(&file, reader, entry, &mut self.buffer)?;
                 self.result.usage.bytes += entry.size;
-                write::attributes_fd(file.as_fd(), entry).map_err(|e| e.at(entry))?;
+                let refused = write::attributes_fd(file.as_fd(), entry).map_err(|e| e.at(entry))?;
+                self.leave(path, refused)?;
                 write::times_fd(file.as_fd(), entry.atime, entry.mtime).map_err(io("setting its times"))?;
             }
             Kind::HardLink => {
@@ -352,7 +377,7 @@ impl Unpacker {
                 }
                 self.over(parent, name, || Ok(fs::symlinkat(entry.link.as_slice(), parent, name)?))
                     .map_err(io("making the symbolic link"))?;
-                write::node_attributes(parent.as_fd(), name, entry).map_err(|e| e.at(entry))?;
+                self.node(entry, path, parent, name)?;
             }
             Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
                 let kind = match entry.kind {
@@ -363,10 +388,30 @@ impl Unpacker {
                 let device = fs::makedev(entry.device.0, entry.device.1);
                 self.over(parent, name, || Ok(fs::mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device)?))
                     .map_err(io("making the node"))?;
-                write::node_attributes(parent.as_fd(), name, entry).map_err(|e| e.at(entry))?;
+                self.node(entry, path, parent, name)?;
             }
         }
         Ok(())
+    }
+
+    fn node(&mut self, entry: &Entry, path: &Path, parent: &OwnedFd, name: &CString) -> Result<(), UnpackError> {
+        let later = self.later.is_some();
+        let refused = write::node_attributes(parent.as_fd(), name, entry, later).map_err(|e| e.at(entry))?;
+        self.leave(path, refused)
+    }
+
+    /// Notes attributes for the one who may set them; without one they are lost, as with other tools.
+    fn leave(&mut self, path: &Path, refused: write::Refused) -> Result<(), UnpackError> {
+        let size: usize = refused.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
+        let Some(later) = &mut self.later else { return Ok(()) };
+        // What an earlier entry of this name had is gone with it.
+        later.attributes.remove(path);
+        if refused.is_empty() {
+            return Ok(());
+        }
+        later.attributes.insert(path.to_path_buf(), refused);
+        self.remembered += size;
+        self.remember(path)
     }
 
     /// Makes something new with `make`; what is there under its name goes first.
@@ -381,7 +426,7 @@ impl Unpacker {
         }
     }
 
-    fn folder(&mut self, parent: &OwnedFd, name: &CString) -> io::Result<()> {
+    fn folder(&mut self, path: &Path, parent: &OwnedFd, name: &CString) -> io::Result<()> {
         match fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
             Err(Errno::EXIST) => {}
             done => return Ok(done?),
@@ -391,7 +436,7 @@ impl Unpacker {
             return Ok(());
         }
         if self.whiteouts == Whiteouts::Overlay && is_whiteout(parent, name)? {
-            return self.folder_over_whiteout(parent, name);
+            return self.folder_over_whiteout(path, parent, name);
         }
         self.replaced = true;
         fs::unlinkat(parent, name, AtFlags::empty())?;

@@ -2,9 +2,9 @@
 //!
 //! Called by the unpacker; part of it. Fails with the I/O error of the step.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ impl Unpacker {
             prefix.push(part);
             let (parent, name) = self.root.open_parent(&prefix)?;
             if is_whiteout(&parent, &name)? {
-                self.folder_over_whiteout(&parent, &name)?;
+                self.folder_over_whiteout(&prefix, &parent, &name)?;
                 self.result.implicit.insert(prefix);
                 return Ok(true);
             }
@@ -56,15 +56,26 @@ impl Unpacker {
         Ok(false)
     }
 
-    pub(super) fn folder_over_whiteout(&mut self, parent: &OwnedFd, name: &CString) -> io::Result<()> {
+    pub(super) fn folder_over_whiteout(&mut self, path: &Path, parent: &OwnedFd, name: &CStr) -> io::Result<()> {
         fs::unlinkat(parent, name, AtFlags::empty())?;
         fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-        set_opaque(parent, name)
+        self.mark_opaque(path, parent, name)
+    }
+
+    /// Marks the folder `name` in `parent`; a process that may not set the mark notes it for one that may.
+    fn mark_opaque(&mut self, path: &Path, parent: &OwnedFd, name: &CStr) -> io::Result<()> {
+        match &mut self.later {
+            Some(later) => {
+                later.opaque.insert(path.to_path_buf());
+                Ok(())
+            }
+            None => set_opaque(parent.as_fd(), name),
+        }
     }
 
     pub(super) fn opaque(&mut self, path: &Path, folder: &OwnedFd) -> io::Result<()> {
         if self.whiteouts == Whiteouts::Overlay {
-            return write::set_xattr_at(folder.as_fd(), c".", "trusted.overlay.opaque", b"y");
+            return self.mark_opaque(path, folder, c".");
         }
         let folder =
             fs::openat(folder, ".", fs::OFlags::RDONLY | fs::OFlags::DIRECTORY | fs::OFlags::CLOEXEC, Mode::empty())?;
@@ -95,7 +106,8 @@ impl Unpacker {
             Err(Errno::EXIST) => {
                 let stat = fs::statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    set_opaque(parent, &name)?;
+                    let path = parent_path.join(std::ffi::OsStr::from_bytes(hidden));
+                    self.mark_opaque(&path, parent, &name)?;
                 }
             }
             Err(e) => return Err(e.into()),
@@ -104,8 +116,9 @@ impl Unpacker {
     }
 }
 
-fn set_opaque(parent: &OwnedFd, name: &CString) -> io::Result<()> {
-    write::set_xattr_at(parent.as_fd(), name, "trusted.overlay.opaque", b"y")
+/// overlayfs's mark of a folder that hides the parent layers' of its name.
+pub(super) fn set_opaque(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    write::set_xattr_at(parent, name, "trusted.overlay.opaque", b"y")
 }
 
 pub(super) fn is_whiteout(parent: &OwnedFd, name: &CString) -> io::Result<bool> {

@@ -39,26 +39,30 @@ fn owner(entry: &Entry) -> Result<(Uid, Gid), Failed> {
     }
 }
 
-/// Owner, mode and extended attributes of an open file or folder.
-pub(super) fn attributes_fd(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), Failed> {
+/// Owner, mode and extended attributes of an open file or folder. The attributes that this process may not set are
+/// given back.
+pub(super) fn attributes_fd(fd: BorrowedFd<'_>, entry: &Entry) -> Result<Refused, Failed> {
     let (uid, gid) = owner(entry)?;
     fs::fchown(fd, Some(uid), Some(gid)).map_err(|e| Failed::Io("setting its owner", e.into()))?;
     fs::fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(|e| Failed::Io("setting its mode", e.into()))?;
-    for (name, value) in allowed(entry)? {
-        tolerate(name, fs::fsetxattr(fd, name, value, XattrFlags::empty()).map_err(Into::into))?;
-    }
-    Ok(())
+    set_all(entry, |name, value| Ok(fs::fsetxattr(fd, name, value, XattrFlags::empty())?))
 }
 
 /// The same for a folder by its name in an open one.
-pub(super) fn folder_attributes(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<(), Failed> {
+pub(super) fn folder_attributes(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<Refused, Failed> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = fs::openat(parent, name, flags, Mode::empty()).map_err(|e| Failed::Io("opening it", e.into()))?;
     attributes_fd(fd.as_fd(), entry)
 }
 
-/// Owner, mode, extended attributes and times of a link, device or FIFO just made, which can't be opened.
-pub(super) fn node_attributes(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<(), Failed> {
+/// Owner, mode, extended attributes and times of a link, device or FIFO just made, which can't be opened. `later`: its
+/// extended attributes are given back, as this process has no way to such a node.
+pub(super) fn node_attributes(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    entry: &Entry,
+    later: bool,
+) -> Result<Refused, Failed> {
     let (uid, gid) = owner(entry)?;
     fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|e| Failed::Io("setting its owner", e.into()))?;
@@ -66,11 +70,13 @@ pub(super) fn node_attributes(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry
         fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
             .map_err(|e| Failed::Io("setting its mode", e.into()))?;
     }
-    for (key, value) in allowed(entry)? {
-        tolerate(key, set_xattr_at(parent, name, key, value))?;
-    }
+    let refused = match later {
+        true => allowed(entry)?.into_iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect(),
+        false => set_all(entry, |key, value| set_xattr_at(parent, name, key, value))?,
+    };
     fs::utimensat(parent, name, &timestamps(entry.atime, entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(|e| Failed::Io("setting its times", e.into()))
+        .map_err(|e| Failed::Io("setting its times", e.into()))?;
+    Ok(refused)
 }
 
 /// Access and modification time of an open file or folder; without an access time it is the modification's.
@@ -85,6 +91,11 @@ fn timestamps(atime: Option<Time>, mtime: Time) -> Timestamps {
 
 /// Names and values.
 type Attributes<'a> = Vec<(&'a [u8], &'a [u8])>;
+/// Names and values that could not be set for want of a capability.
+pub(super) type Refused = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What overlayfs keeps its own marks under.
+pub(super) const OVERLAY: &[u8] = b"trusted.overlay.";
 
 /// Attributes that layers may set: all but overlayfs's own, which would forge redirects and opaque folders.
 fn allowed(entry: &Entry) -> Result<Attributes<'_>, Failed> {
@@ -93,7 +104,7 @@ fn allowed(entry: &Entry) -> Result<Attributes<'_>, Failed> {
         if name.is_empty() || name.len() > 255 || name.contains(&0) {
             return Err(Failed::Refused("an extended attribute's name is empty, too long or holds a NUL"));
         }
-        if !name.starts_with(b"trusted.overlay.") {
+        if !name.starts_with(OVERLAY) {
             list.push((name.as_slice(), value.as_slice()));
         }
     }
@@ -101,14 +112,18 @@ fn allowed(entry: &Entry) -> Result<Attributes<'_>, Failed> {
 }
 
 /// File systems without a kind of attribute lose it, as with other tools; what fails otherwise fails the layer.
-fn tolerate(name: &[u8], done: io::Result<()>) -> Result<(), Failed> {
-    match done {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPERM)) => {
-            tracing::debug!(attribute = %String::from_utf8_lossy(name), "extended attribute can't be set here");
-            Ok(())
+fn set_all(entry: &Entry, set: impl Fn(&[u8], &[u8]) -> io::Result<()>) -> Result<Refused, Failed> {
+    let mut refused = Vec::new();
+    for (name, value) in allowed(entry)? {
+        match set(name, value) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => refused.push((name.to_vec(), value.to_vec())),
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                tracing::debug!(attribute = %String::from_utf8_lossy(name), "extended attribute can't be set here");
+            }
+            done => done.map_err(|e| Failed::Io("setting an extended attribute", e))?,
         }
-        done => done.map_err(|e| Failed::Io("setting an extended attribute", e)),
     }
+    Ok(refused)
 }
 
 /// Sets an extended attribute of `name` in an open folder, which is not followed.
