@@ -202,6 +202,8 @@ mod tests {
                 Reason::Busy,
             ),
             ("cannot mount 'tank/l/a': mountpoint or dataset is busy\n", Reason::Busy),
+            ("internal error: /usr/lib/zfs/pyzfs.py not found\n", Reason::Other),
+            ("cannot set property for 'tank/l/c': size is less than current used or reserved space\n", Reason::Other),
             ("cannot release 'lxcri' from 'tank/l/a@ready': no such tag on this dataset\n", Reason::NotFound),
             ("unrecognized command 'diff'\nusage: zfs command args ...\n", Reason::Unsupported),
             ("invalid option 's'\nusage:\n", Reason::Unsupported),

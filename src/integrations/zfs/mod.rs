@@ -7,7 +7,7 @@
 
 mod error;
 mod name;
-mod parse;
+pub mod parse;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -254,6 +254,11 @@ impl Zfs {
     /// `zfs set`.
     pub async fn set(&self, dataset: &Dataset, property: &Property) -> Result<(), ZfsError> {
         self.zfs(["set", &property.argument(), dataset.as_str()]).await.map(drop)
+    }
+
+    /// `zfs set` of a user property of a snapshot.
+    pub async fn set_snapshot(&self, snapshot: &Snapshot, property: &Property) -> Result<(), ZfsError> {
+        self.zfs(["set", &property.argument(), &snapshot.to_string()]).await.map(drop)
     }
 
     /// `zfs get` of a file system alone. `names` are properties' names.

@@ -185,6 +185,20 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_listing_as_captured() {
+        let all = properties(include_str!("captured/get-zfs-fuse-0.7.0.txt")).expect("zfs-fuse 0.7.0");
+        assert_eq!(all.len(), 5);
+        let ready = &all["tank/l/layers/a@ready"];
+        assert_eq!((ready["type"].text.as_str(), ready["lxcri:usage"].text.as_str()), ("snapshot", "10,3"));
+        assert_eq!(all["tank/l/layers"]["lxcri:owner"].source, Source::Elsewhere);
+        let clone = &all["tank/l/c"];
+        assert_eq!(clone["origin"].text, "tank/l/layers/a@ready");
+        assert_eq!((clone["refquota"].text.as_str(), &clone["refquota"].source), ("52428800", &Source::Local));
+        assert_eq!(clone["lxcri:note"].text, "two words");
+        assert!(!clone.contains_key("lxcri:usage") && !all["tank/l"].contains_key("origin"));
+    }
+
+    #[test]
     fn versions_states_and_holds() {
         assert_eq!(version("zfs-2.3.9-0+deb13u1\nzfs-kmod-2.3.9-0+deb13u1\n"), Some((2, 3)));
         assert_eq!(version("zfs-kmod-2.1.15-pve1\n"), Some((2, 1)));

@@ -18,6 +18,9 @@ pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<Stor
     report.notes.push(format!("{} layers, {} root file systems", known.layers.len(), known.rootfs.len()));
     for (dataset, doomed) in &known.doomed {
         match doomed.tries {
+            _ if known.has_forks(dataset) => {
+                report.notes.push(format!("{dataset}: removed, but stays as long as the forks of it"));
+            }
             0 => report.notes.push(format!("{dataset}: is being destroyed")),
             n => report.problems.push(format!("{dataset}: can't be destroyed, {n} tries so far")),
         }
@@ -25,7 +28,10 @@ pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<Stor
     for dataset in found.doomed.keys().filter(|d| !known.doomed.contains_key(d)) {
         // A layer that is being unpacked looks the same.
         let applying = store.applying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let at_work = applying.iter().any(|(chain, turn)| chain.hex() == dataset.leaf() && turn.try_lock().is_err());
+        let at_work = applying.iter().any(|(chain, turn)| {
+            // One that is being received has a number for a name.
+            (chain.hex() == dataset.leaf() || dataset.leaf().starts_with(state::RECEIVED)) && turn.try_lock().is_err()
+        });
         if !at_work {
             report.problems.push(format!("{dataset}: half a layer"));
         }

@@ -12,7 +12,7 @@ use super::{Inner, blocking, diff, mount, path_of};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::FileChange;
-use crate::integrations::zfs::{Flavor, Snapshot, ZfsError};
+use crate::integrations::zfs::{Flavor, Reason, Snapshot, ZfsError};
 
 fn absent(id: &ContainerId) -> Error {
     Error::not_found(format!("container {} has no root file system", id.short()))
@@ -59,9 +59,16 @@ impl Inner {
             if !self.cuts(id)?.iter().any(|n| n == name) {
                 return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short())));
             }
-            // zfs-fuse can't do it under a mount, ours included; OpenZFS can.
-            self.state().mounts.remove(id);
-            self.zfs.rollback(&cut).await.map_err(|e| self.noted(e))?;
+            // zfs-fuse can't do it under a mount; OpenZFS can.
+            self.let_go(cut.dataset()).await.map_err(|e| self.noted(e))?;
+            self.zfs.rollback(&cut).await.map_err(|e| match e.reason() {
+                Reason::HasDependents => Error::because(
+                    Kind::FailedPrecondition,
+                    format!("container {}: a fork is made of a newer state; remove that first", id.short()),
+                    e,
+                ),
+                _ => self.noted(e),
+            })?;
             let mut state = self.state();
             if let Some(rootfs) = state.rootfs.get_mut(id)
                 && let Some(at) = rootfs.cuts.iter().position(|c| c == cut.name())
@@ -81,11 +88,7 @@ impl Inner {
             Some(name) => return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short()))),
         };
         let (before, temporary) = self.open_snapshot(&from).await?;
-        let held = self.state().mounts.get(id).map(mount::again);
-        let after = match held {
-            Some(held) => held.map_err(|e| Error::io("another descriptor of a mount", e))?,
-            None => self.mount(&self.container(id)?).await?,
-        };
+        let after = self.mount(&self.container(id)?).await?;
         let changes = blocking(move || {
             diff::compare(&path_of(&before), &path_of(&after)).map_err(|e| Error::io("comparing root file systems", e))
         })
@@ -97,7 +100,10 @@ impl Inner {
     }
 
     /// A snapshot's content. zfs-fuse can't mount snapshots: a clone of it is made, to be destroyed by the caller.
-    async fn open_snapshot(&self, snapshot: &Snapshot) -> Result<(OwnedFd, Option<crate::integrations::zfs::Dataset>)> {
+    pub(super) async fn open_snapshot(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<(OwnedFd, Option<crate::integrations::zfs::Dataset>)> {
         if let Flavor::Kernel(..) = self.zfs.flavor() {
             let name = snapshot.to_string();
             return Ok((blocking(move || Ok(mount::by_kernel(&name, true)?)).await?, None));

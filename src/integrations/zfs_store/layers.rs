@@ -6,13 +6,14 @@
 use std::io::Read;
 
 use super::state::{Layer, OWNER, READY, USAGE, usage_text};
-use super::{Doomed, Inner, blocking, path_of};
+use super::{Doomed, Inner, blocking};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::Usage;
 use crate::fail_point;
-use crate::integrations::layers::unpack::{Whiteouts, unpack};
-use crate::integrations::zfs::{Dataset, Property, ZfsError};
+use crate::integrations::layers::confined::Place;
+use crate::integrations::layers::unpack::Whiteouts;
+use crate::integrations::zfs::{Dataset, Property, Snapshot, ZfsError};
 
 impl Inner {
     /// The work of `LayerStore::apply`.
@@ -37,7 +38,7 @@ impl Inner {
     }
 
     /// A layer that is there, or was to be destroyed and is there again. Waits while it is being destroyed.
-    async fn there_or_free(&self, chain: &Digest, dataset: &Dataset) -> Option<Usage> {
+    pub(super) async fn there_or_free(&self, chain: &Digest, dataset: &Dataset) -> Option<Usage> {
         loop {
             let mut reaped = std::pin::pin!(self.reaped.notified());
             reaped.as_mut().enable();
@@ -87,17 +88,26 @@ impl Inner {
         fail_point!("zfs.layer.created");
         let mount = self.mount(dataset).await?;
         fail_point!("zfs.layer.mounted");
-        let limits = self.config.limits;
+        let (limits, unpacker) = (self.config.limits, self.config.unpacker.clone());
         let usage = blocking(move || {
-            let unpacked = unpack(&path_of(&mount), tar, Whiteouts::Apply, &limits)?;
+            let unpacked = unpacker.unpack(Place::Mount(&mount), tar, Whiteouts::Apply, &limits)?;
             fail_point!("zfs.layer.unpacked");
             verify()?;
             fail_point!("zfs.layer.verified");
             Ok(unpacked.usage)
         })
         .await?;
+        self.let_go_soon(dataset).await;
         fail_point!("zfs.layer.unmounted");
         self.commit(parent, chain, dataset, usage).await
+    }
+
+    /// What a committed layer refers to, and the guid of its snapshot.
+    pub(super) async fn measured(&self, ready: &Snapshot) -> Result<(u64, String)> {
+        let told = self.zfs.get_all(ready.dataset(), &["referenced", "guid"]).await.map_err(|e| self.noted(e))?;
+        let told = told.get(&ready.to_string());
+        let found = told.and_then(|p| Some((p.get("referenced")?.text.parse().ok()?, p.get("guid")?.text.clone())));
+        found.ok_or_else(|| Error::internal(format!("{ready}: its size is not told")))
     }
 
     /// Makes the layer count.
@@ -115,10 +125,8 @@ impl Inner {
         fail_point!("zfs.layer.before_snapshot");
         self.zfs.snapshot(std::slice::from_ref(&ready), &marks).await.map_err(|e| self.noted(e))?;
         fail_point!("zfs.layer.after_snapshot");
-        let told = self.zfs.get(dataset, &["referenced"]).await.map_err(|e| self.noted(e))?;
-        let referenced = told.get(dataset.as_str()).and_then(|p| p.get("referenced")).and_then(|v| v.text.parse().ok());
-        let referenced = referenced.ok_or_else(|| Error::internal(format!("{dataset}: its size is not told")))?;
-        self.state().layers.insert(chain.clone(), Layer { parent: parent.cloned(), usage, referenced });
+        let (referenced, guid) = self.measured(&ready).await?;
+        self.state().layers.insert(chain.clone(), Layer { parent: parent.cloned(), usage, referenced, guid });
         fail_point!("zfs.layer.committed");
         Ok(usage)
     }

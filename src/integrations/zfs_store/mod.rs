@@ -10,12 +10,16 @@
 mod check;
 mod cuts;
 mod diff;
+mod fork;
 mod health;
+mod kept;
 mod layers;
 mod mount;
 mod reaper;
 mod state;
+mod streams;
 mod usage;
+mod views;
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,10 +33,13 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
-use crate::core::ports::{FileChange, LayerStore, RootfsOptions, StorageReport, StorageTrouble, Usage};
+use crate::core::ports::{
+    FileChange, LayerState, LayerStore, RootfsChanges, RootfsOptions, StorageReport, StorageTrouble, Usage,
+};
+use crate::core::spec::UserNamespace;
 use crate::fail_point;
-use crate::integrations::layers::unpack::Limits;
-use crate::integrations::mounts;
+use crate::integrations::layers::confined::{Place, Unpacker};
+use crate::integrations::layers::unpack::{Limits, Whiteouts};
 use crate::integrations::zfs::{Dataset, Flavor, Property, Reason, Snapshot, Zfs, ZfsConfig, ZfsError};
 use crate::utils::tasks::TaskSet;
 
@@ -51,9 +58,15 @@ pub struct ZfsStoreConfig {
     pub owner: String,
     /// What one layer may hold.
     pub limits: Limits,
+    /// Who unpacks.
+    pub unpacker: Unpacker,
     /// How often the pool's health is looked at.
     pub health_interval: Duration,
 }
+
+/// How long a layer's commit waits for zfs-fuse to be told of its closed files, and how often it looks.
+const LET_GO: Duration = Duration::from_secs(5);
+const LET_GO_PAUSE: Duration = Duration::from_millis(10);
 
 struct Inner {
     config: ZfsStoreConfig,
@@ -100,12 +113,12 @@ impl Inner {
         Ok(self.layer(chain)?.snapshot(READY).map_err(ZfsError::from)?)
     }
 
-    /// Where zfs-fuse mounts a dataset for a moment.
-    fn moment(&self, dataset: &Dataset) -> Utf8PathBuf {
-        self.moments().join(dataset.leaf())
+    /// Where zfs-fuse mounts a dataset.
+    fn kept(&self, dataset: &Dataset) -> Utf8PathBuf {
+        self.kept_below().join(dataset.leaf())
     }
 
-    fn moments(&self) -> Utf8PathBuf {
+    fn kept_below(&self) -> Utf8PathBuf {
         let mut folder = self.config.folder.clone().into_string();
         folder.push_str(".mnt");
         folder.into()
@@ -115,7 +128,7 @@ impl Inner {
     fn properties(&self, dataset: &Dataset) -> Result<Vec<Property>> {
         let mountpoint = match self.zfs.flavor() {
             Flavor::Kernel(..) => "legacy".to_owned(),
-            Flavor::Fuse => self.moment(dataset).into_string(),
+            Flavor::Fuse => self.kept(dataset).into_string(),
         };
         let list = [(OWNER, self.config.owner.clone()), ("canmount", "noauto".into()), ("mountpoint", mountpoint)];
         let made: std::result::Result<_, _> = list.into_iter().map(|(k, v)| Property::new(k, v)).collect();
@@ -146,8 +159,43 @@ impl Inner {
                 let name = dataset.to_string();
                 blocking(move || Ok(mount::by_kernel(&name, false)?)).await
             }
-            Flavor::Fuse => Ok(mount::by_fuse(&self.zfs, dataset, &self.moment(dataset)).await?),
+            Flavor::Fuse => Ok(mount::by_fuse(&self.zfs, dataset, &self.kept(dataset)).await?),
         }
+    }
+
+    /// Takes the mount away that zfs-fuse keeps of it, so that it can be destroyed, rolled back or is just not held. Busy
+    /// while anybody uses it. OpenZFS keeps none.
+    async fn let_go(&self, dataset: &Dataset) -> std::result::Result<(), ZfsError> {
+        if self.zfs.flavor() != Flavor::Fuse {
+            return Ok(());
+        }
+        let (name, at) = (dataset.clone(), self.kept(dataset));
+        tokio::task::spawn_blocking(move || kept::release(&name, &at)).await.unwrap_or_else(|e| {
+            let what = format!("unmount {dataset}");
+            Err(ZfsError::Failed { what, reason: Reason::Other, message: e.to_string() })
+        })
+    }
+
+    /// [`Self::let_go`] of what nobody uses any more, as soon as zfs-fuse has been told; later, if that takes long.
+    async fn let_go_soon(&self, dataset: &Dataset) {
+        let deadline = tokio::time::Instant::now() + LET_GO;
+        while let Err(e) = self.let_go(dataset).await {
+            if tokio::time::Instant::now() > deadline {
+                tracing::debug!(%dataset, error = %e, "stays mounted for now");
+                return;
+            }
+            tokio::time::sleep(LET_GO_PAUSE).await;
+        }
+    }
+
+    /// Waits until nobody else makes this layer.
+    async fn turn(&self, chain: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut applying = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+            applying.retain(|_, turn| Arc::strong_count(turn) > 1);
+            applying.entry(chain.clone()).or_default().clone()
+        };
+        turn.lock_owned().await
     }
 
     /// Gives a dataset to the reaper.
@@ -157,21 +205,47 @@ impl Inner {
     }
 
     async fn make_rootfs(&self, id: &ContainerId, top: &Digest, options: &RootfsOptions) -> Result<()> {
-        let (dataset, origin) = (self.container(id)?, self.ready(top)?);
-        let referenced = {
+        self.make_clone(id, &self.ready(top)?, top, None, options).await
+    }
+
+    /// A clone of `origin`, whose files are those of the layer `top` and what was written to them.
+    async fn make_clone(
+        &self,
+        id: &ContainerId,
+        origin: &Snapshot,
+        top: &Digest,
+        fork_of: Option<Snapshot>,
+        options: &RootfsOptions,
+    ) -> Result<()> {
+        let dataset = self.container(id)?;
+        let user = match (options.uid_map.is_empty(), options.gid_map.is_empty()) {
+            (true, true) => None,
+            (false, false) => {
+                self.may_idmap()?;
+                Some(UserNamespace { uids: options.uid_map.clone(), gids: options.gid_map.clone() })
+            }
+            _ => return Err(Error::invalid("half an id map")),
+        };
+        let (referenced, made) = {
             let state = self.state();
+            if let Some(missing) = options.volumes.iter().find(|c| !state.layers.contains_key(c)) {
+                return Err(Error::not_found(format!("layer {missing} is not in the ZFS store")));
+            }
+            let volumes = state.uppermost(&options.volumes);
+            let made = Rootfs { top: top.clone(), cuts: Vec::new(), fork_of, user, volumes };
             match state.rootfs.get(id) {
-                Some(there) if there.top == *top => return Ok(()),
+                Some(there) if *there == (Rootfs { cuts: there.cuts.clone(), ..made.clone() }) => return Ok(()),
                 Some(_) => {
                     return Err(Error::new(
                         Kind::AlreadyExists,
-                        format!("container {}: it has a root file system of other layers", id.short()),
+                        format!("container {}: it has a root file system of other layers or ids", id.short()),
                     ));
                 }
                 None => {}
             }
             let layer = state.layers.get(top);
-            layer.ok_or_else(|| Error::not_found(format!("layer {top} is not in the ZFS store")))?.referenced
+            let layer = layer.ok_or_else(|| Error::not_found(format!("layer {top} is not in the ZFS store")))?;
+            (layer.referenced, made)
         };
         let mut properties = self.properties(&dataset)?;
         if options.quota > 0 {
@@ -179,10 +253,17 @@ impl Inner {
             let limit = referenced.saturating_add(options.quota).to_string();
             properties.push(Property::new("refquota", limit).map_err(ZfsError::from)?);
         }
+        let told = [
+            (state::IDMAP, made.user.as_ref().map(state::idmap_text).unwrap_or_default()),
+            (state::VOLUMES, state::volumes_text(&made.volumes)),
+        ];
+        for (name, text) in told.into_iter().filter(|(_, text)| !text.is_empty()) {
+            properties.push(Property::new(name, text).map_err(ZfsError::from)?);
+        }
         fail_point!("zfs.clone.before");
-        self.zfs.clone_snapshot(&origin, &dataset, &properties).await.map_err(|e| self.noted(e))?;
+        self.zfs.clone_snapshot(origin, &dataset, &properties).await.map_err(|e| self.noted(e))?;
         fail_point!("zfs.clone.after");
-        self.state().rootfs.insert(id.clone(), Rootfs { top: top.clone(), cuts: Vec::new() });
+        self.state().rootfs.insert(id.clone(), made);
         fail_point!("zfs.clone.known");
         Ok(())
     }
@@ -203,7 +284,6 @@ impl Inner {
             }
         }
         fresh.doomed.append(&mut state.doomed);
-        fresh.mounts = std::mem::take(&mut state.mounts);
         fresh.objects = std::mem::take(&mut state.objects);
         *state = fresh;
         for name in state.foreign.iter().chain(&state.odd) {
@@ -218,22 +298,16 @@ impl Inner {
     async fn prepare(&self) -> Result<()> {
         let root = &self.config.dataset;
         let folder = self.config.folder.clone();
-        let moments = self.moments();
-        let stale = blocking({
+        let kept = self.kept_below();
+        blocking({
             let folder = folder.clone();
             move || {
-                for folder in [&folder, &moments] {
-                    std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("make folder {folder}"), e))?;
-                }
-                let stale = mounts::below(moments.as_std_path())?;
-                stale.iter().try_for_each(|m| mounts::unmount(&m.target))?;
-                Ok(stale.len())
+                [&folder, &kept].into_iter().try_for_each(|folder| {
+                    std::fs::create_dir_all(folder).map_err(|e| Error::io(format!("make folder {folder}"), e))
+                })
             }
         })
         .await?;
-        if stale > 0 {
-            tracing::info!(stale, "mounts of a former run were taken away");
-        }
         let property = |k, v: &str| Property::new(k, v).map_err(ZfsError::from);
         let there = match self.zfs.get(root, &["type", OWNER, "mountpoint"]).await {
             Ok(all) => all.get(root.as_str()).cloned(),
@@ -323,6 +397,7 @@ impl ZfsStore {
         });
         store.prepare().await.map_err(|e| e.context(format!("ZFS store {}", store.config.dataset)))?;
         store.load().await?;
+        store.drop_idle_forks().await;
         tasks.spawn_cancellable("destroy datasets", reaper::run(store.clone()));
         tasks.spawn_cancellable("watch the pool", health::run(store.clone()));
         Ok(Arc::new(Self(store)))
@@ -348,6 +423,10 @@ impl LayerStore for ZfsStore {
         "zfs"
     }
 
+    fn weakness(&self) -> Option<StorageTrouble> {
+        self.0.config.unpacker.weakness()
+    }
+
     async fn has(&self, chain: &Digest) -> Result<bool> {
         Ok(self.0.state().layers.contains_key(chain))
     }
@@ -364,12 +443,7 @@ impl LayerStore for ZfsStore {
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<Usage> {
         self.0.usable()?;
-        let turn = {
-            let mut applying = self.0.applying.lock().unwrap_or_else(PoisonError::into_inner);
-            applying.retain(|_, turn| Arc::strong_count(turn) > 1);
-            applying.entry(chain.clone()).or_default().clone()
-        };
-        let turn = turn.lock_owned().await;
+        let turn = self.0.turn(chain).await;
         let (store, parent, chain) = (self.0.clone(), parent.cloned(), chain.clone());
         self.to_its_end("unpack a layer", async move {
             let _turn = turn;
@@ -396,12 +470,6 @@ impl LayerStore for ZfsStore {
 
     async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()> {
         self.0.usable()?;
-        if !options.uid_map.is_empty() || !options.gid_map.is_empty() {
-            return Err(Error::new(
-                Kind::Unimplemented,
-                format!("container {}: the ZFS driver has no idmapped root file systems yet", container.short()),
-            ));
-        }
         let Some(top) = chains.last().cloned() else {
             return Err(Error::invalid(format!("container {}: a root file system of no layer", container.short())));
         };
@@ -415,36 +483,41 @@ impl LayerStore for ZfsStore {
 
     async fn mount_rootfs(&self, container: &ContainerId) -> Result<OwnedFd> {
         self.0.usable()?;
-        let dataset = self.0.container(container)?;
-        {
-            let state = self.0.state();
-            if !state.rootfs.contains_key(container) {
-                return Err(Error::not_found(format!("container {} has no root file system", container.short())));
-            }
-            if let Some(mount) = state.mounts.get(container) {
-                return mount::again(mount).map_err(|e| Error::io("another descriptor of a mount", e));
-            }
-        }
-        let fd = self.0.mount(&dataset).await.map_err(|e| e.context(format!("container {}", container.short())))?;
+        let rootfs = self.0.state().rootfs.get(container).map(|r| r.user.clone());
+        let user = rootfs
+            .ok_or_else(|| Error::not_found(format!("container {} has no root file system", container.short())))?;
+        let fd = self.0.mount_for(container, user).await;
+        let fd = fd.map_err(|e| e.context(format!("container {}", container.short())))?;
         fail_point!("zfs.clone.mounted");
         if self.0.zfs.flavor() == Flavor::Fuse {
             let objects = mount::objects(std::os::fd::AsFd::as_fd(&fd)).map_err(|e| Error::io("statvfs", e))?;
-            let copy = mount::again(&fd).map_err(|e| Error::io("another descriptor of a mount", e))?;
-            let mut state = self.0.state();
-            state.mounts.insert(container.clone(), copy);
-            state.objects.entry(container.clone()).or_insert(objects);
+            self.0.state().objects.entry(container.clone()).or_insert(objects);
         }
         Ok(fd)
+    }
+
+    async fn mount_volume(&self, chains: &[Digest], user: Option<&UserNamespace>) -> Result<OwnedFd> {
+        self.0.usable()?;
+        self.0.volume(chains, user.cloned()).await.map_err(|e| e.context("an image as a volume"))
+    }
+
+    async fn try_idmap(&self) -> Result<()> {
+        self.0.try_idmap().await
+    }
+
+    async fn rootfs_changes(&self, container: &ContainerId) -> Result<RootfsChanges> {
+        self.0.usable()?;
+        let (store, container) = (self.0.clone(), container.clone());
+        self.to_its_end("compare a container with its image", async move { store.changes(&container).await }).await
     }
 
     async fn remove_rootfs(&self, container: &ContainerId) -> Result<()> {
         let dataset = self.0.container(container)?;
         {
             let mut state = self.0.state();
-            state.mounts.remove(container);
             state.objects.remove(container);
             let Some(rootfs) = state.rootfs.remove(container) else { return Ok(()) };
-            state.doomed.insert(dataset, Doomed::new(rootfs.cuts));
+            state.doomed.insert(dataset, Doomed { fork_of: rootfs.fork_of, ..Doomed::new(rootfs.cuts) });
         }
         fail_point!("zfs.destroy.queued");
         self.0.used.forget(container);
@@ -461,6 +534,18 @@ impl LayerStore for ZfsStore {
             return Err(Error::not_found(format!("container {} has no root file system", container.short())));
         }
         usage::of(&self.0, container).await
+    }
+
+    async fn write_rootfs(&self, container: &ContainerId, layer: std::fs::File) -> Result<()> {
+        // A mount of its own: the unpacker closes it to devices.
+        let mount = self.mount_rootfs(container).await?;
+        let (unpacker, limits) = (self.0.config.unpacker.clone(), self.0.config.limits);
+        blocking(move || {
+            let source = std::io::BufReader::with_capacity(256 << 10, layer);
+            unpacker.unpack(Place::Mount(&mount), source, Whiteouts::Apply, &limits).map(drop)
+        })
+        .await
+        .map_err(|e| e.context(format!("files of container {}", container.short())))
     }
 
     fn mountpoint(&self) -> Utf8PathBuf {
@@ -487,6 +572,62 @@ impl LayerStore for ZfsStore {
         self.0.usable()?;
         let (store, container, from) = (self.0.clone(), container.clone(), from.map(str::to_owned));
         self.to_its_end("compare root file systems", async move { store.diff(&container, from.as_deref()).await }).await
+    }
+
+    async fn fork_point(&self, containers: &[ContainerId], name: Option<&str>) -> Result<String> {
+        self.0.usable()?;
+        let (store, containers, name) = (self.0.clone(), containers.to_vec(), name.map(str::to_owned));
+        self.to_its_end("snapshot for a fork", async move { store.fork_point(&containers, name.as_deref()).await })
+            .await
+    }
+
+    async fn fork_rootfs(
+        &self,
+        of: &ContainerId,
+        point: &str,
+        container: &ContainerId,
+        options: &RootfsOptions,
+    ) -> Result<()> {
+        self.0.usable()?;
+        let (store, of, point) = (self.0.clone(), of.clone(), point.to_owned());
+        let (container, options) = (container.clone(), options.clone());
+        self.to_its_end("fork a root file system", async move {
+            let made = store.fork(&of, &point, &container, &options).await;
+            made.map_err(|e| e.context(format!("fork of container {}", of.short())))
+        })
+        .await
+    }
+
+    async fn drop_fork_point(&self, containers: &[ContainerId], point: &str) -> Result<()> {
+        let (store, containers, point) = (self.0.clone(), containers.to_vec(), point.to_owned());
+        self.to_its_end("give a fork's snapshot back", async move { store.drop_fork_point(&containers, &point).await })
+            .await
+    }
+
+    fn layer_states(&self) -> Result<Vec<LayerState>> {
+        Ok(self.0.layer_states())
+    }
+
+    async fn send_layer(&self, chain: &Digest, base: Option<&Digest>, out: OwnedFd) -> Result<()> {
+        self.0.usable()?;
+        self.0.send_layer(chain, base, out).await
+    }
+
+    async fn receive_layer(
+        &self,
+        chain: &Digest,
+        usage: Usage,
+        input: OwnedFd,
+        verify: Box<dyn FnOnce() -> Result<()> + Send>,
+    ) -> Result<()> {
+        self.0.usable()?;
+        let turn = self.0.turn(chain).await;
+        let (store, chain) = (self.0.clone(), chain.clone());
+        self.to_its_end("receive a layer", async move {
+            let _turn = turn;
+            store.receive_layer(&chain, usage, input, verify).await
+        })
+        .await
     }
 
     fn trouble(&self) -> Option<StorageTrouble> {

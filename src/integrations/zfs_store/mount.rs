@@ -1,21 +1,19 @@
-//! Mounts of datasets that are attached nowhere: by fsopen(2) with the kernel's ZFS; with zfs-fuse its daemon mounts the
-//! dataset for a moment, of which a detached copy is taken.
+//! Mounts of datasets that are attached nowhere: by fsopen(2) with the kernel's ZFS; with zfs-fuse, which can only mount
+//! where others see it, a detached copy of that mount ([`kept`]).
 //!
-//! Called by the store on blocking threads (all but [`by_fuse`]). The descriptor is for move_mount(2); when its last copy
-//! is closed and nothing is attached, the dataset is not mounted any more. Fails with the step. A crash of the daemon in
-//! the moment of a zfs-fuse mount leaves it below the store's `mnt` folder; the next start takes it away.
+//! Called by the store on blocking threads (all but [`by_fuse`]). The descriptor is for move_mount(2). With the kernel's
+//! ZFS the dataset is not mounted any more when its last copy is closed and nothing is attached. Fails with the step.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use camino::Utf8Path;
-use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
 
+use super::kept;
 use crate::core::error::{Error, Kind};
 use crate::fail_point;
 use crate::integrations::zfs::{Dataset, Zfs, ZfsError};
@@ -59,7 +57,7 @@ impl From<MountError> for Error {
     }
 }
 
-fn failed<'a>(name: &'a str, step: &'static str) -> impl Fn(Errno) -> MountError + 'a {
+pub(super) fn failed<'a>(name: &'a str, step: &'static str) -> impl Fn(Errno) -> MountError + 'a {
     move |e| MountError::Kernel { name: name.to_owned(), step, source: e.into() }
 }
 
@@ -75,24 +73,28 @@ pub(super) fn by_kernel(name: &str, read_only: bool) -> Result<OwnedFd, MountErr
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(failed(name, "fsmount"))
 }
 
-/// The same of zfs-fuse. `at` is the dataset's mountpoint property.
+/// The same of zfs-fuse: a copy of what is attached at `at`, the dataset's mountpoint property, and stays there.
 pub(super) async fn by_fuse(zfs: &Zfs, dataset: &Dataset, at: &Utf8Path) -> Result<OwnedFd, MountError> {
-    let told = |source| MountError::Zfs { name: dataset.to_string(), source };
-    zfs.mount(dataset).await.map_err(told)?;
+    let (name, place) = (dataset.to_string(), at.to_owned());
+    let attached = on_thread(dataset, move || kept::attached(&place)).await?;
+    if !attached {
+        let told = |source| MountError::Zfs { name: dataset.to_string(), source };
+        zfs.mount(dataset).await.map_err(told)?;
+    }
     fail_point!("zfs.mount.attached");
-    let (name, at) = (dataset.to_string(), at.to_owned());
-    let copy = tokio::task::spawn_blocking(move || {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let fd = open_tree(CWD, at.as_std_path(), flags).map_err(failed(&name, "open_tree"));
-        unmount(at.as_std_path(), UnmountFlags::DETACH).map_err(failed(&name, "detaching it"))?;
-        let _ = std::fs::remove_dir(at.as_std_path());
-        fd
-    });
-    let fd = copy.await.unwrap_or_else(|e| {
-        Err(MountError::Kernel { name: dataset.to_string(), step: "the mounting thread", source: io::Error::other(e) })
-    });
-    fail_point!("zfs.mount.detached");
+    let place = at.to_owned();
+    let fd = on_thread(dataset, move || kept::copy(&name, &place)).await;
+    fail_point!("zfs.mount.copied");
     fd
+}
+
+async fn on_thread<T: Send + 'static>(
+    dataset: &Dataset,
+    work: impl FnOnce() -> Result<T, MountError> + Send + 'static,
+) -> Result<T, MountError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(MountError::Kernel { name: dataset.to_string(), step: "the mounting thread", source: io::Error::other(e) })
+    })
 }
 
 /// Objects (files, folders and so on) in the mounted dataset.
@@ -113,9 +115,4 @@ pub(super) fn space(folder: &Utf8Path) -> io::Result<Option<u64>> {
 
 fn dev(meta: &std::fs::Metadata) -> u64 {
     std::os::unix::fs::MetadataExt::dev(meta)
-}
-
-/// Another descriptor of the same mount.
-pub(super) fn again(mount: &OwnedFd) -> io::Result<OwnedFd> {
-    mount.as_fd().try_clone_to_owned()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Inner;
-use super::state::Doomed;
+use super::state::{Doomed, FORK};
 use crate::fail_point;
 use crate::integrations::zfs::{Dataset, Reason, ZfsError};
 
@@ -43,8 +43,15 @@ pub(super) async fn run(store: Arc<Inner>) {
 async fn round(store: &Arc<Inner>) {
     loop {
         let mut due: Vec<Dataset> = {
-            let state = store.state();
+            let mut state = store.state();
             let now = Instant::now();
+            // What has forks need not be tried; the end of the last of them sets its time anew.
+            let waiting: Vec<Dataset> = state.doomed.keys().filter(|d| state.has_forks(d)).cloned().collect();
+            for dataset in waiting {
+                if let Some(doomed) = state.doomed.get_mut(&dataset) {
+                    doomed.after = Some(now + MAX_PAUSE);
+                }
+            }
             state.doomed.iter().filter(|(_, d)| d.after.is_none_or(|at| at <= now)).map(|(n, _)| n.clone()).collect()
         };
         // "containers/..." before "layers/...".
@@ -75,6 +82,7 @@ fn claim(store: &Inner, dataset: &Dataset) -> Option<Doomed> {
 
 async fn destroy(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<(), ZfsError> {
     fail_point!("zfs.destroy.before");
+    store.let_go(dataset).await?;
     for snapshot in &doomed.snapshots {
         match store.zfs.destroy_snapshot(&dataset.snapshot(snapshot)?).await {
             Err(e) if e.reason() != Reason::NotFound => return Err(e),
@@ -87,6 +95,12 @@ async fn destroy(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<()
         _ => {}
     }
     fail_point!("zfs.destroy.after");
+    if let Some(of) = doomed.fork_of.as_ref().filter(|s| s.name().starts_with(FORK))
+        && let Err(e) = store.drop_snapshot(of).await
+    {
+        // It is in nobody's way but of space; the next start tries again.
+        tracing::warn!(snapshot = %of, error = e.chain(), "a fork's snapshot stays for now");
+    }
     Ok(())
 }
 
@@ -94,7 +108,11 @@ async fn destroy(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<()
 fn settle(store: &Inner, dataset: &Dataset, done: Result<(), ZfsError>) -> bool {
     let mut state = store.state();
     let Err(e) = done else {
-        state.doomed.remove(dataset);
+        if let Some(of) = state.doomed.remove(dataset).and_then(|d| d.fork_of)
+            && let Some(source) = state.doomed.get_mut(of.dataset())
+        {
+            source.after = None;
+        }
         fail_point!("zfs.destroy.settled");
         return true;
     };

@@ -4,23 +4,31 @@
 //! user properties. [`read`] is pure; whatever does not carry our tag is counted as foreign and never touched.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::Usage;
-use crate::integrations::zfs::{Dataset, Properties, Source};
+use crate::core::spec::{IdMapping, UserNamespace};
+use crate::integrations::zfs::{Dataset, Properties, Snapshot, Source, Value};
 
 /// Carried by everything of ours, set on it itself: the installation's id.
 pub(super) const OWNER: &str = "lxcri:owner";
 /// On a layer's `@ready`: "bytes,inodes" of its own files.
 pub(super) const USAGE: &str = "lxcri:usage";
+/// On a container of a pod with a user namespace: its maps, as [`idmap_text`] writes them.
+pub(super) const IDMAP: &str = "lxcri:idmap";
+/// On a container with image volumes: hex of the layers that they need, commas between.
+pub(super) const VOLUMES: &str = "lxcri:volumes";
 /// The snapshot that makes a layer count.
 pub(super) const READY: &str = "ready";
+/// Begins the names of layers that are being received.
+pub(super) const RECEIVED: &str = "recv-";
 /// Begins the names of snapshots that users made of a container.
 pub(super) const CUT: &str = "lxcri-";
+/// Begins the names of snapshots that were made for a fork alone. A user's cut can't have one.
+pub(super) const FORK: &str = "lxcri:fork-";
 /// What a listing asks for.
-pub(super) const LISTED: &[&str] = &["type", "used", "referenced", "origin", OWNER, USAGE];
+pub(super) const LISTED: &[&str] = &["type", "used", "referenced", "origin", "guid", OWNER, USAGE, IDMAP, VOLUMES];
 
 /// A committed layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +37,8 @@ pub(super) struct Layer {
     pub usage: Usage,
     /// Bytes that a clone of it refers to from the start.
     pub referenced: u64,
+    /// Guid of its `@ready`: the same on every node that has it from the same source.
+    pub guid: String,
 }
 
 /// A container's root file system.
@@ -36,8 +46,14 @@ pub(super) struct Layer {
 pub(super) struct Rootfs {
     /// The layer that it is a clone of.
     pub top: Digest,
-    /// Names of its snapshots, oldest first.
+    /// Names of its snapshots, oldest first: cuts and those of forks.
     pub cuts: Vec<String>,
+    /// The snapshot of another container that it is a fork of.
+    pub fork_of: Option<Snapshot>,
+    /// Maps that its mounts have.
+    pub user: Option<UserNamespace>,
+    /// Layers of its image volumes, without their parents.
+    pub volumes: Vec<Digest>,
 }
 
 /// A dataset that is to be destroyed.
@@ -53,11 +69,13 @@ pub(super) struct Doomed {
     pub after: Option<Instant>,
     /// Tries so far.
     pub tries: u32,
+    /// The snapshot of another container that it is a fork of.
+    pub fork_of: Option<Snapshot>,
 }
 
 impl Doomed {
     pub fn new(snapshots: Vec<String>) -> Self {
-        Self { layer: None, snapshots, busy: false, after: None, tries: 0 }
+        Self { layer: None, snapshots, busy: false, after: None, tries: 0, fork_of: None }
     }
 }
 
@@ -71,17 +89,30 @@ pub(super) struct State {
     pub odd: BTreeSet<String>,
     /// Not ours.
     pub foreign: BTreeSet<String>,
-    /// zfs-fuse alone: it can't mount a dataset again while it is mounted somewhere.
-    pub mounts: HashMap<ContainerId, OwnedFd>,
     /// Objects that a container's clone began with.
     pub objects: HashMap<ContainerId, u64>,
+    /// Snapshots for forks that nothing is a fork of.
+    pub idle: Vec<Snapshot>,
 }
 
 impl State {
-    /// Whether a container or layer is made of this layer.
+    /// Whether a container's dataset has to stay for the forks of it, those included that are to be destroyed themselves.
+    pub fn has_forks(&self, dataset: &Dataset) -> bool {
+        let live = self.rootfs.values().filter_map(|r| r.fork_of.as_ref());
+        live.chain(self.doomed.values().filter_map(|d| d.fork_of.as_ref())).any(|of| of.dataset() == dataset)
+    }
+
+    /// Those of `chains` that are no other's parents: they keep the rest.
+    pub fn uppermost(&self, chains: &[Digest]) -> Vec<Digest> {
+        let parents: BTreeSet<&Digest> =
+            chains.iter().filter_map(|c| self.layers.get(c).and_then(|l| l.parent.as_ref())).collect();
+        chains.iter().filter(|c| !parents.contains(c)).cloned().collect()
+    }
+
+    /// Layers that neither `keep` nor a container needs, themselves or as parents.
     pub fn unwanted(&self, keep: &[Digest]) -> Vec<Digest> {
         let mut wanted: BTreeSet<&Digest> = keep.iter().collect();
-        wanted.extend(self.rootfs.values().map(|r| &r.top));
+        wanted.extend(self.rootfs.values().flat_map(|r| r.volumes.iter().chain([&r.top])));
         let mut pending: Vec<&Digest> = wanted.iter().copied().collect();
         while let Some(chain) = pending.pop() {
             if let Some(parent) = self.layers.get(chain).and_then(|l| l.parent.as_ref())
@@ -104,8 +135,63 @@ pub(super) fn usage_text(usage: Usage) -> String {
     format!("{},{}", usage.bytes, usage.inodes)
 }
 
+/// The value of [`IDMAP`]: "u:CONTAINER:HOST:LENGTH", as many as there are, and "g:..." for groups, commas between.
+pub(super) fn idmap_text(user: &UserNamespace) -> String {
+    let all = user.uids.iter().map(|m| ('u', m)).chain(user.gids.iter().map(|m| ('g', m)));
+    let parts = all.map(|(kind, m)| format!("{kind}:{}:{}:{}", m.container_id, m.host_id, m.length));
+    parts.collect::<Vec<_>>().join(",")
+}
+
+fn idmap(text: &str) -> Option<UserNamespace> {
+    let mut user = UserNamespace { uids: Vec::new(), gids: Vec::new() };
+    for part in text.split(',') {
+        let mut fields = part.split(':');
+        let (kind, mut number) = (fields.next()?, || fields.next()?.parse().ok());
+        let map = IdMapping { container_id: number()?, host_id: number()?, length: number()? };
+        match (kind, fields.next()) {
+            ("u", None) => user.uids.push(map),
+            ("g", None) => user.gids.push(map),
+            _ => return None,
+        }
+    }
+    (!user.uids.is_empty() && !user.gids.is_empty()).then_some(user)
+}
+
+/// The value of [`VOLUMES`].
+pub(super) fn volumes_text(volumes: &[Digest]) -> String {
+    volumes.iter().map(Digest::hex).collect::<Vec<_>>().join(",")
+}
+
+/// A property that need not be there: None if it is there and makes no sense.
+fn optional<T>(
+    properties: &BTreeMap<String, Value>,
+    name: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Option<Option<T>> {
+    match properties.get(name).filter(|v| v.source != Source::Elsewhere) {
+        None => Some(None),
+        Some(value) => read(&value.text).map(Some),
+    }
+}
+
 fn chain(leaf: &str) -> Option<Digest> {
     format!("sha256:{leaf}").parse().ok()
+}
+
+/// The layer that a dataset is a clone of, also by way of containers that it is a fork of.
+fn layer_below(root: &Dataset, all: &Properties, name: &str) -> Option<Digest> {
+    let mut name = name.to_owned();
+    // Forks of forks: no chain is longer than there are datasets.
+    for _ in 0..all.len() {
+        let (dataset, snapshot) = all.get(&name)?.get("origin")?.text.split_once('@')?;
+        let origin = dataset.parse::<Dataset>().ok()?;
+        match origin.below(root)?.split_once('/')? {
+            ("layers", leaf) if snapshot == READY => return chain(leaf),
+            ("containers", _) => name = dataset.to_owned(),
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// Makes a state of what `zfs get -r` of `root` told. `owner` is our tag.
@@ -126,25 +212,26 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
         if matches!(place, "layers" | "containers") {
             continue;
         }
-        let tag = properties.get(OWNER).filter(|v| v.source != Source::Elsewhere);
+        // What is received has no properties of its own yet. Its name and the place are ours alone.
+        let received = place.strip_prefix("layers/").is_some_and(|leaf| leaf.starts_with(RECEIVED));
+        let tag = properties.get(OWNER).filter(|v| received || v.source != Source::Elsewhere);
         if tag.is_none_or(|v| v.text != owner) {
             state.foreign.insert(name.clone());
             continue;
         }
         let own = snapshots.get(name.as_str()).cloned().unwrap_or_default();
-        let origin = properties.get("origin").and_then(|v| v.text.strip_suffix(&format!("@{READY}")));
-        let origin = origin.and_then(|o| o.parse::<Dataset>().ok());
-        let origin = origin.filter(|o| o.below(root).is_some_and(|p| p.starts_with("layers/")));
-        let origin = origin.and_then(|o| chain(o.leaf()));
+        let origin = layer_below(root, all, name);
         match place.split_once('/') {
             Some(("layers", leaf)) if chain(leaf).is_some() => {
                 let Some(chain) = chain(leaf) else { continue };
                 let ready = all.get(&format!("{name}@{READY}")).filter(|_| own.contains(&READY));
-                let told =
-                    ready.and_then(|r| Some((usage(&r.get(USAGE)?.text)?, r.get("referenced")?.text.parse().ok()?)));
+                let told = ready.and_then(|r| {
+                    let guid = r.get("guid").map(|v| v.text.clone()).unwrap_or_default();
+                    Some((usage(&r.get(USAGE)?.text)?, r.get("referenced")?.text.parse().ok()?, guid))
+                });
                 match told {
-                    Some((usage, referenced)) => {
-                        state.layers.insert(chain, Layer { parent: origin, usage, referenced });
+                    Some((usage, referenced, guid)) => {
+                        state.layers.insert(chain, Layer { parent: origin, usage, referenced, guid });
                     }
                     // Half made, or half destroyed.
                     None => {
@@ -154,12 +241,28 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
                 }
             }
             Some(("containers", leaf)) if leaf.parse::<ContainerId>().is_ok() => {
-                let (Ok(id), Some(top)) = (leaf.parse::<ContainerId>(), origin) else {
+                let volumes = |text: &str| text.split(',').map(chain).collect::<Option<Vec<_>>>();
+                let (Ok(id), Some(top), Some(user), Some(volumes)) = (
+                    leaf.parse::<ContainerId>(),
+                    origin,
+                    optional(properties, IDMAP, idmap),
+                    optional(properties, VOLUMES, volumes),
+                ) else {
                     state.odd.insert(name.clone());
                     continue;
                 };
-                let cuts = own.iter().filter(|s| s.starts_with(CUT)).map(|s| (*s).to_owned()).collect();
-                state.rootfs.insert(id, Rootfs { top, cuts });
+                let ours = |s: &&&str| s.starts_with(CUT) || s.starts_with(FORK);
+                let cuts: Vec<String> = own.iter().filter(ours).map(|s| (*s).to_owned()).collect();
+                let fork_of = properties.get("origin").and_then(|v| v.text.parse::<Snapshot>().ok());
+                let fork_of = fork_of.filter(|s| s.name() != READY);
+                let forks = cuts.iter().filter(|c| c.starts_with(FORK)).filter_map(|c| dataset.snapshot(c).ok());
+                state.idle.extend(forks);
+                let volumes = volumes.unwrap_or_default();
+                state.rootfs.insert(id, Rootfs { top, cuts, fork_of, user, volumes });
+            }
+            Some(("layers", _)) if received => {
+                let ready = own.iter().filter(|s| **s == READY).map(|s| (*s).to_owned()).collect();
+                state.doomed.insert(dataset, Doomed::new(ready));
             }
             None if place.starts_with("tmp-") => {
                 state.doomed.insert(dataset, Doomed::new(Vec::new()));
@@ -169,6 +272,8 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
             }
         }
     }
+    let used: BTreeSet<&Snapshot> = state.rootfs.values().filter_map(|r| r.fork_of.as_ref()).collect();
+    state.idle.retain(|s| !used.contains(s));
     // A layer whose parent is missing can't be (ZFS would not let it go), so it is not looked for.
     state
 }
@@ -176,7 +281,6 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::integrations::zfs::Value;
 
     fn listing(rows: &[(&str, &[(&str, &str)])]) -> Properties {
         let value = |text: &str| Value { text: text.into(), source: Source::Local };
@@ -193,6 +297,7 @@ mod tests {
         let (la, lb, lc) = (name(&format!("layers/{a}")), name(&format!("layers/{b}")), name(&format!("layers/{c}")));
         let (ar, br) = (format!("{la}@ready"), format!("{lb}@ready"));
         let (box_a, box_x) = (name(&format!("containers/{a}")), name(&format!("containers/{b}")));
+        let box_bad = name(&format!("containers/{c}"));
         let (cut, auto) = (format!("{box_a}@lxcri-one"), format!("{box_a}@autosnap_x"));
         let ready: &[(&str, &str)] = &[("referenced", "100"), (USAGE, "7,8")];
         let own: &[(&str, &str)] = &[(OWNER, "me")];
@@ -204,7 +309,8 @@ mod tests {
             (&lb, &[(OWNER, "me"), ("origin", &ar)]),
             (&br, ready),
             (&lc, own),
-            (&box_a, &[(OWNER, "me"), ("origin", &br)]),
+            (&box_a, &[(OWNER, "me"), ("origin", &br), (IDMAP, "u:0:100000:65536,g:0:200000:10"), (VOLUMES, &c)]),
+            (&box_bad, &[(OWNER, "me"), ("origin", &br), (IDMAP, "u:0:1")]),
             (&cut, &[]),
             (&auto, &[]),
             (&box_x, &[(OWNER, "you"), ("origin", &br)]),
@@ -222,11 +328,62 @@ mod tests {
         let rootfs = state.rootfs.values().next().expect("one");
         assert_eq!((state.rootfs.len(), rootfs.cuts.as_slice()), (1, ["lxcri-one".to_owned()].as_slice()));
         assert_eq!(state.foreign.len(), 3, "{:?}", state.foreign);
-        assert_eq!(state.odd.iter().collect::<Vec<_>>(), ["tank/l/other"]);
+        let user = rootfs.user.clone().expect("maps");
+        assert_eq!((user.uids[0].host_id, user.gids[0].length), (100_000, 10));
+        assert_eq!(idmap_text(&user), "u:0:100000:65536,g:0:200000:10");
+        assert_eq!(rootfs.volumes, [digest(&c)]);
+        assert_eq!(volumes_text(&rootfs.volumes), c);
+        assert_eq!(state.uppermost(&[digest(&a), digest(&b)]), [digest(&b)]);
+        for bad in ["", "u", "u:0:1:2", "x:0:1:2,g:0:1:2", "u:0:1:2:3,g:0:1:2", "u:0:-1:2,g:0:1:2"] {
+            assert!(idmap(bad).is_none(), "{bad}");
+        }
+        // Maps that can't be read are nothing to guess at.
+        assert_eq!(state.odd.iter().collect::<Vec<_>>(), [box_bad.as_str(), "tank/l/other"]);
         assert_eq!(state.unwanted(&[]), Vec::<Digest>::new());
         let mut state = state;
         state.rootfs.clear();
         assert_eq!(state.unwanted(&[digest(&a)]), [digest(&b)]);
         assert_eq!(state.unwanted(&[]).len(), 2);
+    }
+
+    #[test]
+    fn forks_have_their_sources_layer_and_what_was_half_received_goes() {
+        let (a, b, c, d) = ("a".repeat(64), "b".repeat(64), "c".repeat(64), "d".repeat(64));
+        let (layer, ready) = (format!("tank/l/layers/{a}"), format!("tank/l/layers/{a}@ready"));
+        let place = |id: &str| format!("tank/l/containers/{id}");
+        let (source, fork, again) = (place(&b), place(&c), place(&d));
+        let (cut, idle) = (format!("{source}@lxcri:fork-1"), format!("{source}@lxcri:fork-2"));
+        let second = format!("{fork}@lxcri-x");
+        let (received, half) = ("tank/l/layers/recv-1", "tank/l/layers/recv-1@ready");
+        let elsewhere = Value { text: "me".into(), source: Source::Elsewhere };
+        let mut all = listing(&[
+            (&layer, &[(OWNER, "me")]),
+            (&ready, &[("referenced", "100"), (USAGE, "7,8"), ("guid", "5")]),
+            (&source, &[(OWNER, "me"), ("origin", &ready)]),
+            (&cut, &[]),
+            (&idle, &[]),
+            (&fork, &[(OWNER, "me"), ("origin", &cut)]),
+            (&second, &[]),
+            (&again, &[(OWNER, "me"), ("origin", &second)]),
+            (received, &[]),
+            (half, &[]),
+        ]);
+        all.get_mut(received).expect("there").insert(OWNER.into(), elsewhere);
+        let mut state = read(&"tank/l".parse().expect("name"), "me", &all);
+        let id = |text: &str| text.parse::<ContainerId>().expect("id");
+        for container in [&b, &c, &d] {
+            assert_eq!(state.rootfs[&id(container)].top, chain(&a).expect("digest"), "{container}");
+        }
+        assert_eq!(state.rootfs[&id(&d)].fork_of.as_ref().map(ToString::to_string), Some(second));
+        assert_eq!(state.idle.iter().map(ToString::to_string).collect::<Vec<_>>(), [idle]);
+        assert_eq!(state.layers[&chain(&a).expect("digest")].guid, "5");
+        assert_eq!(state.doomed.keys().map(Dataset::as_str).collect::<Vec<_>>(), [received]);
+        let source = source.parse().expect("name");
+        assert!(state.has_forks(&source));
+        let gone = state.rootfs.remove(&id(&c)).expect("the fork");
+        assert!(!state.has_forks(&source));
+        let doomed = Doomed { fork_of: gone.fork_of, ..Doomed::new(gone.cuts) };
+        state.doomed.insert(fork.parse().expect("name"), doomed);
+        assert!(state.has_forks(&source), "one that is to be destroyed counts, too");
     }
 }

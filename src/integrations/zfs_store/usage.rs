@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::{Inner, blocking, mount};
+use super::{Inner, blocking, kept, mount};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::Usage;
@@ -96,17 +96,19 @@ async fn measure(store: &Arc<Inner>) -> Result<()> {
     Ok(())
 }
 
-/// Objects beside those of the layers. The kernel's ZFS is asked through mounts of a moment; of zfs-fuse, which mounts
-/// a dataset only once, through the container's own, if this daemon made it.
+/// Objects beside those of the layers. The kernel's ZFS is asked through mounts of a moment, zfs-fuse through the one that it
+/// keeps, if this daemon knows what the container began with.
 fn new_objects(store: &Inner, id: &ContainerId) -> Option<u64> {
     use std::os::fd::AsFd;
-    let (top, mount, base) = {
+    let (top, base) = {
         let state = store.state();
-        let mount = state.mounts.get(id).and_then(|m| mount::again(m).ok());
-        (state.rootfs.get(id)?.top.clone(), mount, state.objects.get(id).copied())
+        (state.rootfs.get(id)?.top.clone(), state.objects.get(id).copied())
     };
     let Flavor::Kernel(..) = store.zfs.flavor() else {
-        return Some(mount::objects(mount?.as_fd()).ok()?.saturating_sub(base?));
+        let (dataset, base) = (store.container(id).ok()?, base?);
+        let at = store.kept(&dataset);
+        let mount = kept::attached(&at).ok()?.then(|| kept::copy(dataset.as_str(), &at).ok())??;
+        return Some(mount::objects(mount.as_fd()).ok()?.saturating_sub(base));
     };
     let base = match base {
         Some(base) => base,
