@@ -1,4 +1,4 @@
-//! Reads named files out of a folder or a tar archive, in any order, without unpacking it.
+//! Reads named files out of a folder, a tar archive or a BFC container, in any order, without unpacking it.
 //!
 //! Called by the loader, blocking. A compressed archive is expanded into a nameless temporary file first. Folders are
 //! read beneath their root; archives are capped in entries. Fails with [`Error`] naming the archive and file.
@@ -6,25 +6,30 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use crate::core::error::{Error, Kind, Result};
+use crate::integrations::bfc::{Container, Kind as BfcKind};
+use crate::integrations::layers::confined::Unpacker;
+use crate::integrations::layers::pipeline::{Compression, detect};
 use crate::integrations::layers::tar::{Kind as EntryKind, TarReader};
 use crate::utils::beneath::Root;
+use crate::utils::section::Section;
 
 /// Most entries in an archive.
 const MAX_ENTRIES: usize = 200_000;
 /// Most links from one name to another.
 const MAX_LINKS: usize = 8;
 
-/// A folder or archive with named files.
+/// A folder, archive or container with named files.
 pub(super) enum Files {
     Folder(Utf8PathBuf, Root),
     Archive(Utf8PathBuf, Arc<File>, HashMap<String, Member>),
+    /// With the folder in it that is the root, and a slash; or nothing.
+    Bfc(Utf8PathBuf, Arc<Container>, String),
 }
 
 /// Where a file is in an archive.
@@ -41,15 +46,15 @@ impl Files {
     }
 
     /// Opens an archive; `scratch` is for expanding it.
-    pub(super) fn archive(path: &Utf8Path, scratch: &Utf8Path) -> Result<Self> {
+    pub(super) fn archive(path: &Utf8Path, scratch: &Utf8Path, unpacker: &Unpacker) -> Result<Self> {
         let mut file = File::open(path).map_err(|e| open_error(path, e))?;
         let mut magic = [0; 4];
         let got = read_start(&mut file, &mut magic).map_err(|e| Error::io(path, e))?;
         let expanding = |e| Error::io(format!("expanding {path}"), e);
-        let file = match &magic[..got] {
-            [0x1f, 0x8b, ..] => expand(flate2::read::MultiGzDecoder::new(file), scratch).map_err(expanding)?,
-            [0x28, 0xb5, 0x2f, 0xfd] => {
-                expand(zstd::stream::read::Decoder::new(file).map_err(expanding)?, scratch).map_err(expanding)?
+        let file = match detect(&magic[..got]) {
+            how @ (Compression::Gzip | Compression::Zstd) => {
+                let expanded = unpacker.decompress(how, Box::new(file));
+                expanded.and_then(|data| expand(data, scratch)).map_err(expanding)?
             }
             _ => file,
         };
@@ -62,7 +67,7 @@ impl Files {
 
     fn path(&self) -> &Utf8Path {
         match self {
-            Self::Folder(path, _) | Self::Archive(path, ..) => path,
+            Self::Folder(path, _) | Self::Archive(path, ..) | Self::Bfc(path, ..) => path,
         }
     }
 
@@ -87,7 +92,7 @@ impl Files {
                 for _ in 0..=MAX_LINKS {
                     match members.get(&name) {
                         Some(Member::Data(at, size)) => {
-                            let section = Section { file: file.clone(), at: *at, left: *size };
+                            let section = Section::new(file.clone(), *at, *size);
                             return Ok((*size, Box::new(section)));
                         }
                         Some(Member::Link(target)) => name = target.clone(),
@@ -95,6 +100,18 @@ impl Files {
                     }
                 }
                 Err(missing())
+            }
+            Self::Bfc(path, container, prefix) => {
+                let inside = format!("{prefix}{}", normal(name));
+                let entry = container.find(inside.as_bytes()).filter(|e| e.kind() == BfcKind::File);
+                let entry = entry.ok_or_else(missing)?;
+                // The index is not authenticated: whoever can write the file could put their own content in plain.
+                if container.is_encrypted() && !entry.encrypted {
+                    let why = format!("{path}: {name} is not encrypted, though the container is");
+                    return Err(Error::new(Kind::PermissionDenied, why));
+                }
+                let content = container.content(entry).map_err(|e| Error::from(e).context(path.to_string()))?;
+                Ok((entry.orig_size, Box::new(content)))
             }
         }
     }
@@ -200,26 +217,4 @@ fn normal(name: &str) -> String {
         }
     }
     parts.join("/")
-}
-
-struct Section {
-    file: Arc<File>,
-    at: u64,
-    left: u64,
-}
-
-impl Read for Section {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        if want == 0 {
-            return Ok(0);
-        }
-        let n = self.file.read_at(&mut buffer[..want], self.at)?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.at += n as u64;
-        self.left -= n as u64;
-        Ok(n)
-    }
 }

@@ -18,6 +18,7 @@ use super::source::Source;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::Usage;
+use crate::fail_point;
 use crate::integrations::layers::pipeline::{self, Expected, digest_of};
 use crate::integrations::registry::MAX_CONFIG;
 
@@ -92,6 +93,7 @@ impl Inner {
         };
         let mut blobs = plan.manifests;
         blobs.push((id.clone(), config_bytes));
+        fail_point!("image.layers");
         self.commit(record, blobs).await?;
         Ok(id)
     }
@@ -176,7 +178,8 @@ impl Inner {
             };
             let blob = job.source.has_blob_digests().then(|| (descriptor.digest.clone(), descriptor.size));
             let expected = Expected { blob, diff_id: job.diff_id.clone() };
-            let (reader, verifier) = pipeline::open(bytes.reader, job.entry.compression, expected);
+            let (reader, verifier) =
+                pipeline::open(bytes.reader, job.entry.compression, expected, &self.config.unpacker);
             let verifier = Arc::new(verifier);
             let verify = {
                 let (verifier, parent, chain) = (verifier.clone(), job.parent.clone(), job.chain.clone());

@@ -26,16 +26,16 @@ use crate::integrations::registry::{MAX_CONFIG, MAX_MANIFEST};
 const MAX_IMAGES: usize = 200;
 
 /// An OCI layout: blobs by digest.
-struct Layout {
-    files: Arc<Files>,
+pub(super) struct Layout {
+    pub(super) files: Arc<Files>,
 }
 
-fn blob_name(digest: &Digest) -> String {
+pub(super) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
 impl Layout {
-    async fn compared(&self, blob: &Descriptor, max: u64) -> Result<Bytes> {
+    pub(super) async fn compared(&self, blob: &Descriptor, max: u64) -> Result<Bytes> {
         let (files, blob) = (self.files.clone(), blob.clone());
         blocking(move || {
             let data = files.read(&blob_name(&blob.digest), max)?;
@@ -106,6 +106,23 @@ struct DockerEntry {
     layers: Vec<String>,
 }
 
+/// Which images of a layout.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Inside<'a> {
+    /// Those that it names.
+    All,
+    /// The one with this name.
+    Name(&'a str),
+    /// The one with this digest.
+    Digest(&'a Digest),
+}
+
+impl<'a> Inside<'a> {
+    pub(super) fn of(name: Option<&'a str>) -> Self {
+        name.map_or(Inside::All, Inside::Name)
+    }
+}
+
 impl Inner {
     pub(super) async fn load_source(
         self: &Arc<Self>,
@@ -114,32 +131,37 @@ impl Inner {
     ) -> Result<Vec<Arc<Image>>> {
         let name = name.map(|n| Reference::parse(n, &self.config.default_registry)).transpose()?;
         let scratch = self.disk.scratch();
+        let unpacker = self.config.unpacker.clone();
         match source {
             ImageSource::OciLayout(path, inside) => {
                 let folder = path.clone();
                 let files = blocking(move || Files::folder(&folder)).await?;
-                let done = self.load_layout(Arc::new(files), inside.as_deref(), name.as_ref()).await;
+                let done = self.load_layout(Arc::new(files), Inside::of(inside.as_deref()), name.as_ref()).await;
                 done.map_err(|e| e.context(format!("load oci:{path}")))
             }
             ImageSource::OciArchive(path) => {
                 let file = path.clone();
-                let files = blocking(move || Files::archive(&file, &scratch)).await?;
-                let done = self.load_layout(Arc::new(files), None, name.as_ref()).await;
+                let files = blocking(move || Files::archive(&file, &scratch, &unpacker)).await?;
+                let done = self.load_layout(Arc::new(files), Inside::All, name.as_ref()).await;
                 done.map_err(|e| e.context(format!("load oci-archive:{path}")))
             }
             ImageSource::DockerArchive(path) => {
                 let file = path.clone();
-                let files = blocking(move || Files::archive(&file, &scratch)).await?;
+                let files = blocking(move || Files::archive(&file, &scratch, &unpacker)).await?;
                 let done = self.load_docker(Arc::new(files), name.as_ref()).await;
                 done.map_err(|e| e.context(format!("load docker-archive:{path}")))
+            }
+            ImageSource::Bfc(path, inside, key) => {
+                let done = self.load_bfc(path, inside.as_deref(), key.as_ref(), name.as_ref()).await;
+                done.map_err(|e| e.context(format!("load bfc:{path}")))
             }
         }
     }
 
-    async fn load_layout(
+    pub(super) async fn load_layout(
         self: &Arc<Self>,
         files: Arc<Files>,
-        inside: Option<&str>,
+        inside: Inside<'_>,
         name: Option<&Reference>,
     ) -> Result<Vec<Arc<Image>>> {
         let index = {
@@ -152,22 +174,30 @@ impl Inner {
         let entries: Vec<_> = entries
             .into_iter()
             .filter(|e| !e.artifact)
-            .filter(|e| {
-                inside.is_none_or(|wanted| {
+            .filter(|e| match inside {
+                Inside::All => true,
+                Inside::Name(wanted) => {
                     e.annotations.get(REF_NAME).is_some_and(|n| n == wanted)
                         || e.annotations.get(CONTAINERD_NAME).is_some_and(|n| n == wanted)
-                })
+                }
+                Inside::Digest(wanted) => e.descriptor.digest == *wanted,
             })
             .collect();
         if entries.is_empty() {
             return Err(Error::not_found(match inside {
-                Some(wanted) => format!("index.json names no image {wanted:?}"),
-                None => "index.json names no image".to_owned(),
+                Inside::Name(wanted) => format!("index.json names no image {wanted:?}"),
+                Inside::Digest(wanted) => format!("index.json names no image {wanted}"),
+                Inside::All => "index.json names no image".to_owned(),
             }));
         }
         if entries.len() > MAX_IMAGES {
             return Err(Error::invalid(format!("more than {MAX_IMAGES} images")));
         }
+        // One image under several names: the first of them does.
+        let entries = match inside {
+            Inside::Digest(_) => entries.into_iter().take(1).collect(),
+            _ => entries,
+        };
         // Entries that differ in their platform alone are one image.
         let all_platforms =
             entries.len() > 1 && entries.iter().all(|e| e.platform.is_some() && self.entry_name(e).is_none());
@@ -277,6 +307,6 @@ impl Inner {
 }
 
 /// Where layouts keep a name; often a tag alone.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Where containerd keeps the full name.
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
+pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";

@@ -18,6 +18,8 @@ use crate::integrations::layers::pipeline::Compression;
 pub const MAX_LAYERS: usize = 500;
 /// Most images in an index.
 const MAX_INDEX: usize = 1000;
+/// Characters of a stranger's text in an error.
+const MAX_SHOWN: usize = 200;
 
 /// Why something is not an image this node can run.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +161,12 @@ pub enum Manifest {
 }
 
 fn json<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, ManifestError> {
-    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { what, why: e.to_string() })
+    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { what, why: cut(&e.to_string()) })
+}
+
+/// What a registry said, short enough for an error: a manifest may be megabytes of one word.
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).collect()
 }
 
 /// Parses a manifest or index; `media_type` is what the transport says it is ("": nothing).
@@ -251,9 +258,9 @@ fn compression(layer: &Descriptor) -> Result<Compression, ManifestError> {
             Ok(Compression::Zstd)
         }
         other if other.contains("foreign") || other.contains("nondistributable") => Err(ManifestError::Unsupported(
-            format!("layer {}: foreign layers (type {other:?}) are not supported", layer.digest),
+            format!("layer {}: foreign layers (type {:?}) are not supported", layer.digest, cut(other)),
         )),
-        other => Err(ManifestError::Unsupported(format!("layer {}: unknown type {other:?}", layer.digest))),
+        other => Err(ManifestError::Unsupported(format!("layer {}: unknown type {:?}", layer.digest, cut(other)))),
     }
 }
 
@@ -273,7 +280,7 @@ pub fn choose(entries: &[IndexEntry], wanted: &Platform) -> Result<IndexEntry, M
     let found: Vec<String> = images
         .iter()
         .take(30)
-        .map(|e| e.platform.as_ref().map_or("(platform not told)".into(), ToString::to_string))
+        .map(|e| e.platform.as_ref().map_or("(platform not told)".into(), |p| cut(&p.to_string())))
         .collect();
     let found = if found.is_empty() { "none at all".into() } else { found.join(", ") };
     Err(ManifestError::NoMatch { wanted: wanted.to_string(), found })
@@ -322,7 +329,7 @@ pub fn parse_config(
         return Err(not_runnable("application/json"));
     }
     if wanted.fit(&found).is_none() {
-        return Err(ManifestError::Platform { wanted: wanted.to_string(), found: found.to_string() });
+        return Err(ManifestError::Platform { wanted: wanted.to_string(), found: cut(&found.to_string()) });
     }
     let diff_ids = raw.rootfs.and_then(|r| r.diff_ids).unwrap_or_default();
     if diff_ids.len() != layers {

@@ -7,12 +7,16 @@
 
 mod archive;
 mod assemble;
+mod bfc;
+mod commit;
 mod load;
 pub mod manifest;
+pub mod pack;
 pub mod platform;
 mod pull;
 mod record;
 mod source;
+mod transfer;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -21,12 +25,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use camino::Utf8PathBuf;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use crate::core::config::BfcImages;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
-use crate::core::ports::{Image, ImageSource, ImageStore, LayerStore, RegistryAuth, Usage};
+use crate::core::ports::{
+    Image, ImageEdit, ImageSource, ImageStore, LayerStore, PackedLayer, RegistryAuth, RootfsChanges, SendImage, Usage,
+};
 use crate::core::reference::Reference;
+use crate::fail_point;
+use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::registry::{RegistryClient, RegistryConfig};
 use crate::utils::tasks::TaskSet;
 
@@ -52,6 +61,10 @@ pub struct ImagesConfig {
     pub max_concurrent_downloads: usize,
     /// Limit for waiting without a byte from a registry.
     pub progress_timeout: Duration,
+    /// Who decompresses.
+    pub unpacker: Unpacker,
+    /// Images in Binary File Containers.
+    pub bfc: BfcImages,
 }
 
 struct Inner {
@@ -182,7 +195,9 @@ impl Inner {
         let mut keep: HashSet<Digest> = lock(&self.leases).keys().cloned().collect();
         keep.extend(self.read().values().flat_map(|(r, _)| r.layers.iter().map(|l| l.chain.clone())));
         let keep: Vec<Digest> = keep.into_iter().collect();
-        self.layers.retain_layers(&keep).await
+        let freed = self.layers.retain_layers(&keep).await;
+        fail_point!("image.layers_gone");
+        freed
     }
 
     /// Keeps `chains` from collection until dropped.
@@ -231,10 +246,12 @@ impl Inner {
             for (digest, bytes) in &blobs {
                 disk.save_blob(digest, bytes)?;
             }
+            fail_point!("image.blobs");
             changed.iter().try_for_each(|record| disk.save(record))?;
             Ok(changed)
         })
         .await?;
+        fail_point!("image.saved");
         let mut images = self.write();
         for record in changed {
             let image = Arc::new(record.image());
@@ -261,6 +278,23 @@ impl Inner {
         };
         self.commit(record, Vec::new()).await?;
         self.by_id(id)
+    }
+
+    async fn set_pinned(self: &Arc<Self>, id: &Digest, pinned: bool) -> Result<Arc<Image>> {
+        let _alone = self.changing.lock().await;
+        let record = {
+            let images = self.read();
+            let (old, image) = images.get(id).ok_or_else(|| Error::not_found(format!("image {id} is not here")))?;
+            if old.pinned == pinned {
+                return Ok(image.clone());
+            }
+            Record { pinned, changed_at: now_ns(), ..old.clone() }
+        };
+        let disk = self.disk.clone();
+        let record = blocking(move || disk.save(&record).map(|()| record)).await?;
+        let image = Arc::new(record.image());
+        self.write().insert(record.id.clone(), (record, image.clone()));
+        Ok(image)
     }
 
     fn by_id(&self, id: &Digest) -> Result<Arc<Image>> {
@@ -325,11 +359,20 @@ fn merge<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
 impl ImageStore for LocalImageStore {
     async fn pull(&self, reference: &str, auth: Option<RegistryAuth>) -> Result<Arc<Image>> {
         let reference = Reference::parse(reference, &self.0.config.default_registry)?;
-        self.0.pull_reference(&reference, auth.as_ref()).await.map_err(|e| e.context(format!("pull {reference}")))
+        let pulled = match reference.registry() {
+            // No network, ever.
+            bfc::REGISTRY => self.0.pull_bfc(&reference).await,
+            _ => self.0.pull_reference(&reference, auth.as_ref()).await,
+        };
+        pulled.map_err(|e| e.context(format!("pull {reference}")))
     }
 
     async fn load(&self, source: &ImageSource, name: Option<&str>) -> Result<Vec<Arc<Image>>> {
         self.0.load_source(source, name).await
+    }
+
+    async fn set_pinned(&self, id: &Digest, pinned: bool) -> Result<Arc<Image>> {
+        self.0.set_pinned(id, pinned).await
     }
 
     fn list(&self) -> Vec<Arc<Image>> {
@@ -355,16 +398,35 @@ impl ImageStore for LocalImageStore {
             let (disk, gone) = (store.disk.clone(), id.clone());
             blocking(move || {
                 disk.forget(&gone)?;
+                fail_point!("image.forgotten");
                 blobs.iter().try_for_each(|digest| disk.forget_blob(digest))
             })
             .await?;
             store.write().remove(&id);
+            fail_point!("image.blobs_forgotten");
         }
         // The image is gone whatever becomes of its layers now; the next collection tries again.
         if let Err(error) = store.collect_layers().await {
             tracing::warn!(error = error.chain(), "unused layers can't be removed");
         }
         Ok(())
+    }
+
+    async fn pack(&self, changes: RootfsChanges) -> Result<PackedLayer> {
+        self.0.pack(changes).await
+    }
+
+    async fn commit(&self, base: &Digest, layer: PackedLayer, edit: &ImageEdit, reference: &str) -> Result<Arc<Image>> {
+        let done = self.0.commit_container(base, layer, edit, reference).await;
+        done.map_err(|e| e.context(format!("image {reference:?}")))
+    }
+
+    async fn send(&self, wanted: SendImage, out: mpsc::Sender<Result<Bytes>>) -> Result<()> {
+        self.0.send_image(wanted, out).await
+    }
+
+    async fn receive(&self, input: Box<dyn std::io::Read + Send>) -> Result<Arc<Image>> {
+        self.0.receive_image(input).await
     }
 
     fn usage(&self) -> (Utf8PathBuf, Usage) {

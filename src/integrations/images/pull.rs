@@ -4,6 +4,7 @@
 //! the same digest share the work. Fails with errors that name reference, host and blob; see `assemble` for what stays.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -11,11 +12,14 @@ use super::assemble::Plan;
 use super::manifest::{self, Manifest};
 use super::source::RegistrySource;
 use super::{Inner, MAX_NESTING, lock};
-use crate::core::error::{Error, Result};
+use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::{Image, RegistryAuth};
 use crate::core::reference::Reference;
 use crate::integrations::registry::{ManifestBytes, Session};
+
+/// How long a pull under way may take to end when the daemon does.
+const LAST: Duration = Duration::from_secs(3);
 
 /// How a pull ended, for all who wait.
 pub(super) type PullResult = Result<Digest, Arc<Error>>;
@@ -63,7 +67,14 @@ impl Inner {
                     pulls.insert(digest.clone(), receiver.clone());
                     let running = Running { store: self.clone(), digest: digest.clone() };
                     self.tasks.spawn(format!("pull {digest}"), async move {
-                        let done = running.store.pull_manifest(session, top, tags, digests).await.map_err(Arc::new);
+                        // Layers are broken off in order; a registry that does not even answer is not waited for.
+                        let done = tokio::select! {
+                            done = running.store.pull_manifest(session, top, tags, digests) => done,
+                            () = running.store.tasks.overdue(LAST) => {
+                                Err(Error::new(Kind::Aborted, "the daemon ends"))
+                            }
+                        };
+                        let done = done.map_err(Arc::new);
                         // First gone, then told: who asks after the answer begins anew.
                         drop(running);
                         sender.send_replace(Some(done));

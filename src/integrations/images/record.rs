@@ -4,6 +4,7 @@
 //! and configs; layers are not kept), `quarantine/`. A record that can't be read is set aside and reported, never fatal.
 //! Writes are durable; a crash leaves at most a temporary file, removed at the next start.
 
+use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -132,7 +133,17 @@ impl Disk {
                 }
             }
         }
-        Ok((records, !list(&self.root.join("quarantine"))?.is_empty()))
+        let quarantined = !list(&self.root.join("quarantine"))?.is_empty();
+        if !quarantined {
+            // A crash between a record and its blobs leaves these: a removal begins with the record, a pull ends with it.
+            let named: HashSet<&str> =
+                records.iter().flat_map(|r| r.manifests.iter().chain([&r.id])).map(|d| d.hex()).collect();
+            for blob in list(&self.root.join("blobs/sha256"))?.iter().filter(|name| !named.contains(name.as_str())) {
+                tracing::info!(blob, "removing a manifest or config that no image names");
+                remove(&self.root.join("blobs/sha256").join(blob))?;
+            }
+        }
+        Ok((records, quarantined))
     }
 
     /// Writes a record, durably.
