@@ -118,6 +118,8 @@ impl Server {
             self.end_inputs(id);
         }
         self.end_relays(&Owner::Container(id.into()));
+        // Whoever has a duplicate of the writer has to close it, too, or the container waits on.
+        self.broadcast(&Body::StdinClosed(v1::StdinClosed { container_id: id.into() }));
         Ok(())
     }
 

@@ -40,6 +40,11 @@ impl OomWatch {
         Some(Self { file, first, last: first, lost: false, above })
     }
 
+    /// For a container of another monitor: the group is its own, so that all that was counted in it counts.
+    pub fn adopt(folder: &str) -> Option<Self> {
+        Self::open(folder).map(|watch| Self { first: 0, ..watch })
+    }
+
     /// Reads the counter, now or never: call it when the file has an event and when the init has ended.
     pub fn refresh(&mut self) {
         match read_count(self.file.as_fd()) {

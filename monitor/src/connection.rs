@@ -3,7 +3,7 @@
 //! Owned by the server. A connection that fails, or whose peer does not read, is dropped; the containers do not care.
 
 use std::collections::VecDeque;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use lxcri_monitor_proto::v1::{Reply, Request};
 use lxcri_monitor_proto::wire::{self, WireError};
@@ -23,7 +23,7 @@ pub struct Asker {
 /// A connection.
 pub struct Connection {
     socket: OwnedFd,
-    queue: VecDeque<Reply>,
+    queue: VecDeque<(Reply, Vec<OwnedFd>)>,
     /// It has said Hello: it gets events.
     pub greeted: bool,
 }
@@ -36,7 +36,6 @@ impl Connection {
 
     /// The socket.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
         self.socket.as_fd()
     }
 
@@ -50,18 +49,19 @@ impl Connection {
     }
 
     /// Sends, or queues when the peer is slow.
-    pub fn send(&mut self, reply: Reply) -> Result<(), WireError> {
+    pub fn send(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Result<(), WireError> {
         if self.queue.len() >= QUEUE_MAX {
             return Err(WireError::NotReady);
         }
-        self.queue.push_back(reply);
+        self.queue.push_back((reply, fds));
         self.flush()
     }
 
     /// Sends what is queued, as far as the peer takes it.
     pub fn flush(&mut self) -> Result<(), WireError> {
-        while let Some(reply) = self.queue.front() {
-            match wire::send(&self.socket, reply, &[]) {
+        while let Some((reply, fds)) = self.queue.front() {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            match wire::send(&self.socket, reply, &fds) {
                 Ok(()) => {
                     self.queue.pop_front();
                 }

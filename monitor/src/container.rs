@@ -13,7 +13,9 @@ use lxcri_monitor_proto::v1::{self, reply::Body};
 use crate::cgroup::{self, OomWatch};
 use crate::connection::Asker;
 use crate::crilog::Stream;
+use crate::fail_point;
 use crate::failure::{Failure, Result};
+use crate::held::Holder;
 use crate::lifecycle::{Action, Event, Lifecycle, Phase, Program};
 use crate::poll::{EventFlags, Source};
 use crate::process::Process;
@@ -26,7 +28,7 @@ use crate::writer::{LogId, Order};
 use crate::{clock, exit_record, mounts, proctree};
 
 /// The writer has this long to open a log.
-const OPEN_TIME: Duration = Duration::from_secs(30);
+pub const OPEN_TIME: Duration = Duration::from_secs(30);
 /// It has this long to write what a container left, before the end is told without it.
 const DRAIN_TIME: Duration = Duration::from_secs(15);
 /// It has this long to close a log.
@@ -42,47 +44,62 @@ pub struct Container {
     pub plan: v1::CreateContainer,
     /// Its main process.
     pub init: Option<Process>,
+    /// That one's parent, if it is not us.
+    pub holder: Holder,
     /// Unix time in nanoseconds; 0: not started.
     pub started_at: i64,
     /// How it ended, once recorded.
     pub exit: Option<v1::Exit>,
     /// Master of its pty.
     pub terminal: Option<OwnedFd>,
-    ended: Option<Ended>,
-    ends: Ends,
+    /// How its init ended.
+    pub ended: Option<Ended>,
+    /// Its FIFOs.
+    pub ends: Ends,
     /// Detached mounts and where they go for the time of `create`.
     mounts: Vec<(OwnedFd, String)>,
     program: Option<i32>,
-    oom: Option<(OomWatch, u64)>,
+    /// Its memory cgroup.
+    pub oom: Option<(OomWatch, u64)>,
     failure: Option<Failure>,
     creator: Asker,
     starter: Option<Asker>,
     deleters: Vec<Asker>,
     /// When an answer of the writer is not waited for any longer.
-    writer_until: Option<Instant>,
+    pub writer_until: Option<Instant>,
 }
 
 /// Whether the plan can be carried out.
 fn check(plan: &v1::CreateContainer, fds: &[OwnedFd]) -> Result<()> {
+    program::check(plan.create.as_ref(), "create")?;
+    check_adopted(plan)?;
+    if fds.len() != mount_points(plan).count() {
+        return Err(Failure::invalid(format!("{} descriptors do not fit the plan", fds.len())));
+    }
+    Ok(())
+}
+
+/// Whether it can be, from where `create` has been.
+pub fn check_adopted(plan: &v1::CreateContainer) -> Result<()> {
     if plan.id.is_empty() || plan.id.contains('/') {
         return Err(Failure::invalid("a container needs an id"));
     }
-    program::check(plan.create.as_ref(), "create")?;
     program::check(plan.start.as_ref(), "start")?;
     program::check(plan.delete.as_ref(), "delete")?;
     stdio::check(plan.stdio.as_ref().unwrap_or(&v1::Stdio::default()))?;
-    for (path, needed) in
-        [(&plan.pid_file, true), (&plan.exit_path, true), (&plan.log_path, false), (&plan.rootfs_mount_point, false)]
-    {
+    for (path, needed) in [
+        (&plan.pid_file, true),
+        (&plan.exit_path, true),
+        (&plan.log_path, false),
+        (&plan.rootfs_mount_point, false),
+        (&plan.status_file, false),
+    ] {
         if !(Path::new(path).is_absolute() || path.is_empty() && !needed) {
             return Err(Failure::invalid(format!("{path:?} is not an absolute path")));
         }
     }
     if let Some(path) = plan.volume_mount_points.iter().find(|path| !Path::new(path).is_absolute()) {
         return Err(Failure::invalid(format!("{path:?} is not an absolute path")));
-    }
-    if fds.len() != mount_points(plan).count() {
-        return Err(Failure::invalid(format!("{} descriptors do not fit the plan", fds.len())));
     }
     Ok(())
 }
@@ -107,28 +124,14 @@ impl Server {
         let ends = stdio::make(&stdio).inspect_err(|_| stdio::remove(&stdio))?;
         // Left by an earlier life of the same id, it would be taken for the new one's.
         let _ = rustix::fs::unlink(plan.pid_file.as_str());
+        fail_point!("monitor.create.fifos");
         self.next_log += 1;
         let log = self.next_log;
         let path = PathBuf::from(&plan.log_path);
-        let container = Container {
-            life: Lifecycle::new(),
-            log,
-            init: None,
-            started_at: 0,
-            exit: None,
-            terminal: None,
-            ended: None,
-            ends,
-            mounts: fds.into_iter().zip(mount_points(&plan).cloned()).collect(),
-            program: None,
-            oom: None,
-            failure: None,
-            creator: asker,
-            starter: None,
-            deleters: Vec::new(),
-            writer_until: Some(Instant::now() + OPEN_TIME),
-            plan,
-        };
+        let mut container = Container::new(plan, log, asker);
+        container.ends = ends;
+        container.mounts = fds.into_iter().zip(mount_points(&container.plan).cloned()).collect();
+        container.writer_until = Some(Instant::now() + OPEN_TIME);
         self.writer.order(Order::Open { id: log, path, line_max: container.plan.log_line_max as usize });
         self.containers.insert(container.plan.id.clone(), container);
         Ok(())
@@ -222,6 +225,7 @@ impl Server {
             }
             Action::Record => self.record(id),
             Action::CloseLog => {
+                fail_point!("monitor.log.closing");
                 container.writer_until = Some(Instant::now() + CLOSE_TIME);
                 self.writer.order(Order::Close(container.log));
             }
@@ -234,7 +238,9 @@ impl Server {
                     (_, None) => Err(Failure::state(format!("container {id}: deleted while it was created"))),
                 };
                 let asker = container.creator;
+                fail_point!("monitor.create.known");
                 self.reply(asker, answer);
+                fail_point!("monitor.create.answered");
             }
             Action::AnswerStart(good) => {
                 let answer = match container.failure.take() {
@@ -244,6 +250,7 @@ impl Server {
                 if let Some(asker) = container.starter.take() {
                     self.reply(asker, answer);
                 }
+                fail_point!("monitor.start.answered");
             }
             Action::RefuseStart => {
                 if let Some(asker) = container.starter.take() {
@@ -263,6 +270,17 @@ impl Server {
             Action::RemoveFiles => {
                 if let Some(stdio) = &container.plan.stdio {
                     stdio::remove(stdio);
+                }
+            }
+            Action::Watch => {
+                let Some(Process { pid, pidfd: Some(pidfd), .. }) = &container.init else {
+                    return Some(Event::InitExited);
+                };
+                let (pid, pidfd) = (*pid, pidfd.try_clone());
+                let watched = pidfd.map_err(|e| Failure::io("duplicate a pidfd", &e));
+                if watched.and_then(|pidfd| self.watch_foreign(pid, &pidfd)).is_err() {
+                    self.containers.get_mut(id)?.ended = Some(Ended::unknown("the process can't be watched"));
+                    return Some(Event::InitExited);
                 }
             }
             Action::Forget => {
@@ -291,6 +309,7 @@ impl Server {
                         return Err(failure);
                     }
                 }
+                fail_point!("monitor.create.mounted");
                 fds = std::mem::take(&mut container.ends.container);
                 container.plan.create.take()
             }
@@ -305,6 +324,17 @@ impl Server {
                 return Err(failure);
             }
         };
+        match which {
+            Program::Create => {
+                fail_point!("monitor.create.spawned");
+            }
+            Program::Start => {
+                fail_point!("monitor.start.spawned");
+            }
+            Program::Delete => {
+                fail_point!("monitor.delete.spawned");
+            }
+        }
         container.program = Some(running.pid);
         let (log, outputs) = (container.log, std::mem::take(&mut container.ends.outputs));
         for (stream, from) in outputs {
@@ -318,6 +348,17 @@ impl Server {
     pub fn container_program_ended(&mut self, id: &str, which: Program, running: Running, ended: Ended) {
         let since = running.since;
         let Some(container) = self.containers.get_mut(id) else { return };
+        match which {
+            Program::Create => {
+                fail_point!("monitor.create.ended");
+            }
+            Program::Start => {
+                fail_point!("monitor.start.ended");
+            }
+            Program::Delete => {
+                fail_point!("monitor.delete.ended");
+            }
+        }
         container.program = None;
         container.unmount(which);
         let event = match (running.outcome(ended), which) {
@@ -341,9 +382,16 @@ impl Server {
 
     /// Takes over what `create` made: the init, its terminal, its memory cgroup. True: the init has ended already.
     fn adopt(&mut self, id: &str, since: Instant) -> Result<bool> {
-        let pid_file = self.container(id)?.plan.pid_file.clone();
-        let (process, ended) = self.take_process(&pid_file, since)?;
+        let plan = &self.container(id)?.plan;
+        let (pid_file, status_file) = (plan.pid_file.clone(), plan.status_file.clone());
+        let (process, holder, ended) = if status_file.is_empty() {
+            let (process, ended) = self.take_process(&pid_file, since)?;
+            (process, Holder::default(), ended)
+        } else {
+            self.take_held(&pid_file, &status_file, since)?
+        };
         let container = self.containers.get_mut(id).ok_or_else(|| Failure::not_found(id))?;
+        container.holder = holder;
         let exited = ended.is_some();
         container.ended = ended;
         container.init = Some(process);
@@ -381,20 +429,20 @@ impl Server {
 
     /// The init of a container has ended.
     pub fn container_init_ended(&mut self, id: &str, ended: Ended) {
+        fail_point!("monitor.exit.seen");
         if let Some(container) = self.containers.get_mut(id) {
             container.ended = Some(ended);
             if let Some(init) = &mut container.init {
                 init.pidfd = None;
             }
-            if let Some((watch, _)) = &mut container.oom {
-                watch.refresh();
-            }
+            container.refresh_oom();
             self.container_event(id, Event::InitExited);
         }
     }
 
     /// Writes the exit record and tells everybody.
     fn record(&mut self, id: &str) {
+        fail_point!("monitor.exit.drained");
         let Some(container) = self.containers.get_mut(id) else { return };
         let mut exit = container.ended.map_or_else(v1::Exit::default, Ended::to_wire);
         exit.finished_at = exit.finished_at.max(container.started_at);
@@ -404,6 +452,7 @@ impl Server {
         }
         // Whoever is connected is told all the same; the record is for those who are not.
         let _ = exit_record::write(Path::new(&container.plan.exit_path), id, container.started_at, &exit);
+        fail_point!("monitor.exit.recorded");
         container.exit = Some(exit.clone());
         container.terminal = None;
         container.ends = Ends::default();
@@ -411,15 +460,12 @@ impl Server {
         self.end_relays(&Owner::Container(id.into()));
         self.detach_all(id, log);
         self.broadcast(&Body::ContainerExited(v1::ContainerExited { id: id.into(), exit: Some(exit) }));
+        fail_point!("monitor.exit.told");
     }
 
     /// The memory cgroup of a container has an event.
     pub fn memory_event(&mut self, log: LogId) {
-        for container in self.containers.values_mut().filter(|c| c.log == log) {
-            if let Some((watch, _)) = &mut container.oom {
-                watch.refresh();
-            }
-        }
+        self.containers.values_mut().filter(|c| c.log == log).for_each(Container::refresh_oom);
     }
 
     /// The writer has answered, or has had its time.
@@ -472,6 +518,30 @@ impl Server {
 }
 
 impl Container {
+    /// One of which nothing is there yet.
+    pub fn new(plan: v1::CreateContainer, log: LogId, creator: Asker) -> Self {
+        Self {
+            life: Lifecycle::new(),
+            log,
+            plan,
+            init: None,
+            holder: Holder::default(),
+            started_at: 0,
+            exit: None,
+            terminal: None,
+            ended: None,
+            ends: Ends::default(),
+            mounts: Vec::new(),
+            program: None,
+            oom: None,
+            failure: None,
+            creator,
+            starter: None,
+            deleters: Vec::new(),
+            writer_until: None,
+        }
+    }
+
     /// What HelloReply says about it.
     pub fn report(&self) -> v1::ContainerReport {
         let phase = match self.life.phase() {
@@ -502,6 +572,13 @@ impl Container {
         self.ends.stdin = None;
         if let Some(path) = self.plan.stdio.as_ref().map(|s| s.stdin.as_str()).filter(|p| !p.is_empty()) {
             let _ = rustix::fs::unlink(path);
+        }
+    }
+
+    /// Reads what its memory cgroup tells, which may be gone soon.
+    pub fn refresh_oom(&mut self) {
+        if let Some((watch, _)) = &mut self.oom {
+            watch.refresh();
         }
     }
 

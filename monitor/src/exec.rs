@@ -14,6 +14,7 @@ use rustix::termios::Winsize;
 use crate::connection::Asker;
 use crate::container::Container;
 use crate::execgroup::ExecGroup;
+use crate::fail_point;
 use crate::failure::{Failure, Result};
 use crate::process::Process;
 use crate::proctree;
@@ -112,6 +113,7 @@ impl Server {
             let _ = rustix::fs::unlink(console_socket.as_str());
         }
         let running = started?;
+        fail_point!("monitor.exec.spawned");
         exec.program = Some(running.pid);
         self.programs.insert(running.pid, (Purpose::Exec(exec_id.clone(), console_socket), running));
         self.execs.insert(exec_id, exec);
@@ -124,6 +126,7 @@ impl Server {
         if !console_socket.is_empty() {
             let _ = rustix::fs::unlink(console_socket);
         }
+        fail_point!("monitor.exec.started");
         let outcome = running.outcome(ended);
         let Some(exec) = self.execs.get_mut(id) else { return };
         exec.program = None;
@@ -210,6 +213,7 @@ impl Server {
     /// An exec's process has ended.
     pub fn exec_over(&mut self, id: &str, ended: Ended) {
         let Some(exec) = self.execs.remove(id) else { return };
+        fail_point!("monitor.exec.over");
         self.end_relays(&Owner::ExecInput(id.into()));
         self.broadcast(&Body::ExecExited(v1::ExecExited {
             container_id: exec.container,

@@ -17,6 +17,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitOptions, pidfd_open
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags};
 
 use crate::connection::Asker;
+use crate::fail_point;
 use crate::failure::{Failure, Result};
 use crate::process::Process;
 use crate::proctree;
@@ -84,6 +85,7 @@ impl Server {
             ..v1::Program::default()
         };
         let running = program::spawn(&program, fds)?;
+        fail_point!("monitor.init.spawned");
         self.programs.insert(running.pid, (Purpose::Init(asker), running));
         self.init = Init::Starting(answer);
         Ok(())
@@ -107,6 +109,7 @@ impl Server {
             let start_time = proctree::stat(pid).map_or(0, |s| s.start_time);
             Ok(Process { pid, start_time, pidfd: Some(pidfd), session: 0 })
         });
+        fail_point!("monitor.init.known");
         let answer = result.map(|process| {
             let body = Body::InitStarted(v1::InitStarted { pid: process.pid, pid_start_time: process.start_time });
             self.init = Init::Running(process);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Opening ──> Creating ──> Created ──> Starting ──> Running ──> Draining ──> Exited ──> Removing ──> Closing ──> Gone
-//!                │            └──────────── init ends ─────────────^                       ^
+//!   │            │            └──────────── init ends ─────────────^                       ^
+//!   └ adopted: Created or Running ... as the other monitor left it
 //!                └── create fails ──────────────────────────────────────────────────────────┘
 //! ```
 //! The happy path: the log is opened, `create` runs, then `start`; the init ends, its output is drained, the exit is
@@ -77,6 +78,8 @@ pub enum Action {
     RefuseStart,
     /// Remove FIFOs and sockets: before any answer says that nothing is left.
     RemoveFiles,
+    /// Watch an adopted init; it may have ended.
+    Watch,
     /// Forget the container.
     Forget,
 }
@@ -121,12 +124,19 @@ pub struct Lifecycle {
     phase: Phase,
     /// DeleteContainer was asked for and not answered yet.
     delete: bool,
+    /// It was another monitor's: it is not created, but found created or (true) running.
+    adopted: Option<bool>,
 }
 
 impl Lifecycle {
     /// A container whose log is being opened.
     pub fn new() -> Self {
-        Self { phase: Phase::Opening, delete: false }
+        Self { phase: Phase::Opening, delete: false, adopted: None }
+    }
+
+    /// A container of a monitor that is gone; its init was let run or waits.
+    pub fn adopted(running: bool) -> Self {
+        Self { adopted: Some(running), ..Self::new() }
     }
 
     /// Where it is.
@@ -148,6 +158,20 @@ impl Lifecycle {
             self.delete = true;
         }
         match (self.phase, event) {
+            (Opening, Event::LogOpened(true)) if self.adopted.is_some() => {
+                self.phase = if self.adopted == Some(true) { Running } else { Created };
+                out.extend([AnswerCreate(true), Watch]);
+                self.settle(false, &mut out);
+            }
+            // It is there all the same, and so are its FIFOs.
+            (Opening, Event::LogOpened(false)) if self.adopted.is_some() => {
+                self.phase = Gone;
+                out.push(AnswerCreate(false));
+                if self.delete {
+                    out.push(AnswerDelete(false));
+                }
+                out.push(Forget);
+            }
             (Opening, Event::LogOpened(true)) if self.delete => {
                 self.phase = Closing { undo: true };
                 out.push(CloseLog);

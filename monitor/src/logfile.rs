@@ -3,12 +3,14 @@
 //! Used by the writer thread alone. A write that fails keeps the rest; while a rest is there nothing else may be
 //! written, so that lines never mix. Fails with the I/O error; a crash may leave the last line cut.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The file, open for appending; or nothing, for output that is discarded.
+/// No line of a log is longer, in bytes: content and head.
+const MEND_MAX: u64 = 4 << 20;
+
+/// The file, open for appending; nothing, for output that is discarded (no path), or for a file that can't be opened yet.
 pub struct LogFile {
     path: PathBuf,
     file: Option<File>,
@@ -25,6 +27,17 @@ impl LogFile {
         Ok(Self { path, file, rest: Vec::new(), cut: 0 })
     }
 
+    /// As [`LogFile::open`], where another writer has died: of a line that it left cut the beginning goes, since its rest is
+    /// lost. A file that can't be opened is tried again by the next write.
+    pub fn take_up(path: PathBuf) -> Self {
+        let file = if path.as_os_str().is_empty() { None } else { append(&path).ok() };
+        if let Some(file) = &file {
+            // A log that can't be mended has one bad line, which its readers skip.
+            let _ = mend(&path, file);
+        }
+        Self { path, file, rest: Vec::new(), cut: 0 }
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -32,13 +45,13 @@ impl LogFile {
 
     /// Whether what is written goes nowhere.
     pub fn discards(&self) -> bool {
-        self.file.is_none()
+        self.path.as_os_str().is_empty()
     }
 
     /// Opens the file anew at the same path (it was renamed away). A line that was cut in the old file is
     /// written whole to the new one.
     pub fn reopen(&mut self) -> io::Result<()> {
-        if self.file.is_some() {
+        if !self.discards() {
             self.file = Some(append(&self.path)?);
             self.cut = 0;
         }
@@ -47,9 +60,11 @@ impl LogFile {
 
     /// Appends whole lines; on failure keeps those that are not written.
     pub fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+        if self.discards() {
+            return Ok(());
+        }
         let mut done = 0;
-        let result = write_from(file, lines, &mut done);
+        let result = self.ready().and_then(|file| write_from(file, lines, &mut done));
         if result.is_err() {
             let line = lines[..done].iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
             self.rest = lines[line..].to_vec();
@@ -60,16 +75,76 @@ impl LogFile {
 
     /// Appends what an earlier write left.
     pub fn write_rest(&mut self) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        write_from(file, &self.rest, &mut self.cut)?;
+        if self.discards() {
+            return Ok(());
+        }
+        let rest = std::mem::take(&mut self.rest);
+        let mut cut = self.cut;
+        let result = self.ready().and_then(|file| write_from(file, &rest, &mut cut));
+        (self.rest, self.cut) = (rest, cut);
+        result?;
         self.rest = Vec::new();
         self.cut = 0;
         Ok(())
     }
 }
 
+impl LogFile {
+    fn ready(&mut self) -> io::Result<&mut File> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            file => Ok(file.insert(append(&self.path)?)),
+        }
+    }
+}
+
+/// Cuts the file behind its last whole line.
+fn mend(path: &Path, file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(MEND_MAX);
+    let mut end = Vec::new();
+    let mut reader = open(path, rustix::fs::OFlags::RDONLY)?;
+    reader.seek(SeekFrom::Start(start))?;
+    reader.read_to_end(&mut end)?;
+    match end.iter().rposition(|b| *b == b'\n') {
+        Some(at) if start + at as u64 + 1 < length => file.set_len(start + at as u64 + 1),
+        None if start == 0 && length > 0 => file.set_len(0),
+        _ => Ok(()),
+    }
+}
+
+/// A container that has the node's log folder mounted may put a link to any file of the node in its log's place, or a
+/// FIFO that nobody reads: neither the file nor its folder may be a link, and the file is a regular one.
+fn open(path: &Path, how: rustix::fs::OFlags) -> io::Result<File> {
+    use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let (above, inside) = match (folder.parent(), folder.file_name()) {
+        (Some(above), Some(last)) => (above, Path::new(last).join(name)),
+        _ => (folder, PathBuf::from(name)),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let above = rustix::fs::open(above, flags, Mode::empty())?;
+    let flags = how | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(if how.contains(OFlags::CREATE) { 0o640 } else { 0 });
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    let file = loop {
+        match rustix::fs::openat2(&above, &inside, flags, mode, resolve) {
+            // A rename beside it: the kernel asks to try again.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            done => break done?,
+        }
+    };
+    match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+        FileType::RegularFile => Ok(file.into()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the log is not a regular file")),
+    }
+}
+
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    use rustix::fs::OFlags;
+    open(path, OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE)
 }
 
 /// Writes `bytes` from `done` on, which always says how far it came.
@@ -83,4 +158,33 @@ fn write_from(file: &mut File, bytes: &[u8], done: &mut usize) -> io::Result<()>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)] // tests write files as they like
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_and_fifos_in_its_place_are_refused() {
+        let dir = std::env::temp_dir().join(format!("lxcri-logfile-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("pod/c")).expect("folders");
+        std::fs::write(dir.join("outside"), "").expect("a file");
+        let log = dir.join("pod/c/0.log");
+        LogFile::open(log.clone()).expect("new").write(b"one\n").expect("a line");
+        LogFile::open(log.clone()).expect("there").write(b"two\n").expect("a line");
+        assert_eq!(std::fs::read(&log).expect("the log"), b"one\ntwo\n");
+        symlink(dir.join("outside"), dir.join("pod/c/link.log")).expect("a link");
+        symlink(dir.join("nowhere"), dir.join("pod/c/new.log")).expect("a link");
+        symlink(&dir, dir.join("pod/d")).expect("a link");
+        let made = rustix::fs::mkfifoat(rustix::fs::CWD, dir.join("pod/c/fifo.log"), rustix::fs::Mode::RUSR);
+        made.expect("a FIFO");
+        for bad in ["pod/c/link.log", "pod/c/new.log", "pod/d/outside", "pod/c/fifo.log"] {
+            assert!(LogFile::open(dir.join(bad)).is_err(), "{bad}");
+        }
+        assert_eq!(std::fs::read(dir.join("outside")).expect("the file"), b"");
+        assert!(!dir.join("nowhere").exists());
+        std::fs::remove_dir_all(dir).expect("removed");
+    }
 }

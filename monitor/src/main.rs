@@ -13,7 +13,9 @@ mod crilog;
 mod exec;
 mod execgroup;
 mod exit_record;
+mod failpoint;
 mod failure;
+mod held;
 mod init;
 mod lifecycle;
 mod logfile;
@@ -28,6 +30,7 @@ mod relay;
 mod server;
 mod setup;
 mod stdio;
+mod takeover;
 mod trim;
 mod writer;
 

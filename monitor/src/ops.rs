@@ -10,6 +10,7 @@ use lxcri_monitor_proto::v1::{self, ErrorCode, Request, reply::Body};
 use rustix::termios::Winsize;
 
 use crate::connection::Asker;
+use crate::fail_point;
 use crate::failure::{Failure, Result};
 use crate::init::Init;
 use crate::server::Server;
@@ -68,6 +69,15 @@ impl Server {
                 self.resize(&r)?;
                 return done;
             }
+            Op::Lend(r) => {
+                let (lent, fds) = self.lend(&r.container_id)?;
+                self.reply_with(asker, Ok(Body::Lent(lent)), fds);
+            }
+            Op::Adopt(r) => self.adopt_container(asker, r, fds)?,
+            Op::AdoptInit(r) => {
+                self.adopt_init(&r, fds)?;
+                return done;
+            }
             Op::CloseStdin(r) => {
                 self.close_stdin(&r.container_id)?;
                 return done;
@@ -113,6 +123,7 @@ impl Server {
 
     /// The writer has opened a log anew, or could not.
     pub fn log_reopened(&mut self, log: LogId, result: std::io::Result<()>) {
+        fail_point!("monitor.log.reopened");
         let Some(at) = self.reopening.iter().position(|(l, _)| *l == log) else { return };
         let (_, asker) = self.reopening.remove(at);
         let answer = match result {

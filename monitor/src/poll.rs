@@ -29,7 +29,7 @@ pub enum Source {
     Relay,
     /// The container of this log has an event in its memory cgroup.
     Memory(u64),
-    /// This process, which is not our child, ended.
+    /// This process, which is not our child, ended or was reaped.
     Foreign(i32),
 }
 

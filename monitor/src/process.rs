@@ -9,9 +9,9 @@ use std::time::Instant;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::failure::{Failure, Result};
+use crate::proctree;
 use crate::reaper::{Ended, Fate};
 use crate::server::Server;
-use crate::{clock, proctree};
 
 /// A process that a program left to us.
 pub struct Process {
@@ -61,8 +61,8 @@ impl Server {
             Fate::Foreign => {
                 let Ok(pidfd) = pidfd else {
                     let note = "the process ended before it could be watched and was not this monitor's child";
-                    let ended = Ended { code: 255, signal: 0, at: clock::now_ns(), note };
-                    return Ok((Process { pid: number, start_time: 0, pidfd: None, session: 0 }, Some(ended)));
+                    let process = Process { pid: number, start_time: 0, pidfd: None, session: 0 };
+                    return Ok((process, Some(Ended::unknown(note))));
                 };
                 self.watch_foreign(number, &pidfd)?;
                 Ok((Process { pid: number, start_time, pidfd: Some(pidfd), session }, None))

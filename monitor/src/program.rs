@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use lxcri_monitor_proto::v1::{self, ErrorCode};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::process::{Pid, Signal};
 
 use crate::failure::{Failure, Result};
 use crate::reaper::Ended;
@@ -99,11 +100,12 @@ pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
         command.arg0(name);
     }
     let score = program.oom_score_adj.clamp(-1000, 1000).to_string();
-    // SAFETY: between fork and exec it only opens and writes a file, with memory that was allocated before.
+    let parent = rustix::process::getpid();
+    // SAFETY: between fork and exec it only makes system calls, with memory that was allocated before.
     unsafe {
         command.pre_exec(move || {
             set_oom_score(&score);
-            Ok(())
+            die_with(parent)
         });
     }
     let since = Instant::now();
@@ -124,6 +126,17 @@ pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
         error_log: program.error_log.clone(),
         words,
     })
+}
+
+/// In the child: without its monitor a program has nobody who takes up what it makes. What it leaves behind (a container, an
+/// exec's process) is not bound by this: the kernel clears it in children.
+fn die_with(parent: Pid) -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    match rustix::process::getppid() {
+        Some(now) if now == parent => Ok(()),
+        // It has died meanwhile.
+        _ => Err(rustix::io::Errno::SRCH.into()),
+    }
 }
 
 /// As far as the kernel permits: without CAP_SYS_RESOURCE the score can't go below what it was, and stays.

@@ -51,20 +51,24 @@ impl Ended {
         }
     }
 
-    /// The end of a process that is not our child, seen by its pidfd only.
-    pub fn foreign(pidfd: BorrowedFd<'_>) -> Self {
+    /// An end whose code nobody can tell, and why.
+    pub fn unknown(note: &'static str) -> Self {
+        Self { code: 255, signal: 0, at: crate::clock::now_ns(), note }
+    }
+
+    /// The end of a process that is not our child, by its pidfd; None: it is not reaped yet, or the kernel does not tell.
+    pub fn foreign(pidfd: BorrowedFd<'_>) -> Option<Self> {
         let at = crate::clock::now_ns();
         let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
         // SAFETY: the kernel writes at most the 64 bytes that the request's number names, into a struct of that size.
         let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) } == 0;
         if !done || info.mask & PIDFD_INFO_EXIT == 0 {
-            let note = "the process was not this monitor's child and the kernel does not tell its exit code";
-            return Self { code: 255, signal: 0, at, note };
+            return None;
         }
-        match info.exit_code & 0x7f {
+        Some(match info.exit_code & 0x7f {
             0 => Self { code: info.exit_code >> 8 & 0xff, signal: 0, at, note: "" },
             signal => Self { code: 128 + signal, signal, at, note: "" },
-        }
+        })
     }
 
     /// As the wire has it.

@@ -4,7 +4,7 @@
 //! Shutdown, or when epoll itself fails. Nothing in it waits for a disk, a program or a peer.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::connection::{Asker, Connection};
 use crate::container::Container;
 use crate::exec::Exec;
 use crate::execgroup::ExecGroup;
+use crate::fail_point;
 use crate::failure::{Failure, Result};
 use crate::init::Init;
 use crate::lifecycle::{Event, Program};
@@ -26,6 +27,7 @@ use crate::program::Running;
 use crate::reaper::{Ended, Reaper};
 use crate::relay::{Owner, Relay};
 use crate::stdio::set_nonblocking;
+use crate::takeover::Foreign;
 use crate::writer::{LogId, Report, Writer};
 
 /// A program that was killed and is still there is killed again after this time.
@@ -71,7 +73,8 @@ pub struct Server {
     pub reopening: Vec<(LogId, Asker)>,
     connections: BTreeMap<u64, Connection>,
     relays: BTreeMap<u64, Relay>,
-    foreign: BTreeMap<i32, (u64, OwnedFd)>,
+    /// Processes that are not our children, by pid.
+    pub foreign: BTreeMap<i32, Foreign>,
     listener: OwnedFd,
     socket_path: PathBuf,
     /// Requests and Shutdown are over: the loop ends.
@@ -135,13 +138,7 @@ impl Server {
             Source::Connection => self.serve(token),
             Source::Relay => self.step_relay(token),
             Source::Memory(log) => self.memory_event(log),
-            Source::Foreign(pid) => {
-                if let Some((token, pidfd)) = self.foreign.remove(&pid) {
-                    self.poll.unwatch(&pidfd);
-                    self.poll.forget(token);
-                    self.child_ended(pid, Ended::foreign(pidfd.as_fd()));
-                }
-            }
+            Source::Foreign(pid) => self.foreign_ready(pid),
         }
     }
 
@@ -200,21 +197,26 @@ impl Server {
 
     /// Answers a request; whoever is gone is not told.
     pub fn reply(&mut self, asker: Asker, answer: Result<Body>) {
+        self.reply_with(asker, answer, Vec::new());
+    }
+
+    /// The same, with descriptors.
+    pub fn reply_with(&mut self, asker: Asker, answer: Result<Body>, fds: Vec<OwnedFd>) {
         let body = answer.unwrap_or_else(|failure| Body::Error(failure.to_wire()));
-        self.send(asker.connection, Reply { id: asker.request, body: Some(body) });
+        self.send(asker.connection, Reply { id: asker.request, body: Some(body) }, fds);
     }
 
     /// Tells everybody who said Hello.
     pub fn broadcast(&mut self, event: &Body) {
         let tokens: Vec<u64> = self.connections.iter().filter(|(_, c)| c.greeted).map(|(t, _)| *t).collect();
         for token in tokens {
-            self.send(token, Reply { id: 0, body: Some(event.clone()) });
+            self.send(token, Reply { id: 0, body: Some(event.clone()) }, Vec::new());
         }
     }
 
-    fn send(&mut self, token: u64, reply: Reply) {
+    fn send(&mut self, token: u64, reply: Reply, fds: Vec<OwnedFd>) {
         if let Some(connection) = self.connections.get_mut(&token) {
-            match connection.send(reply) {
+            match connection.send(reply, fds) {
                 Ok(()) => self.watch_connection(token),
                 Err(_) => self.disconnect(token),
             }
@@ -268,16 +270,8 @@ impl Server {
         }
     }
 
-    /// Watches a process that is not our child.
-    pub fn watch_foreign(&mut self, pid: i32, pidfd: &OwnedFd) -> Result<()> {
-        let failed = |e: std::io::Error| Failure::io(format_args!("watch process {pid}"), &e);
-        let pidfd = pidfd.try_clone().map_err(failed)?;
-        let token = self.poll.add(&pidfd, Source::Foreign(pid), EventFlags::IN).map_err(|e| failed(e.into()))?;
-        self.foreign.insert(pid, (token, pidfd));
-        Ok(())
-    }
-
-    fn child_ended(&mut self, pid: i32, ended: Ended) {
+    /// A child, or a process that was watched, has ended.
+    pub fn child_ended(&mut self, pid: i32, ended: Ended) {
         if let Some((purpose, running)) = self.programs.remove(&pid) {
             match purpose {
                 Purpose::Container(id, program) => self.container_program_ended(&id, program, running, ended),
@@ -293,7 +287,7 @@ impl Server {
             self.exec_over(&id, ended);
         } else if matches!(&self.init, Init::Running(p) if p.pid == pid) {
             self.init_over(ended);
-        } else {
+        } else if !self.holder_ended(pid) {
             self.reaper.keep(pid, ended);
         }
     }
@@ -320,7 +314,8 @@ impl Server {
     fn next_timer(&self) -> Option<Instant> {
         let programs = self.programs.values().map(|(_, r)| r.deadline);
         let execs = self.execs.values().filter_map(|e| e.deadline);
-        programs.chain(execs).chain(self.next_container_timer()).chain(self.next_group_timer()).min()
+        let due = programs.chain(execs).chain(self.next_container_timer());
+        due.chain(self.next_group_timer()).chain(self.next_foreign_timer()).chain(self.next_holder_timer()).min()
     }
 
     fn timers(&mut self) {
@@ -335,6 +330,8 @@ impl Server {
         self.exec_timers(now);
         self.group_timers(now);
         self.container_timers(now);
+        self.foreign_timers(now);
+        self.holder_timers(now);
     }
 
     // ------------------------------------------------------------------------------------------ the end
@@ -345,6 +342,7 @@ impl Server {
             return Err(Failure::state(format!("{} containers are there", self.containers.len())));
         }
         self.shutdown = Some(asker);
+        fail_point!("monitor.shutdown");
         let execs: Vec<String> = self.execs.keys().cloned().collect();
         execs.iter().for_each(|id| self.kill_exec(id));
         let containers: Vec<String> = self.containers.keys().cloned().collect();

@@ -11,6 +11,7 @@ use rustix::io::FdFlags;
 use rustix::process::DumpableBehavior;
 use rustix::thread::UnshareFlags;
 
+use crate::fail_point;
 use crate::program::set_oom_score;
 use crate::reaper::Reaper;
 use crate::server::Server;
@@ -44,6 +45,7 @@ pub fn server() -> Result<Server, String> {
     // SAFETY: no thread has been made yet and no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|e| format!("mount namespace: {e}"))?;
     let reaper = Reaper::start().map_err(|e| format!("signalfd: {e}"))?;
+    fail_point!("monitor.begins");
     Server::new(listener, run_dir.join("monitor.sock"), pod_info, reaper).map_err(|e| format!("start: {e}"))
 }
 

@@ -19,6 +19,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::crilog::{self, Stream};
+use crate::fail_point;
 use crate::logfile::LogFile;
 use taps::Tap;
 
@@ -41,6 +42,16 @@ const WAKE: u64 = u64::MAX;
 pub enum Order {
     /// Open the log file; "" discards output. Reported as Opened.
     Open {
+        /// Its name from now on.
+        id: LogId,
+        /// Absolute path.
+        path: PathBuf,
+        /// Longest content of a line, bytes.
+        line_max: usize,
+    },
+    /// Open the log of a container of another monitor, which may have died in the middle of a line. One that can't be
+    /// opened now is tried again like one that can't be written. Reported as Opened.
+    TakeUp {
         /// Its name from now on.
         id: LogId,
         /// Absolute path.
@@ -176,6 +187,22 @@ struct Log {
     retry_at: Option<Instant>,
 }
 
+impl Log {
+    fn new(file: LogFile, line_max: usize) -> Self {
+        let line_max = if line_max == 0 { crilog::LINE_MAX } else { line_max };
+        Self {
+            file,
+            taps: Vec::new(),
+            line_max,
+            sources: Vec::new(),
+            held: None,
+            trouble: false,
+            draining: None,
+            retry_at: None,
+        }
+    }
+}
+
 struct Thread {
     shared: Arc<Shared>,
     epoll: OwnedFd,
@@ -221,21 +248,12 @@ impl Thread {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Open { id, path, line_max } => {
-                let result = LogFile::open(path).map(|file| {
-                    let line_max = if line_max == 0 { crilog::LINE_MAX } else { line_max };
-                    let log = Log {
-                        file,
-                        taps: Vec::new(),
-                        line_max,
-                        sources: Vec::new(),
-                        held: None,
-                        trouble: false,
-                        draining: None,
-                        retry_at: None,
-                    };
-                    self.logs.insert(id, log);
-                });
+                let result = LogFile::open(path).map(|file| drop(self.logs.insert(id, Log::new(file, line_max))));
                 self.report(Report::Opened(id, result));
+            }
+            Order::TakeUp { id, path, line_max } => {
+                self.logs.insert(id, Log::new(LogFile::take_up(path), line_max));
+                self.report(Report::Opened(id, Ok(())));
             }
             Order::Follow { id, stream, from, tty } => {
                 let Some(log) = self.logs.get_mut(&id) else { return };
@@ -296,6 +314,7 @@ impl Thread {
         self.read.reserve_exact(READ);
         match rustix::io::read(&source.from, spare_capacity(&mut self.read)) {
             Ok(n) if n > 0 => {
+                fail_point!("monitor.log.read");
                 let stream = source.stream;
                 if let Some(last) = &mut log.draining {
                     *last = Instant::now();
@@ -303,6 +322,7 @@ impl Thread {
                 let input = std::mem::take(&mut self.read);
                 self.copy(id, stream, &input);
                 self.consume(id, stream, &input);
+                fail_point!("monitor.log.written");
                 self.read = input;
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
