@@ -8,6 +8,7 @@
 // An example speaks to people.
 #![allow(clippy::print_stdout)]
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -23,8 +24,16 @@ fn plain(e: Error) -> anyhow::Error {
     anyhow!(e.chain())
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
+    // The daemon's own way to unpack layers: this program, started again.
+    if let Some(code) = daemon::entry() {
+        return Ok(code);
+    }
+    tokio::runtime::Runtime::new()?.block_on(verbs())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn verbs() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let image = arguments.next().context("which image? oci:DIR, oci-archive:FILE or docker-archive:FILE")?;
     let handler = arguments.next().unwrap_or_default();
@@ -36,7 +45,7 @@ async fn main() -> Result<()> {
     let wired = daemon::wire(&config).await.map_err(plain)?;
     let engine = &wired.engine;
 
-    let loaded = engine.images().load(&source(&image).map_err(plain)?, None).await.map_err(plain)?;
+    let loaded = engine.images().load(&source(&image, None).map_err(plain)?, None).await.map_err(plain)?;
     let image = loaded.first().context("no image in it")?.id.to_string();
 
     // create

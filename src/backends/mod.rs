@@ -1,5 +1,7 @@
 //! The backends: each turns pods and containers into its own kind of unit. `oci` is shared by those that run
-//! OCI containers.
+//! OCI containers, `pods` by those whose pods are namespaces of the node.
 
 pub mod crun;
+pub mod lxc;
 pub mod oci;
+pub mod pods;

@@ -1,6 +1,6 @@
 //! A connection to the daemon's local socket, and the few calls that several commands share.
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use camino::Utf8Path;
 use tonic::transport::{Channel, Endpoint};
 
@@ -44,6 +44,13 @@ impl Client {
             (None, _) => bail!("no container {id:?}"),
             (Some(_), Some(_)) => bail!("more than one container is {id:?}: give more of its id"),
         }
+    }
+
+    /// What containers may write, by id; 0: as much as there is.
+    pub async fn quotas(&mut self) -> Result<std::collections::HashMap<String, u64>> {
+        let request = crate::api::local::ListQuotasRequest {};
+        let quotas = called(self.local.list_quotas(request).await)?.quotas;
+        Ok(quotas.into_iter().map(|q| (q.container, q.bytes)).collect())
     }
 
     /// All containers.
@@ -97,18 +104,48 @@ impl Client {
 
     /// Takes an image from a file or folder.
     pub async fn load(&mut self, source: &str, name: &str) -> Result<crate::api::local::LoadedImage> {
-        let (kind, path) = source.split_once(':').unwrap_or((source, ""));
-        let absolute = std::path::absolute(path).with_context(|| format!("path {path:?}"))?;
-        let source = format!("{kind}:{}", absolute.display());
-        let request = crate::api::local::LoadImageRequest { source: source.clone(), name: name.to_string() };
-        let images = called(self.local.load_image(request).await)?.images;
+        let request = crate::api::local::LoadImageRequest {
+            source: source.to_string(),
+            name: name.to_string(),
+            ..Default::default()
+        };
+        let images = self.load_all(request).await?;
         images.into_iter().next().ok_or_else(|| anyhow!("{source}: no image in it"))
     }
+
+    /// Takes images from a file or folder, whose path may be relative; says what was lost on the way.
+    pub async fn load_all(
+        &mut self,
+        mut request: crate::api::local::LoadImageRequest,
+    ) -> Result<Vec<crate::api::local::LoadedImage>> {
+        let (kind, path) = request.source.split_once(':').unwrap_or((&request.source, ""));
+        request.source = format!("{kind}:{}", absolute(path)?);
+        for path in [&mut request.key_file, &mut request.password_file] {
+            if !path.is_empty() {
+                // The daemon opens it: a descriptor or a pipe of this process is nothing, or something else, there.
+                ensure!(
+                    std::path::Path::new(path).is_file(),
+                    "{path}: not a regular file, which the daemon could read"
+                );
+                *path = absolute(path)?;
+            }
+        }
+        let images = called(self.local.load_image(request).await)?.images;
+        for image in images.iter().filter(|i| !i.warning.is_empty()) {
+            eprintln!("proxmox-lxcri: {}: {}", image.repo_tags.first().unwrap_or(&image.id), image.warning);
+        }
+        Ok(images)
+    }
+}
+
+fn absolute(path: &str) -> Result<String> {
+    let absolute = std::path::absolute(path).with_context(|| format!("path {path:?}"))?;
+    absolute.into_os_string().into_string().map_err(|path| anyhow!("path {path:?} is not UTF-8"))
 }
 
 /// Whether an image is named by a file and not by a reference.
 pub fn is_file_source(image: &str) -> bool {
-    ["oci:", "oci-archive:", "docker-archive:"].iter().any(|p| image.starts_with(p))
+    ["oci:", "oci-archive:", "docker-archive:", "bfc:"].iter().any(|p| image.starts_with(p))
 }
 
 /// An answer's content; a failure as its message alone.

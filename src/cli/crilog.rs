@@ -8,8 +8,11 @@ use camino::Utf8Path;
 /// One line of the log, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line<'a> {
+    /// Which stream: standard error, else standard output.
     pub stderr: bool,
+    /// The line goes on in the next one.
     pub partial: bool,
+    /// What was written.
     pub content: &'a [u8],
 }
 
@@ -38,6 +41,7 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// From its beginning.
     pub fn open(path: &Utf8Path) -> io::Result<Self> {
         Ok(Self { reader: BufReader::new(File::open(path)?), line: Vec::new() })
     }

@@ -7,9 +7,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod attach;
-mod client;
-mod crilog;
+pub(crate) mod client;
+mod container;
+pub mod crilog;
 mod exec;
+mod image;
 mod images;
 mod logs;
 mod pod;
@@ -17,11 +19,14 @@ mod ps;
 mod pull;
 mod rm;
 mod run;
+mod stats;
 mod stop;
 mod storage;
 mod stream;
 mod terminal;
 mod version;
+
+pub use storage::Storage;
 
 use anyhow::Result;
 use camino::Utf8PathBuf;
@@ -52,6 +57,10 @@ pub trait Command: Send + Sync {
     fn arguments(&self) -> Vec<Arg> {
         Vec::new()
     }
+    /// Its own commands; one of them has to be named then.
+    fn subcommands(&self) -> Vec<clap::Command> {
+        Vec::new()
+    }
     /// Does it; the answer is the exit code.
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8>;
 }
@@ -70,12 +79,15 @@ impl Registry {
         registry.register(pull::Pull);
         registry.register(images::Images);
         registry.register(ps::Ps);
+        registry.register(stats::Stats);
         registry.register(logs::Logs);
         registry.register(exec::Exec);
         registry.register(attach::Attach);
         registry.register(stop::Stop);
         registry.register(rm::Rm);
         registry.register(pod::Pod);
+        registry.register(image::Image);
+        registry.register(container::Container);
         registry.register(storage::Storage);
         registry.register(version::Version);
         registry
@@ -105,7 +117,9 @@ impl Registry {
             .arg(path("local-socket", "The daemon's local socket (default: the configuration's)"));
         self.commands.iter().fold(base, |base, c| {
             let sub = clap::Command::new(c.name()).about(c.about()).visible_aliases(c.aliases().iter().copied());
-            base.subcommand(sub.args(c.arguments()))
+            let subcommands = c.subcommands();
+            let sub = sub.subcommand_required(!subcommands.is_empty()).arg_required_else_help(!subcommands.is_empty());
+            base.subcommand(sub.args(c.arguments()).subcommands(subcommands))
         })
     }
 
@@ -131,10 +145,15 @@ impl Registry {
         let (name, sub) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command"))?;
         let command =
             self.commands.iter().find(|c| c.name() == name).ok_or_else(|| anyhow::anyhow!("no command {name:?}"))?;
-        let config = Config::load(sub.get_one::<Utf8PathBuf>("config").map(|p| p.as_path()))
+        // Where an option stands for all, the innermost command has it wherever it was written.
+        let mut inner = sub;
+        while let Some((_, deeper)) = inner.subcommand() {
+            inner = deeper;
+        }
+        let config = Config::load(inner.get_one::<Utf8PathBuf>("config").map(|p| p.as_path()))
             .map_err(|e| anyhow::anyhow!(e.chain()))?;
         let local_socket =
-            sub.get_one::<Utf8PathBuf>("local-socket").cloned().unwrap_or_else(|| config.server.local_listen.clone());
+            inner.get_one::<Utf8PathBuf>("local-socket").cloned().unwrap_or_else(|| config.server.local_listen.clone());
         command.run(&Context { config, local_socket }, sub).await
     }
 }

@@ -1,4 +1,4 @@
-//! `pod snapshot`, `rollback`, `snapshots` and `diff`: consistent cuts of a pod's root file systems.
+//! `pod snapshot`, `rollback`, `snapshots`, `diff` and `fork`: consistent cuts of a pod's root file systems.
 
 use std::io::Write;
 
@@ -17,25 +17,34 @@ impl Command for Pod {
         "pod"
     }
     fn about(&self) -> &'static str {
-        "Cut a pod's root file systems at one moment, put them back, or see what changed (driver zfs)"
+        "Cut a pod's root file systems at one moment, put them back, see what changed, or fork it (driver zfs)"
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![
-            required("VERB", "snapshot, rollback, snapshots or diff").value_parser([
+            required("VERB", "snapshot, rollback, snapshots, diff or fork").value_parser([
                 "snapshot",
                 "rollback",
                 "snapshots",
                 "diff",
+                "fork",
             ]),
             required("POD", "Its id (or the beginning) or name"),
-            Arg::new("NAME").help("The snapshot; of `diff` what is compared with: the image if not given"),
+            Arg::new("NAME").help(
+                "The snapshot; of `diff` what is compared with: the image if not given; of `fork` what it begins with: \
+                 the pod as it is now if not given",
+            ),
+            Arg::new("as").long("as").value_name("NAME").help("Name of a fork (default: made up)"),
         ]
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
+        ensure!(!matches.contains_id("as") || string(matches, "VERB") == "fork", "--as names a fork");
         let (verb, name) = (string(matches, "VERB"), string(matches, "NAME"));
         let pod = find(&mut client, &string(matches, "POD")).await?;
-        ensure!(!name.is_empty() || matches!(verb.as_str(), "snapshots" | "diff"), "pod {verb}: a name is needed");
+        ensure!(
+            !name.is_empty() || matches!(verb.as_str(), "snapshots" | "diff" | "fork"),
+            "pod {verb}: a name is needed"
+        );
         match verb.as_str() {
             "snapshot" => {
                 let request = local::SnapshotPodRequest { pod, name };
@@ -50,6 +59,13 @@ impl Command for Pod {
                 called(client.local.pod_snapshots(request).await)?.names.iter().for_each(|n| println!("{n}"));
             }
             "diff" => diff(&mut client, pod, name).await?,
+            "fork" => {
+                let log_directory = format!("{}/{}", super::run::LOG_ROOT, uuid::Uuid::new_v4().simple());
+                let name_of_fork = string(matches, "as");
+                let request = local::ForkPodRequest { pod, cut: name, name: name_of_fork, log_directory };
+                let forked = called(client.local.fork_pod(request).await)?;
+                println!("{}", forked.pod);
+            }
             verb => bail!("pod {verb}: no such verb"),
         }
         Ok(0)

@@ -1,4 +1,4 @@
-//! `ps`: containers with their pods and addresses.
+//! `ps`: containers with their pods, addresses and quotas.
 
 use std::collections::HashMap;
 
@@ -28,7 +28,8 @@ impl Command for Ps {
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
         let mut pods: HashMap<String, v1::PodSandboxStatus> = HashMap::new();
-        println!("{:<15} {:<24} {:<10} {:<16} {:<32} IMAGE", "CONTAINER", "NAME", "STATE", "IP", "POD");
+        println!("{:<15} {:<24} {:<10} {:<16} {:<32} {:<8} IMAGE", "CONTAINER", "NAME", "STATE", "IP", "POD", "QUOTA");
+        let quotas = client.quotas().await?;
         for c in client.containers().await? {
             let running = c.state() == v1::ContainerState::ContainerRunning;
             if !running && !matches.get_flag("all") {
@@ -49,12 +50,47 @@ impl Command for Ps {
                 .map(|i| if i.user_specified_image.is_empty() { &i.image } else { &i.user_specified_image });
             let name = c.metadata.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
             println!(
-                "{:<15} {name:<24} {state:<10} {ip:<16} {:<32} {}",
+                "{:<15} {name:<24} {state:<10} {ip:<16} {:<32} {:<8} {}",
                 &c.id[..c.id.len().min(13)],
                 format!("{}/{}", m.namespace, m.name),
+                quota_of(quotas.get(&c.id).copied()),
                 image.map(String::as_str).unwrap_or_default()
             );
         }
         Ok(0)
+    }
+}
+
+/// As `10.0Gi`; "-" where there is none.
+pub(super) fn quota_of(bytes: Option<u64>) -> String {
+    match bytes {
+        None | Some(0) => "-".into(),
+        Some(bytes) => size(bytes),
+    }
+}
+
+/// As people read it, in a unit that Kubernetes knows too.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["", "Ki", "Mi", "Gi", "Ti", "Pi"];
+    let mut unit = 0;
+    let mut value = bytes as f64;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => bytes.to_string(),
+        _ => format!("{value:.1}{}", UNITS[unit]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!([quota_of(None), quota_of(Some(0)), quota_of(Some(24 << 20))], ["-", "-", "24.0Mi"]);
+        assert_eq!([size(0), size(1023), size(1536), size(u64::MAX)], ["0", "1023", "1.5Ki", "16384.0Pi"]);
     }
 }

@@ -15,7 +15,7 @@ impl Command for Pull {
         "pull"
     }
     fn about(&self) -> &'static str {
-        "Fetch an image from a registry, or take it from oci:DIR, oci-archive:FILE or docker-archive:FILE"
+        "Fetch an image from a registry, or take it from oci:DIR, oci-archive:FILE, docker-archive:FILE or bfc:FILE"
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![

@@ -14,7 +14,7 @@ use super::{Command, Context, required, rest, string, strings, switch};
 use crate::api::v1;
 
 /// Where the logs of local pods are.
-const LOG_ROOT: &str = "/var/log/proxmox-lxcri/local";
+pub(super) const LOG_ROOT: &str = "/var/log/proxmox-lxcri/local";
 /// How often the log and the state are looked at.
 const PERIOD: Duration = Duration::from_millis(50);
 /// Hidden from the container: they tell of or change the node.
@@ -61,7 +61,7 @@ impl Command for Run {
                 .help("Environment variable"),
             required(
                 "IMAGE",
-                "Reference of an image (fetched when absent), its id, oci:DIR, oci-archive:FILE or docker-archive:FILE",
+                "Reference of an image (fetched when absent), its id, oci:DIR, oci-archive:FILE, docker-archive:FILE or bfc:FILE",
             ),
             rest("CMD", "Replaces the image's command"),
         ]
@@ -290,11 +290,10 @@ async fn remove(client: &mut Client, pod: &str, log_directory: &str) -> Result<(
     remove_logs(log_directory)
 }
 
-/// Removes the log folder of a local pod; others are a kubelet's.
+/// Removes the log folder of a local pod that this is, or is in; others are a kubelet's.
 pub(super) fn remove_logs(log_directory: &str) -> Result<()> {
-    let folder = Utf8PathBuf::from(log_directory);
-    if folder.parent().map(camino::Utf8Path::as_str) != Some(LOG_ROOT) {
-        return Ok(());
-    }
+    let given = Utf8PathBuf::from(log_directory);
+    let of_pod = |path: &&camino::Utf8Path| path.parent().map(camino::Utf8Path::as_str) == Some(LOG_ROOT);
+    let Some(folder) = given.ancestors().find(of_pod) else { return Ok(()) };
     crate::utils::beneath::remove_tree(folder.as_std_path()).with_context(|| format!("remove logs in {folder}"))
 }

@@ -7,7 +7,8 @@ use super::client::{Client, called};
 use super::{Command, Context, required, string};
 use crate::api::local;
 
-pub(super) struct Storage;
+/// The command.
+pub struct Storage;
 
 #[async_trait::async_trait]
 impl Command for Storage {

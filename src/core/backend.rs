@@ -107,6 +107,22 @@ pub struct CheckpointContext<'a> {
     pub folder: &'a Utf8Path,
     /// Folder of what goes into the archive; has an empty folder `checkpoint` for the images of the processes.
     pub archive: &'a Utf8Path,
+    /// Whether it is for [`Backend::restore_plan`]: each process is to go on in the same cgroup of the new container.
+    pub groups: bool,
+}
+
+/// A container of a checkpoint, about to be made without processes.
+pub struct RestoreContext<'a> {
+    /// Its pod, Ready.
+    pub pod: &'a PodRecord,
+    /// Id.
+    pub id: &'a ContainerId,
+    /// As asked for.
+    pub config: &'a ContainerConfig,
+    /// Folder of the container, with what [`Backend::launch_plan`] has written.
+    pub run_dir: &'a Utf8Path,
+    /// Private folder with what [`Backend::checkpoint`] has written, its own to change; there until the restore.
+    pub folder: &'a Utf8Path,
 }
 
 /// New limits of a container.
@@ -167,6 +183,11 @@ pub trait Backend: Send + Sync {
             format!("handler {} has no way to ports of pod {}", self.handler(), pod.id),
         ))
     }
+    /// Whether a container that was made has been let run, as the runtime knows it: its monitor died while it was asked to.
+    async fn has_started(&self, pod: &PodRecord, container: &ContainerId) -> Result<bool> {
+        let _ = pod;
+        Err(unoffered(self.handler(), &format!("telling whether container {container} was started")))
+    }
     /// Kills and removes a container without its monitor; unknown is success.
     async fn remove_container(&self, pod: &PodRecord, container: &ContainerId) -> Result<()>;
     /// Takes down everything that the journal notes, network first; goes on after a failure and reports the first.
@@ -190,6 +211,20 @@ pub trait Backend: Send + Sync {
     async fn checkpoint(&self, checkpoint: CheckpointContext<'_>) -> Result<()> {
         Err(unoffered(self.handler(), &format!("a checkpoint of container {}", checkpoint.container.id)))
     }
+    /// Refuses a container, or its pod, that could be written down and not be restored.
+    fn can_restore(&self, pod: &super::spec::SandboxConfig, container: &ContainerConfig) -> Result<()> {
+        let _ = pod;
+        Err(unoffered(self.handler(), &format!("restoring container {:?}", container.name)))
+    }
+    /// Changes a container's plan to one whose `create` makes its processes from a checkpoint: they run when it ends.
+    async fn restore_plan(
+        &self,
+        restore: RestoreContext<'_>,
+        plan: monitor_v1::CreateContainer,
+    ) -> Result<monitor_v1::CreateContainer> {
+        let _ = plan;
+        Err(unoffered(self.handler(), &format!("restoring container {}", restore.id)))
+    }
     /// Changes the limits of a pod as a whole (without its overhead, and that). Success without a change when
     /// somebody else keeps the pod's unit and has done it already.
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
@@ -200,6 +235,12 @@ pub trait Backend: Send + Sync {
     async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
         let _ = (pod, frozen);
         Err(unoffered(self.handler(), &format!("freezing container {container}")))
+    }
+    /// The environment of a container's first process, as "NAME=value", from what the backend keeps in its folder. Records
+    /// have no values.
+    async fn environment(&self, pod: &PodRecord, run_dir: &Utf8Path) -> Result<Vec<String>> {
+        let _ = run_dir;
+        Err(unoffered(self.handler(), &format!("a look at environments of pod {}", pod.id)))
     }
     /// The node's pod networks, as the kubelet tells them ("10.1.0.0/24").
     async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {

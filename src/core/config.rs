@@ -2,6 +2,8 @@
 //!
 //! Read once at start by `serve` (and by the CLI for the sockets' paths). Errors name file, line and key.
 
+mod bfc;
+mod proxmox;
 mod storage;
 mod stream;
 
@@ -12,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
 
-pub use storage::{LayerDriver, ZfsImages};
+pub use bfc::{BfcImages, PlainRootfs};
+pub use proxmox::Proxmox;
+pub use storage::{LayerDriver, UnpackSandbox, ZfsImages};
 pub use stream::{Span, Stream};
 
 /// Where the configuration is read from when nothing else is said.
@@ -36,6 +40,8 @@ pub struct Config {
     pub images: Images,
     /// How pods are connected.
     pub network: Network,
+    /// The Proxmox API.
+    pub proxmox: Proxmox,
 }
 
 /// Sockets and folders.
@@ -174,6 +180,8 @@ impl Default for Runtime {
 pub struct Handlers {
     /// Handler `crun`.
     pub crun: CrunHandler,
+    /// Handler `lxc`.
+    pub lxc: LxcHandler,
 }
 
 /// Handler `crun`.
@@ -184,11 +192,33 @@ pub struct CrunHandler {
     pub path: Utf8PathBuf,
     /// Longest time that one call of it may take, in seconds.
     pub timeout: u64,
+    /// Longest time that a checkpoint's dump may take, in seconds.
+    pub checkpoint_timeout: u64,
 }
 
 impl Default for CrunHandler {
     fn default() -> Self {
-        Self { path: "/usr/bin/crun".into(), timeout: 60 }
+        Self { path: "/usr/bin/crun".into(), timeout: 60, checkpoint_timeout: 1800 }
+    }
+}
+
+/// Handler `lxc`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LxcHandler {
+    /// The program that loads liblxc; None: beside ours, else /usr/libexec/proxmox-lxcri/.
+    pub helper: Option<Utf8PathBuf>,
+    /// The program that becomes a container's first process; None: as `helper`.
+    pub init: Option<Utf8PathBuf>,
+    /// liblxc (5 to 7); None: as the loader finds liblxc.so.1.
+    pub library: Option<Utf8PathBuf>,
+    /// Longest time that one call of the helper may take, in seconds.
+    pub timeout: u64,
+}
+
+impl Default for LxcHandler {
+    fn default() -> Self {
+        Self { helper: None, init: None, library: None, timeout: 60 }
     }
 }
 
@@ -206,8 +236,24 @@ pub struct Images {
     pub default_registry: String,
     /// How layers and root file systems are kept: "overlay" or "zfs".
     pub driver: LayerDriver,
+    /// Whether layers are unpacked by confined processes: "auto", "required" (not at all without Landlock), "off".
+    pub unpack_sandbox: UnpackSandbox,
+    /// The program that unpacks; None: this one.
+    pub unpacker_path: Option<Utf8PathBuf>,
     /// Settings of the driver `zfs`.
     pub zfs: ZfsImages,
+    /// Images in Binary File Containers.
+    pub bfc: BfcImages,
+}
+
+impl Images {
+    /// Bytes that a container may write if nobody says; 0: no limit.
+    pub fn container_quota(&self) -> Result<u64> {
+        match self.driver {
+            LayerDriver::Overlay => Ok(0),
+            LayerDriver::Zfs => self.zfs.container_quota(),
+        }
+    }
 }
 
 impl Default for Images {
@@ -218,7 +264,10 @@ impl Default for Images {
             progress_timeout: 60,
             default_registry: "docker.io".into(),
             driver: LayerDriver::default(),
+            unpack_sandbox: UnpackSandbox::default(),
+            unpacker_path: None,
             zfs: ZfsImages::default(),
+            bfc: BfcImages::default(),
         }
     }
 }
@@ -245,6 +294,8 @@ pub struct Network {
     /// Template of a CNI network list (Go's `{{.PodCIDR}}`, `.PodCIDRRanges`, `.Routes`, as containerd has them): made
     /// into a file in `conf_dir` when a kubelet tells the node's pod networks and no other configuration is there.
     pub conf_template: Option<Utf8PathBuf>,
+    /// Longest run of one plugin, in seconds.
+    pub plugin_timeout: u64,
 }
 
 impl Default for Network {
@@ -255,6 +306,7 @@ impl Default for Network {
             embedded: false,
             embedded_subnet: "10.213.0.0/20".into(),
             conf_template: None,
+            plugin_timeout: 60,
         }
     }
 }
@@ -292,8 +344,16 @@ impl Config {
             ("runtime.seccomp_root", &self.runtime.seccomp_root),
         ];
         let template = self.network.conf_template.as_ref().map(|path| ("network.conf_template", path));
+        let unpacker = self.images.unpacker_path.as_ref().map(|path| ("images.unpacker_path", path));
         let cdi = self.runtime.cdi_spec_dirs.iter().map(|path| ("runtime.cdi_spec_dirs", path));
-        for (key, path) in absolute.into_iter().chain(template).chain(cdi) {
+        let lxc = &self.handlers.lxc;
+        let lxc = [
+            ("handlers.lxc.helper", &lxc.helper),
+            ("handlers.lxc.init", &lxc.init),
+            ("handlers.lxc.library", &lxc.library),
+        ];
+        let lxc = lxc.into_iter().filter_map(|(key, path)| path.as_ref().map(|path| (key, path)));
+        for (key, path) in absolute.into_iter().chain(template).chain(unpacker).chain(cdi).chain(lxc) {
             if !path.is_absolute() {
                 return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
             }
@@ -308,13 +368,15 @@ impl Config {
         }
         self.server.stream.check()?;
         self.images.zfs.check(self.images.driver)?;
+        self.images.bfc.check()?;
+        self.proxmox.check()?;
         // <state>/pods/<64 digits>/containers/<64 digits>/console.sock has to fit, too: see backends::crun.
         if self.runtime.log_line_max < 256 {
             return Err(Error::invalid("runtime.log_line_max: at least 256 bytes"));
         }
-        if self.runtime.default_handler != "crun" {
+        if !["crun", "lxc"].contains(&self.runtime.default_handler.as_str()) {
             return Err(Error::invalid(format!(
-                "runtime.default_handler: {:?} is not a handler of this build (crun)",
+                "runtime.default_handler: {:?} is not a handler of this build (crun, lxc)",
                 self.runtime.default_handler
             )));
         }

@@ -2,7 +2,7 @@
 //! `main` wires them, tests put fakes behind them. Every verb may be repeated after a crash.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,10 +112,12 @@ pub struct RootfsChanges {
     pub folder: OwnedFd,
     /// New and changed files and folders, relative to it, bytes as they are; a folder before what is in it.
     pub changed: Vec<Vec<u8>>,
-    /// Files of the image that are gone, from the container's root ("/etc/motd").
-    pub deleted: Vec<String>,
-    /// Folders that hide all that the image has in them.
-    pub opaque: Vec<String>,
+    /// Files of the image that are gone, from the container's root ("/etc/motd"); bytes as they are.
+    pub deleted: Vec<Vec<u8>>,
+    /// Folders that hide all that the image has in them, as in `deleted`.
+    pub opaque: Vec<Vec<u8>>,
+    /// The files' owners are the host's ids of this user namespace; None: they are as they are in the container.
+    pub user: Option<UserNamespace>,
 }
 
 /// Why layers and root file systems can't be made now, or soon can't.
@@ -156,6 +158,15 @@ pub struct FileChange {
     pub path: std::path::PathBuf,
     /// How.
     pub kind: ChangeKind,
+}
+
+/// A layer in the state that streams onto it have to begin from: the same chain may be in another state elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LayerState {
+    /// The layer.
+    pub chain: Digest,
+    /// The driver's name for its state.
+    pub state: String,
 }
 
 /// Keeps unpacked layers and gives containers root file systems made of them (drivers `overlay`, `zfs`).
@@ -216,6 +227,11 @@ pub trait LayerStore: Send + Sync {
         let message = format!("container {container}: driver {} can't tell what it has changed", self.driver());
         Err(Error::new(Kind::Unimplemented, message))
     }
+    /// Applies a foreign layer's uncompressed tar to a container's writable root, in which nothing runs yet.
+    async fn write_rootfs(&self, container: &ContainerId, layer: std::fs::File) -> Result<()> {
+        let _ = (container, layer);
+        Err(self.lacks("files of checkpoints"))
+    }
     /// Folder on the file system that holds the layers.
     fn mountpoint(&self) -> Utf8PathBuf;
     /// A cut of several containers' root file systems at one moment, called `name`; AlreadyExists if one has it.
@@ -233,14 +249,62 @@ pub trait LayerStore: Send + Sync {
         let _ = container;
         Err(self.lacks("snapshots"))
     }
+    /// A moment that root file systems can be forked from, as a name for [`LayerStore::fork_rootfs`]: their cut `name`, or
+    /// one that is made now, is not listed and goes with the last fork of it. NotFound if one of them lacks the cut.
+    async fn fork_point(&self, containers: &[ContainerId], name: Option<&str>) -> Result<String> {
+        let _ = (containers, name);
+        Err(self.lacks("forks of root file systems"))
+    }
+    /// Makes the container's writable root as that of `of` was at a [`LayerStore::fork_point`]. Repeatable. `of` may be
+    /// removed at any time: what both share stays.
+    async fn fork_rootfs(
+        &self,
+        of: &ContainerId,
+        point: &str,
+        container: &ContainerId,
+        options: &RootfsOptions,
+    ) -> Result<()> {
+        let _ = (of, point, container, options);
+        Err(self.lacks("forks of root file systems"))
+    }
+    /// Gives a moment back that not all forks were made of. Cuts with a name stay.
+    async fn drop_fork_point(&self, containers: &[ContainerId], point: &str) -> Result<()> {
+        let _ = (containers, point);
+        Ok(())
+    }
     /// What differs between the cut `from` (None: the layers that it is made of) and the root file system as it is.
     async fn diff_rootfs(&self, container: &ContainerId, from: Option<&str>) -> Result<Vec<FileChange>> {
         let _ = (container, from);
         Err(self.lacks("differences of root file systems"))
     }
+    /// All committed layers, for whoever is to send to this node; from memory.
+    fn layer_states(&self) -> Result<Vec<LayerState>> {
+        Err(self.lacks("streams of layers"))
+    }
+    /// Writes a committed layer into `out` as a stream of this driver's: what is new since its parent `base`, or whole.
+    async fn send_layer(&self, chain: &Digest, base: Option<&Digest>, out: OwnedFd) -> Result<()> {
+        let _ = (chain, base, out);
+        Err(self.lacks("streams of layers"))
+    }
+    /// Takes such a stream from `input` and commits it as `chain`, of which `usage` is told; `verify` runs when it has ended
+    /// and before the commit. The stream's content is the sender's responsibility. A layer that is there is success.
+    async fn receive_layer(
+        &self,
+        chain: &Digest,
+        usage: Usage,
+        input: OwnedFd,
+        verify: Box<dyn FnOnce() -> Result<()> + Send>,
+    ) -> Result<()> {
+        let _ = (chain, usage, input, verify);
+        Err(self.lacks("streams of layers"))
+    }
     /// What this driver does not do.
     fn lacks(&self, what: &str) -> Error {
         Error::new(Kind::Unimplemented, format!("the {} driver has no {what}", self.driver()))
+    }
+    /// Why unpacking is less closely confined than it could be; from memory.
+    fn weakness(&self) -> Option<StorageTrouble> {
+        None
     }
     /// What is wrong with it now; from memory.
     fn trouble(&self) -> Option<StorageTrouble> {
@@ -329,6 +393,54 @@ pub enum ImageSource {
     OciArchive(Utf8PathBuf),
     /// `docker-archive:FILE` (docker save).
     DockerArchive(Utf8PathBuf),
+    /// `bfc:FILE` (a Binary File Container with an OCI image layout or a plain root file system), with an optional name
+    /// inside it and, where it is encrypted, a key; without one the configuration's.
+    Bfc(Utf8PathBuf, Option<String>, Option<KeyPath>),
+}
+
+/// Label of images that were made of a plain root file system; its value says what was lost.
+pub const PLAIN_ROOTFS: &str = "io.proxmox-lxcri.bfc.plain-rootfs";
+
+/// Where the key of an encrypted container is: a path, never the secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyPath {
+    /// 32 bytes.
+    KeyFile(Utf8PathBuf),
+    /// A password.
+    PasswordFile(Utf8PathBuf),
+}
+
+/// A layer that was written down and is in no store yet: an uncompressed tar in a file without a name.
+#[derive(Debug)]
+pub struct PackedLayer {
+    /// The tar; to be read from its beginning, wherever the descriptor is.
+    pub file: std::fs::File,
+    /// Digest of it.
+    pub diff_id: Digest,
+}
+
+/// How an image made of a container differs from the container's image, beside its files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageEdit {
+    /// Who made it.
+    pub author: String,
+    /// What for.
+    pub message: String,
+    /// Replaces the command; None: as it was.
+    pub cmd: Option<Vec<String>>,
+    /// KEY=value, over those of the image.
+    pub env: Vec<String>,
+}
+
+/// An image to be sent to another node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SendImage {
+    /// Id or reference.
+    pub image: String,
+    /// An image that the other node has from this one.
+    pub since: Option<String>,
+    /// Layers that the other node has.
+    pub have: Vec<LayerState>,
 }
 
 /// Pulls, keeps and removes images. Lists and lookups are answered from memory.
@@ -338,12 +450,39 @@ pub trait ImageStore: Send + Sync {
     async fn pull(&self, reference: &str, auth: Option<RegistryAuth>) -> Result<Arc<Image>>;
     /// Takes images from a local file or folder; `name` overrides the reference found inside.
     async fn load(&self, source: &ImageSource, name: Option<&str>) -> Result<Vec<Arc<Image>>>;
+    /// Keeps the image `id` from a kubelet's garbage collection, or ends that.
+    async fn set_pinned(&self, id: &Digest, pinned: bool) -> Result<Arc<Image>> {
+        let _ = pinned;
+        Err(Error::new(Kind::Unimplemented, format!("image {id}: this store pins no images")))
+    }
     /// All images.
     fn list(&self) -> Vec<Arc<Image>>;
     /// By id (with or without "sha256:", or a unique prefix of at least 12 digits), tag or digest reference.
     fn resolve(&self, reference: &str) -> Option<Arc<Image>>;
     /// Removes the image with all its references; layers go when nothing uses them. Unknown is success.
     async fn remove(&self, reference: &str) -> Result<()>;
+    /// Writes changes down as an image's layer; the same changes are the same bytes.
+    async fn pack(&self, changes: RootfsChanges) -> Result<PackedLayer> {
+        let _ = changes;
+        Err(Error::new(Kind::Unimplemented, "this image store makes no layers"))
+    }
+    /// Makes an image of `base` with one more layer. `reference`: its name, with a tag.
+    async fn commit(&self, base: &Digest, layer: PackedLayer, edit: &ImageEdit, reference: &str) -> Result<Arc<Image>> {
+        let _ = (layer, edit, reference);
+        Err(Error::new(Kind::Unimplemented, format!("this image store makes no images of {base}")))
+    }
+    /// Writes an image with the layers that the other node has not into `out`. The caller tells an error; what was
+    /// written until then is no whole image.
+    async fn send(&self, wanted: SendImage, out: tokio::sync::mpsc::Sender<Result<bytes::Bytes>>) -> Result<()> {
+        let _ = out;
+        Err(Error::new(Kind::Unimplemented, format!("this image store can't send {}", wanted.image)))
+    }
+    /// Takes an image that another node has sent. Nothing of it is listed before all of it was there and compared; whole
+    /// layers of a failed try are not needed again.
+    async fn receive(&self, input: Box<dyn std::io::Read + Send>) -> Result<Arc<Image>> {
+        let _ = input;
+        Err(Error::new(Kind::Unimplemented, "this image store can't receive"))
+    }
     /// What images take, and the folder whose file system holds them. Never waits for the disk.
     fn usage(&self) -> (Utf8PathBuf, Usage);
 }
@@ -357,6 +496,8 @@ pub enum MonitorEvent {
     ContainerExited(ContainerId, monitor_v1::Exit),
     /// The init of the shared PID namespace ended.
     InitExited(monitor_v1::Exit),
+    /// A container's stdin is at its end for good: duplicates of its writer have to go.
+    StdinClosed(ContainerId),
     /// Output can't be logged ("" : it can again).
     LogTrouble(ContainerId, String),
     /// The monitor is gone or the connection is broken. Always the last one.
@@ -374,6 +515,8 @@ pub trait Supervisor: Send + Sync {
     async fn list(&self) -> Result<Vec<PodId>>;
     /// Removes what a dead or ended monitor left in the run directory. Kills one that does not answer.
     async fn cleanup(&self, pod: &PodId) -> Result<()>;
+    /// Kills the pod's monitor, whether it answers or not; its containers run on. That there is none is success.
+    async fn kill(&self, pod: &PodId) -> Result<()>;
 }
 
 /// A connection to a monitor, what it said first, and what it will say.
@@ -384,6 +527,21 @@ pub struct MonitorLink {
     pub hello: monitor_v1::HelloReply,
     /// Ends after [`MonitorEvent::Gone`].
     pub events: tokio::sync::mpsc::Receiver<MonitorEvent>,
+}
+
+/// What a container's streams and end hang on: with duplicates of these they outlive their monitor.
+#[derive(Debug, Default)]
+pub struct Lent {
+    /// Write end of the stdin FIFO.
+    pub stdin: Option<OwnedFd>,
+    /// Read end of the stdout FIFO.
+    pub stdout: Option<OwnedFd>,
+    /// Read end of the stderr FIFO.
+    pub stderr: Option<OwnedFd>,
+    /// Master of the terminal.
+    pub terminal: Option<OwnedFd>,
+    /// Pidfd of the init.
+    pub pidfd: Option<OwnedFd>,
 }
 
 /// How an exec ended.
@@ -433,10 +591,52 @@ pub trait Monitor: Send + Sync {
     async fn close_stdin(&self, container: &ContainerId) -> Result<()> {
         Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor has no stdin")))
     }
+    /// Duplicates of what the container hangs on, to be held and not used while this monitor lives. FailedPrecondition when it
+    /// has ended; Unimplemented from an older monitor.
+    async fn lend(&self, container: &ContainerId) -> Result<Lent> {
+        Err(Error::new(Kind::Unimplemented, format!("container {container}: this monitor lends nothing")))
+    }
+    /// Takes over a container of a monitor that is gone; its `streams` are set from what is lent.
+    async fn adopt(&self, adopt: monitor_v1::AdoptContainer, _lent: &Lent) -> Result<()> {
+        let id = adopt.plan.map(|p| p.id).unwrap_or_default();
+        Err(Error::new(Kind::Unimplemented, format!("container {id}: this monitor takes nothing over")))
+    }
+    /// Takes over the pod's init.
+    async fn adopt_init(&self, pid: i32, _start_time: u64, _pidfd: BorrowedFd<'_>) -> Result<()> {
+        Err(Error::new(Kind::Unimplemented, format!("init {pid}: this monitor takes nothing over")))
+    }
+    /// Whether it answers, within a few seconds.
+    async fn ping(&self) -> Result<()> {
+        Ok(())
+    }
     /// Replaces the record that the monitor keeps for the daemon.
     async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()>;
     /// Ends the monitor (with `force` its containers first) and waits until its process is gone.
     async fn shutdown(&self, force: bool) -> Result<()>;
+}
+
+/// Keeps descriptors for the next daemon, where the node's service manager can. Names are letters, digits, dots and dashes.
+pub trait FdStore: Send + Sync {
+    /// Keeps a duplicate, in place of what was kept under the name.
+    fn park(&self, name: &str, fd: BorrowedFd<'_>);
+    /// Keeps it no longer.
+    fn forget(&self, name: &str);
+    /// What an earlier daemon has parked, once.
+    fn take(&self, name: &str) -> Option<OwnedFd>;
+    /// Keeps nothing of an earlier daemon any more that was not taken or parked anew.
+    fn sweep(&self);
+}
+
+/// There is no such place.
+pub struct NoFdStore;
+
+impl FdStore for NoFdStore {
+    fn park(&self, _: &str, _: BorrowedFd<'_>) {}
+    fn forget(&self, _: &str) {}
+    fn take(&self, _: &str) -> Option<OwnedFd> {
+        None
+    }
+    fn sweep(&self) {}
 }
 
 // ---------------------------------------------------------------------------------------------- time

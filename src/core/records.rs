@@ -19,6 +19,7 @@ use super::ids::{ContainerId, Digest, PodId};
 use super::ports::NetworkResult;
 use super::spec::{ContainerConfig, Owner, SandboxConfig};
 use super::state::{ContainerPhase, PodPhase};
+use crate::fail_point;
 use crate::utils::atomic::{self, Durability};
 
 /// Version of the envelopes that this build writes.
@@ -47,6 +48,9 @@ pub struct SandboxFacts {
     /// Pinned user namespace, which owns the others; None: the host's.
     #[serde(default)]
     pub userns: Option<Utf8PathBuf>,
+    /// The init of that PID namespace; None: there is none, or an older version made the pod.
+    #[serde(default)]
+    pub init: Option<crate::utils::pidfd::ProcessId>,
     /// Folder that is the containers' /dev/shm; None: the host's.
     pub shm: Option<Utf8PathBuf>,
     /// Parent of the containers' cgroups, as the driver names it.
@@ -136,6 +140,12 @@ pub struct ContainerRecord {
     /// Why its program can't run, told by StartContainer: the runtime never made the container.
     #[serde(default)]
     pub cannot_run: Option<String>,
+    /// Bytes that it may write into its root file system; 0: no limit.
+    #[serde(default)]
+    pub quota: u64,
+    /// It is of a checkpoint, and its processes are made when it is started.
+    #[serde(default)]
+    pub restore: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -188,6 +198,11 @@ impl RecordStore {
         self.pods.with_file_name("checkpoints")
     }
 
+    /// Folder, as [`RecordStore::checkpoints`], for the processes of containers that are restored at their start.
+    pub fn restores(&self) -> Utf8PathBuf {
+        self.pods.with_file_name("restores")
+    }
+
     /// Writes a pod's record.
     pub fn save_pod(&self, pod: &PodRecord) -> Result<()> {
         let folder = self.pods.join(pod.id.as_str());
@@ -234,6 +249,7 @@ impl RecordStore {
         let folder = self.pods.join(pod.as_str());
         let done = (|| {
             gone_is_fine(std::fs::remove_file(folder.join("pod.json")))?;
+            fail_point!("remove_pod.record");
             for sub in [folder.join("containers"), folder.clone()] {
                 if let Ok(files) = std::fs::read_dir(&sub) {
                     for file in files {
@@ -381,6 +397,8 @@ pub(crate) mod tests {
             pid: 0,
             pid_start_time: 0,
             cannot_run: None,
+            quota: 0,
+            restore: false,
         }
     }
 

@@ -83,6 +83,12 @@ impl UserNamespace {
     }
 }
 
+/// The id inside of one of the host's, by an id map; None: it has none.
+pub fn inner_id(map: &[IdMapping], id: u32) -> Option<u32> {
+    let line = map.iter().find(|m| id.checked_sub(m.host_id).is_some_and(|n| n < m.length))?;
+    line.container_id.checked_add(id - line.host_id)
+}
+
 /// The host's id of an id inside, by an id map.
 pub fn host_id(map: &[IdMapping], id: u32) -> Option<u32> {
     let line = map.iter().find(|m| id.checked_sub(m.container_id).is_some_and(|n| n < m.length))?;

@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status};
 use super::{Front, convert, to_wire};
 use crate::api::v1;
 use crate::core::error::{Error, Result};
-use crate::core::ports::{ImageSource, Usage};
+use crate::core::ports::{ImageSource, KeyPath, Usage};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 type ListStream<T> = tokio_stream::Iter<std::vec::IntoIter<std::result::Result<T, Status>>>;
@@ -90,19 +90,29 @@ impl v1::image_service_server::ImageService for Front {
     }
 }
 
-/// "oci:DIR[:NAME]", "oci-archive:FILE", "docker-archive:FILE"; absolute paths only.
-pub fn source(text: &str) -> Result<ImageSource> {
+/// "oci:DIR[:NAME]", "oci-archive:FILE", "docker-archive:FILE", "bfc:FILE[:NAME]"; absolute paths only. `key` is of a
+/// container.
+pub fn source(text: &str, key: Option<KeyPath>) -> Result<ImageSource> {
     let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
     if !rest.starts_with('/') {
         return Err(Error::invalid(format!("{text:?}: the path is not absolute")));
     }
+    if key.is_some() && kind != "bfc" {
+        return Err(Error::invalid(format!("{text:?}: only containers (bfc:) have keys")));
+    }
     match kind {
+        "bfc" => Ok(match rest.split_once(".bfc:") {
+            Some((path, name)) if !name.is_empty() => {
+                ImageSource::Bfc(format!("{path}.bfc").into(), Some(name.to_owned()), key)
+            }
+            _ => ImageSource::Bfc(rest.into(), None, key),
+        }),
         "oci" => Ok(match rest.split_once(':') {
             Some((dir, name)) if !name.is_empty() => ImageSource::OciLayout(dir.into(), Some(name.to_string())),
             _ => ImageSource::OciLayout(rest.into(), None),
         }),
         "oci-archive" => Ok(ImageSource::OciArchive(rest.into())),
         "docker-archive" => Ok(ImageSource::DockerArchive(rest.into())),
-        _ => Err(Error::invalid(format!("{text:?}: not one of oci:, oci-archive:, docker-archive:"))),
+        _ => Err(Error::invalid(format!("{text:?}: not one of oci:, oci-archive:, docker-archive:, bfc:"))),
     }
 }

@@ -4,13 +4,16 @@
 
 use std::os::unix::ffi::OsStrExt;
 
+use futures::StreamExt;
 use tonic::{Request, Response, Status};
 
 use super::Front;
 use super::image::source;
 use crate::api::local;
+use crate::core::engine::Fork;
+use crate::core::error::Error;
 use crate::core::ids::ContainerId;
-use crate::core::ports::ChangeKind;
+use crate::core::ports::{ChangeKind, Image, ImageEdit, KeyPath, LayerState, PLAIN_ROOTFS, SendImage};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -18,21 +21,37 @@ fn containers(ids: Vec<ContainerId>) -> Response<local::SnapshotPodResponse> {
     Response::new(local::SnapshotPodResponse { containers: ids.into_iter().map(String::from).collect() })
 }
 
+fn told(image: &Image) -> local::LoadedImage {
+    local::LoadedImage {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size,
+        warning: match image.config.labels.get(PLAIN_ROOTFS) {
+            Some(what) => format!("a plain root file system: {what}"),
+            None => String::new(),
+        },
+    }
+}
+
 #[tonic::async_trait]
 impl local::local_service_server::LocalService for Front {
     async fn load_image(&self, request: Request<local::LoadImageRequest>) -> Answer<local::LoadImageResponse> {
         let request = request.into_inner();
         let name = (!request.name.is_empty()).then_some(request.name.as_str());
-        let images = self.engine.images().load(&source(&request.source)?, name).await?;
-        let images = images
-            .iter()
-            .map(|i| local::LoadedImage {
-                id: i.id.to_string(),
-                repo_tags: i.repo_tags.clone(),
-                repo_digests: i.repo_digests.clone(),
-                size: i.size,
-            })
-            .collect();
+        let key = match (request.key_file.as_str(), request.password_file.as_str()) {
+            ("", "") => None,
+            (path, "") => Some(KeyPath::KeyFile(path.into())),
+            ("", path) => Some(KeyPath::PasswordFile(path.into())),
+            _ => return Err(Error::invalid("a key file and a password file: one of them").into()),
+        };
+        let mut images = self.engine.images().load(&source(&request.source, key)?, name).await?;
+        if request.pin {
+            for image in &mut images {
+                *image = self.engine.images().set_pinned(&image.id, true).await?;
+            }
+        }
+        let images = images.iter().map(|i| told(i)).collect();
         Ok(Response::new(local::LoadImageResponse { images }))
     }
 
@@ -43,6 +62,15 @@ impl local::local_service_server::LocalService for Front {
             problems: report.problems,
             notes: report.notes,
         }))
+    }
+
+    async fn list_quotas(&self, _: Request<local::ListQuotasRequest>) -> Answer<local::ListQuotasResponse> {
+        let containers = self.engine.containers(self.scope);
+        let quota = |c: &std::sync::Arc<crate::core::records::ContainerRecord>| local::Quota {
+            container: c.id.to_string(),
+            bytes: c.quota,
+        };
+        Ok(Response::new(local::ListQuotasResponse { quotas: containers.iter().map(quota).collect() }))
     }
 
     async fn snapshot_pod(&self, request: Request<local::SnapshotPodRequest>) -> Answer<local::SnapshotPodResponse> {
@@ -58,6 +86,74 @@ impl local::local_service_server::LocalService for Front {
     async fn pod_snapshots(&self, request: Request<local::PodSnapshotsRequest>) -> Answer<local::PodSnapshotsResponse> {
         let names = self.engine.pod_snapshots(self.scope, &request.into_inner().pod).await?;
         Ok(Response::new(local::PodSnapshotsResponse { names }))
+    }
+
+    async fn fork_pod(&self, request: Request<local::ForkPodRequest>) -> Answer<local::ForkPodResponse> {
+        let local::ForkPodRequest { pod, cut, name, log_directory } = request.into_inner();
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        let log_directory = match given(log_directory).map(camino::Utf8PathBuf::from) {
+            Some(path) if !path.is_absolute() || path.as_str().contains('\0') => {
+                return Err(Error::invalid(format!("log_directory: {path:?} is not an absolute path")).into());
+            }
+            other => other,
+        };
+        let fork = Fork { cut: given(cut), name: given(name), log_directory };
+        let forked = self.engine.fork_pod(self.scope, &pod, fork).await?;
+        let containers = forked.containers.into_iter().map(String::from).collect();
+        Ok(Response::new(local::ForkPodResponse { pod: forked.pod.to_string(), containers }))
+    }
+
+    async fn commit_container(
+        &self,
+        request: Request<local::CommitContainerRequest>,
+    ) -> Answer<local::CommitContainerResponse> {
+        let r = request.into_inner();
+        let cmd = r.set_cmd.then_some(r.cmd);
+        let edit = ImageEdit { author: r.author, message: r.message, cmd, env: r.env };
+        let image = self.engine.commit_container(self.scope, &r.container, &r.reference, edit).await?;
+        Ok(Response::new(local::CommitContainerResponse { image: Some(told(&image)) }))
+    }
+
+    type SendImageStream = futures::stream::BoxStream<'static, std::result::Result<local::ImagePiece, Status>>;
+
+    async fn send_image(&self, request: Request<local::SendImageRequest>) -> Answer<Self::SendImageStream> {
+        let local::SendImageRequest { image, since, have } = request.into_inner();
+        let parse = |l: local::LayerState| {
+            let chain = l.chain.parse().map_err(|_| Error::invalid(format!("have: {:?} is no layer", l.chain)))?;
+            Ok(LayerState { chain, state: l.state })
+        };
+        let have = have.into_iter().map(parse).collect::<std::result::Result<Vec<_>, Error>>()?;
+        let wanted = SendImage { image, since: (!since.is_empty()).then_some(since), have };
+        let mut pieces = self.engine.send_image(wanted);
+        // The first piece comes with the answer: what can't be sent at all is an error and no stream.
+        let first = pieces.recv().await.ok_or_else(|| Error::internal("an image without a beginning"))??;
+        let rest = tokio_stream::wrappers::ReceiverStream::new(pieces);
+        let all = tokio_stream::once(Ok(first)).chain(rest);
+        let piece = |p: crate::core::error::Result<bytes::Bytes>| match p {
+            Ok(data) => Ok(local::ImagePiece { data: data.into() }),
+            Err(e) => Err(Status::from(e)),
+        };
+        Ok(Response::new(Box::pin(all.map(piece))))
+    }
+
+    async fn receive_image(
+        &self,
+        request: Request<tonic::Streaming<local::ImagePiece>>,
+    ) -> Answer<local::ReceiveImageResponse> {
+        let pieces = request.into_inner().map(|piece| {
+            piece
+                .map(|p| bytes::Bytes::from(p.data))
+                .map_err(|status| std::io::Error::other(status.message().to_owned()))
+        });
+        let reader = tokio_util::io::StreamReader::new(pieces);
+        let image = self.engine.images().receive(Box::new(tokio_util::io::SyncIoBridge::new(reader))).await?;
+        Ok(Response::new(local::ReceiveImageResponse { image: Some(told(&image)) }))
+    }
+
+    async fn list_layers(&self, _: Request<local::ListLayersRequest>) -> Answer<local::ListLayersResponse> {
+        let wire = |l: LayerState| local::LayerState { chain: l.chain.to_string(), state: l.state };
+        let layers = self.engine.layers().layer_states()?.into_iter().map(wire).collect();
+        Ok(Response::new(local::ListLayersResponse { layers }))
     }
 
     type DiffPodStream = tokio_stream::Iter<std::vec::IntoIter<std::result::Result<local::PodChange, Status>>>;

@@ -1,11 +1,13 @@
-//! Serves the CRI on a unix socket (mode 0600), and on the second socket the CRI and LocalService.
+//! Serves the CRI on a unix socket (mode 0600), and on the second socket the CRI and LocalService,
+//! to root alone.
 //!
 //! A stale socket (nobody listens) is replaced; the lock that keeps a second daemon out is `main`'s.
 
 use std::os::unix::fs::PermissionsExt;
 
 use camino::Utf8Path;
-use tokio::net::UnixListener;
+use futures::StreamExt as _;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -58,8 +60,26 @@ pub async fn serve(front: Front, listener: UnixListener, local: bool, stop: Canc
     if local {
         router = router.add_service(LocalServiceServer::new(front));
     }
+    // Whatever becomes of the socket's mode, the local one is root's: what it makes runs as root.
+    let incoming = UnixListenerStream::new(listener)
+        .filter(move |accepted| std::future::ready(!local || accepted.as_ref().map_or(true, is_ours)));
     router
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(incoming, stop)
         .await
         .map_err(|e| Error::because(Kind::Internal, "serve gRPC", e))
+}
+
+/// Whether the peer is root, or whoever runs this daemon.
+fn is_ours(stream: &UnixStream) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a connection to the local socket was refused");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a connection to the local socket has no credentials");
+            false
+        }
+    }
 }

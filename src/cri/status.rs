@@ -33,8 +33,3 @@ impl From<Error> for Status {
         Status::new(code, message)
     }
 }
-
-/// A call that this build does not offer.
-pub fn unimplemented(call: &str) -> Status {
-    Status::unimplemented(format!("{call} is not implemented by this version of proxmox-lxcri"))
-}

@@ -106,6 +106,15 @@ fn image_spec(i: &ImageSpec) -> v1::ImageSpec {
     }
 }
 
+/// As the pod names it: a kubelet gives the id of what it has pulled, and the pod's word beside it.
+fn image_as_asked(i: &ImageSpec) -> v1::ImageSpec {
+    let mut spec = image_spec(i);
+    if !spec.user_specified_image.is_empty() {
+        spec.image.clone_from(&spec.user_specified_image);
+    }
+    spec
+}
+
 fn container_metadata(c: &ContainerRecord) -> Option<v1::ContainerMetadata> {
     Some(v1::ContainerMetadata { name: c.config.name.clone(), attempt: c.config.attempt })
 }
@@ -176,7 +185,7 @@ pub fn container_status(c: &ContainerRecord) -> v1::ContainerStatus {
         started_at: c.started_at,
         finished_at: c.finished_at,
         exit_code: c.exit.as_ref().map_or(0, |e| e.code),
-        image: Some(image_spec(&c.config.image)),
+        image: Some(image_as_asked(&c.config.image)),
         image_ref: c.image_ref.clone(),
         reason: c.exit.as_ref().map(|e| e.reason.clone()).unwrap_or_default(),
         message: c.exit.as_ref().map(|e| e.message.clone()).unwrap_or_default(),

@@ -42,6 +42,9 @@ impl Command for Serve {
     }
     async fn run(&self, context: &Context, _: &ArgMatches) -> Result<u8> {
         start_logging(&context.config)?;
+        // Credentials and what is typed into containers are in memory: no core file has them. exec undoes it, so that
+        // containers are as free as ever.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
         serve(context.config.clone()).await?;
         Ok(0)
     }
@@ -65,7 +68,18 @@ fn plain(e: Error) -> anyhow::Error {
     anyhow!(e.chain())
 }
 
+/// A few descriptors are held for each container, and a shell's limit is small. What containers may have is their own affair.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(error = %e, "the limit of open files stays as it is");
+    }
+}
+
 async fn serve(config: Config) -> Result<()> {
+    raise_descriptor_limit();
     let stop = stop_on_signals()?;
     let wired = wire(&config).await.map_err(plain)?;
     let config = Arc::new(config);

@@ -3,8 +3,12 @@
 //!
 //! The library's users get an engine of their own by [`wire`]; see `examples/basic_backend.rs`.
 
+pub mod backend;
+pub mod bfc;
 pub mod command;
 mod lock;
+pub mod migrate;
+pub mod proxmox;
 mod storage;
 
 use std::sync::Arc;
@@ -13,6 +17,8 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::backends::crun::{CrunBackend, CrunConfig};
+use crate::backends::lxc::{LxcBackend, LxcConfig};
+use crate::backends::pods::{NodePods, PodsConfig};
 use crate::core::caps::CapSet;
 use crate::core::config::{CgroupDriver, Config};
 use crate::core::engine::{Engine, EngineConfig, Ports};
@@ -21,13 +27,16 @@ use crate::core::ports::{Clock, ImageStore, Supervisor};
 use crate::core::records::RecordStore;
 use crate::integrations::cgroup::{Driver, Hierarchy, Mode};
 use crate::integrations::cni::{Cni, CniConfig, embedded_conflist};
+use crate::integrations::fdstore::SystemdFdStore;
 use crate::integrations::images::{ImagesConfig, LocalImageStore};
+use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
 use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
 use crate::utils::pidfd;
 use crate::utils::tasks::TaskSet;
 
+pub use crate::integrations::layers::confined::entry;
 pub use lock::StateLock;
 
 /// Where `ip netns` and other tools look for network namespaces.
@@ -38,6 +47,11 @@ const HOUSEKEEPING: Duration = Duration::from_secs(3);
 const LIBEXEC: &str = "/usr/libexec/proxmox-lxcri";
 /// The monitor's file name.
 const MONITOR: &str = "proxmox-lxcri-monitor";
+/// File names of what the handler `lxc` runs.
+const LXC_HELPER: &str = "proxmox-lxcri-lxc";
+const LXC_INIT: &str = "proxmox-lxcri-lxc-init";
+/// Cgroup of the processes that liblxc runs in, where our own unit has none to give.
+const HOLDERS: &str = "proxmox-lxcri-lxc";
 
 /// An engine, and what must live as long as it.
 pub struct Wired {
@@ -86,28 +100,44 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let hierarchy = Hierarchy::detect()?;
     let cgroup_driver = config.runtime.cgroup_driver.unwrap_or_else(|| default_driver(&hierarchy));
     let monitors = hierarchy.delegate()?;
-    let layers = storage::open(config, &tasks).await?;
+    let unpacker = storage::unpacker(config, &tasks).await?;
+    let layers = storage::open(config, unpacker.clone(), &tasks).await?;
     let images: Arc<dyn ImageStore> =
-        LocalImageStore::open(images_config(config), layers.clone(), tasks.clone()).await?;
+        LocalImageStore::open(images_config(config, unpacker), layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
         run_root: state.join("pods"),
-        cgroup: monitors,
+        cgroup: monitors.clone(),
         tasks: tasks.clone(),
     }));
     let network = Cni::new(cni_config(config)?);
     let pins = NamespacePins::new(NETNS_FOLDER, state);
+    // With systemd below our own unit, else a group of its own: it is not to lie in a pod's.
+    let holders = match (&hierarchy.unified, &monitors) {
+        (Some(root), Some(monitors)) => monitors.strip_prefix(root).unwrap_or(HOLDERS.as_ref()).to_owned(),
+        _ => HOLDERS.into(),
+    };
     let idmapped = layers.try_idmap().await.map_err(|e| e.chain());
-    let crun = crun_config(config, cgroup_driver, idmapped)?;
-    let crun = CrunBackend::new(crun, hierarchy, pins, network, tasks.clone()).await?;
+    let pods = pods_config(config, cgroup_driver, idmapped)?;
+    let pods = Arc::new(NodePods::new(pods, hierarchy, pins, network, tasks.clone()).await?);
+    let crun = CrunBackend::new(crun_config(config), pods.clone()).await;
+    let lxc = LxcBackend::new(lxc_config(config, holders), pods);
     let engine = Engine::new(
         EngineConfig {
             state: state.clone(),
             default_handler: config.runtime.default_handler.clone(),
+            container_quota: config.images.container_quota()?,
             exec_drain: Duration::from_secs(config.runtime.exec_sync_drain),
             boot_id: pidfd::boot_id().map_err(|e| Error::io("read the boot id", e))?,
         },
-        Ports { backends: vec![Arc::new(crun)], layers, images, supervisor, clock: Arc::new(SystemClock) },
+        Ports {
+            backends: vec![Arc::new(crun), Arc::new(lxc)],
+            layers,
+            images,
+            supervisor,
+            clock: Arc::new(SystemClock),
+            parked: Arc::new(SystemdFdStore::open()),
+        },
         RecordStore::open(root)?,
         tasks.clone(),
     );
@@ -130,13 +160,15 @@ async fn keep_house(engine: Engine) {
     }
 }
 
-fn images_config(config: &Config) -> ImagesConfig {
+pub(in crate::daemon) fn images_config(config: &Config, unpacker: Unpacker) -> ImagesConfig {
     ImagesConfig {
+        unpacker,
         root: config.server.root.join("images"),
         certs_dirs: config.images.config_path.clone(),
         default_registry: config.images.default_registry.clone(),
         max_concurrent_downloads: config.images.max_concurrent_downloads,
         progress_timeout: config.images.progress_timeout(),
+        bfc: config.images.bfc.clone(),
     }
 }
 
@@ -151,18 +183,47 @@ fn cni_config(config: &Config) -> Result<CniConfig> {
         plugin_dirs: network.plugin_dirs.clone(),
         embedded,
         template: network.conf_template.clone(),
+        plugin_timeout: Duration::from_secs(network.plugin_timeout.max(1)),
         ..CniConfig::new(config.server.root.join("cni"))
     })
 }
 
-fn crun_config(
+fn crun_config(config: &Config) -> CrunConfig {
+    CrunConfig {
+        program: config.handlers.crun.path.clone(),
+        timeout: Duration::from_secs(config.handlers.crun.timeout.max(1)),
+        checkpoint_timeout: Duration::from_secs(config.handlers.crun.checkpoint_timeout.max(1)),
+    }
+}
+
+fn lxc_config(config: &Config, holders: Utf8PathBuf) -> LxcConfig {
+    let lxc = &config.handlers.lxc;
+    // Without one the handler is there and says what it lacks.
+    let at = |given: &Option<Utf8PathBuf>, name: &str| {
+        given.clone().or_else(|| beside_us(name)).unwrap_or_else(|| Utf8Path::new(LIBEXEC).join(name))
+    };
+    LxcConfig {
+        helper: at(&lxc.helper, LXC_HELPER),
+        init: at(&lxc.init, LXC_INIT),
+        library: lxc.library.as_ref().map(ToString::to_string).unwrap_or_default(),
+        timeout: Duration::from_secs(lxc.timeout.max(1)),
+        holders,
+    }
+}
+
+/// A program in our own folder or in the package's.
+fn beside_us(name: &str) -> Option<Utf8PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok());
+    let beside = beside.and_then(|p| p.parent().map(|d| d.join(name)));
+    beside.into_iter().chain([Utf8Path::new(LIBEXEC).join(name)]).find(|p| p.try_exists().unwrap_or(false))
+}
+
+fn pods_config(
     config: &Config,
     driver: CgroupDriver,
     idmapped_rootfs: std::result::Result<(), String>,
-) -> Result<CrunConfig> {
-    Ok(CrunConfig {
-        program: config.handlers.crun.path.clone(),
-        timeout: Duration::from_secs(config.handlers.crun.timeout.max(1)),
+) -> Result<PodsConfig> {
+    Ok(PodsConfig {
         state: config.server.state.clone(),
         driver: match driver {
             CgroupDriver::Systemd => Driver::Systemd,
@@ -192,13 +253,10 @@ fn monitor_program(config: &Config) -> Result<Utf8PathBuf> {
     if let Some(path) = &config.runtime.monitor_path {
         return Ok(path.clone());
     }
-    let beside = std::env::current_exe().ok().and_then(|p| Utf8PathBuf::from_path_buf(p).ok());
-    let beside = beside.and_then(|p| p.parent().map(|d| d.join(MONITOR)));
-    let candidates: Vec<Utf8PathBuf> = beside.into_iter().chain([Utf8Path::new(LIBEXEC).join(MONITOR)]).collect();
-    candidates.iter().find(|p| p.try_exists().unwrap_or(false)).cloned().ok_or_else(|| {
+    beside_us(MONITOR).ok_or_else(|| {
         Error::new(
             Kind::FailedPrecondition,
-            format!("no monitor program: looked for {candidates:?}; set runtime.monitor_path"),
+            format!("no monitor program {MONITOR} beside this one or in {LIBEXEC}; set runtime.monitor_path"),
         )
     })
 }

@@ -32,12 +32,15 @@ profile proxmox-lxcri-default flags=(attach_disconnected,mediate_deleted) {
   deny /proc/sys/kernel/{?,??,[^s][^h][^m]**} w,
   deny /proc/sysrq-trigger rwklx,
   deny /proc/kcore rwklx,
+  deny /proc/{mem,kmem} rwklx,
   deny /sys/[^f]*/** wklx,
   deny /sys/f[^s]*/** wklx,
   deny /sys/fs/[^c]*/** wklx,
   deny /sys/fs/c[^g]*/** wklx,
   deny /sys/fs/cg[^r]*/** wklx,
   deny /sys/firmware/** rwklx,
+  # What it takes to guess keys by the power that using them needs.
+  deny /sys/devices/virtual/powercap/** rwklx,
   deny /sys/kernel/security/** rwklx,
 }
 ";

@@ -94,6 +94,14 @@ impl Maps {
         Ok(tree)
     }
 
+    /// Idmaps a mount that is attached nowhere and has no maps yet. `name` is for the error.
+    pub(crate) fn apply(&self, mount: &OwnedFd, name: &str) -> Result<(), IdmapError> {
+        mountattr::set(mount, libc::MOUNT_ATTR_IDMAP, Some(self.0.as_fd()), false).map_err(|e| match e {
+            Errno::INVAL => IdmapError::Unsupported { path: name.into(), fstype: "detached".into() },
+            e => IdmapError::System { step: "idmap", path: name.into(), source: e.into() },
+        })
+    }
+
     /// Which of the mounts it is that can't.
     fn culprit(&self, path: &Path, recursive: bool) -> IdmapError {
         let all = mounts::list().unwrap_or_default();

@@ -19,8 +19,13 @@ const NOSYMFOLLOW: u64 = 0x0020_0000;
 /// of a folder whose owner changes it meanwhile, and could put a link to anywhere in the place of a folder.
 pub(crate) fn view(folder: &Path) -> Result<OwnedFd, Errno> {
     let tree = open_tree(CWD, folder, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    set(&tree, NOSYMFOLLOW | libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV, None, false)?;
+    guard(&tree)?;
     Ok(tree)
+}
+
+/// Makes a detached mount such a view.
+pub(crate) fn guard(tree: &OwnedFd) -> Result<(), Errno> {
+    set(tree, NOSYMFOLLOW | libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV, None, false)
 }
 
 /// Sets attributes (`MOUNT_ATTR_*`) of a detached mount; `userns` goes with MOUNT_ATTR_IDMAP.

@@ -49,6 +49,8 @@ pub struct MountInfo {
     pub id: u64,
     /// Mount that it is on.
     pub parent: u64,
+    /// Device number of the file system ("0:45"): the same for all mounts of it.
+    pub device: String,
     /// Folder of the file system that is the mount's root.
     pub root: PathBuf,
     /// Where it is mounted.
@@ -90,7 +92,8 @@ pub fn is_mount_point(path: &Path) -> Result<bool, MountError> {
     Ok(at(path)?.is_some())
 }
 
-fn parse(text: &[u8]) -> Vec<MountInfo> {
+/// The lines of a mountinfo file.
+pub(crate) fn parse(text: &[u8]) -> Vec<MountInfo> {
     text.split(|b| *b == b'\n').filter_map(parse_line).collect()
 }
 
@@ -101,7 +104,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let text = |f: Option<&[u8]>| Some(String::from_utf8_lossy(f?).into_owned());
     let id = number(fields.next())?;
     let parent = number(fields.next())?;
-    fields.next()?; // major:minor
+    let device = text(fields.next())?;
     let root = PathBuf::from(unescape(fields.next()?));
     let target = PathBuf::from(unescape(fields.next()?));
     let options = text(fields.next())?;
@@ -117,7 +120,7 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let fstype = text(fields.next())?;
     let source = unescape(fields.next()?);
     let super_options = text(fields.next())?;
-    Some(MountInfo { id, parent, root, target, shared, slave, fstype, source, options, super_options })
+    Some(MountInfo { id, parent, device, root, target, shared, slave, fstype, source, options, super_options })
 }
 
 /// The kernel writes space, tab, newline, backslash and # as three octal digits.
@@ -237,6 +240,7 @@ broken line
 ";
         let all = parse(text);
         assert_eq!(all.len(), 3);
+        assert_eq!((all[0].device.as_str(), all[2].device.as_str()), ("254:0", "0:4"));
         assert!(all[0].shared && !all[0].slave && all[0].fstype == "ext4");
         assert_eq!(all[1].target, Path::new("/a b\\\tc"));
         assert_eq!((all[1].source.to_str(), all[1].slave), (Some("tank/a b"), true));

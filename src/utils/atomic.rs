@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::fail_point;
+
 /// Whether a crash of the machine may lose the write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -29,11 +31,15 @@ pub fn write(path: &Path, data: &[u8], mode: u32, durability: Durability) -> io:
     let temporary = folder.join(format!(".tmp-{}-{n}-{}", std::process::id(), name.to_string_lossy()));
     let done = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        #[cfg(feature = "failpoints")]
+        crate::utils::failpoint::io_error("atomic.write")?;
         file.write_all(data)?;
         if durability == Durability::Machine {
             file.sync_all()?;
         }
+        fail_point!("atomic.written");
         std::fs::rename(&temporary, path)?;
+        fail_point!("atomic.renamed");
         if durability == Durability::Machine {
             File::open(folder)?.sync_all()?;
         }

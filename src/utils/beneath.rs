@@ -8,7 +8,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -145,6 +145,44 @@ impl Root {
         }
     }
 
+    /// Opens the folder `path`, making what is missing of it (mode `mode` less the umask), and follows no link on the way:
+    /// one is an error (ELOOP), wherever it leads.
+    pub fn folder_without_links(&self, path: &Path, mode: u32) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut folder = self.open_dir(".")?;
+        for part in path.components() {
+            let std::path::Component::Normal(name) = part else { return Err(Errno::INVAL.into()) };
+            let made = match fs::openat(&folder, name, flags, Mode::empty()) {
+                Err(Errno::NOENT) => match fs::mkdirat(&folder, name, Mode::from_raw_mode(mode)) {
+                    Ok(()) | Err(Errno::EXIST) => fs::openat(&folder, name, flags, Mode::empty()),
+                    Err(e) => Err(e),
+                },
+                opened => opened,
+            };
+            folder = made.map_err(|e| match e {
+                // What open says of a link depends on what else was asked for.
+                Errno::NOTDIR if is_link(&folder, name) => Errno::LOOP,
+                e => e,
+            })?;
+        }
+        Ok(folder)
+    }
+
+    /// Makes a place to mount on, a folder or an empty file, with the folders on the way; one that is there is success.
+    pub fn make_point(&self, path: &str, folder: bool) -> io::Result<()> {
+        let path = Path::new(path);
+        if folder {
+            return self.mkdir_all(path, 0o755, &mut |_| {}).map(drop);
+        }
+        if let Some(parent) = path.parent() {
+            self.mkdir_all(parent, 0o755, &mut |_| {})?;
+        }
+        match self.create_file(path, 0o644) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// Makes a new regular file; fails if anything of that name is there, a link included.
     pub fn create_file(&self, path: &Path, mode: u32) -> io::Result<File> {
         let (parent, name) = self.open_parent(path)?;
@@ -181,12 +219,14 @@ impl Root {
 
     /// Reads a regular file of at most `max` bytes, following links inside the root.
     pub fn read_file(&self, path: impl AsRef<Path>, max: u64) -> io::Result<Vec<u8>> {
-        // NONBLOCK: opening a FIFO must not wait for a writer.
-        let fd = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
-        let stat = fs::fstat(&fd)?;
+        // Looked at before it is opened: opening a FIFO waits, and opening a device does whatever that device does.
+        let found = self.open_at(path, OFlags::PATH, Mode::empty())?;
+        let stat = fs::fstat(&found)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = fs::open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty())?;
         let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {max} bytes"));
         if u64::try_from(stat.st_size).unwrap_or(u64::MAX) > max {
             return Err(too_large());
@@ -206,6 +246,11 @@ pub fn read_file(root: &Path, path: &Path, max: u64) -> io::Result<Vec<u8>> {
 pub fn create_file_at(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(fs::openat(parent, name, flags, Mode::from_raw_mode(mode))?.into())
+}
+
+fn is_link(folder: &OwnedFd, name: &OsStr) -> bool {
+    let stat = fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Symlink)
 }
 
 /// The last name of `path` as the kernel wants it; `.`, `..` and nothing are refused.
@@ -353,6 +398,22 @@ mod tests {
         root.mkdir_all(Path::new("evil/y"), 0o755, &mut |_| {}).expect("mkdir");
         assert!(!dir.path().join("outside/x").try_exists().expect("exists"));
         assert!(root.mkdir_all(Path::new("loop/x"), 0o755, &mut |_| {}).is_err());
+    }
+
+    #[test]
+    fn folders_without_links_follow_none() {
+        let (dir, root) = tree();
+        let r = dir.path().join("root");
+        symlink("real", r.join("inside")).expect("symlink");
+        symlink(dir.path().join("outside"), r.join("out")).expect("symlink");
+        let fd = root.folder_without_links(Path::new("real/sub"), 0o755).expect("made");
+        assert_eq!(fs::fstat(fd).expect("stat").st_ino, fs::stat(r.join("real/sub")).expect("stat").st_ino);
+        for bad in ["inside/x", "out", "out/x", "real/../y", "/z"] {
+            assert!(root.folder_without_links(Path::new(bad), 0o755).is_err(), "{bad}");
+        }
+        let e = root.folder_without_links(Path::new("inside"), 0o755).expect_err("a link");
+        assert_eq!(e.raw_os_error(), Some(libc::ELOOP));
+        assert!(!dir.path().join("outside/x").try_exists().expect("exists"));
     }
 
     #[test]

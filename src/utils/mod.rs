@@ -3,8 +3,11 @@
 pub mod atomic;
 pub mod beneath;
 pub mod failpoint;
+pub mod inquiry;
 pub mod memory;
+pub mod newfile;
 pub mod pidfd;
 pub mod process;
+pub mod section;
 pub mod tar;
 pub mod tasks;

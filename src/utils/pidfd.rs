@@ -43,6 +43,41 @@ pub async fn ended(fd: std::sync::Arc<OwnedFd>) -> io::Result<()> {
     watched.readable().await.map(drop)
 }
 
+/// `struct pidfd_info` as of Linux 6.15 (include/uapi/linux/pidfd.h).
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+/// _IOWR(0xFF, 11, struct pidfd_info), 64 bytes.
+const PIDFD_GET_INFO: libc::Ioctl = 0xC040_FF0Bu32 as libc::Ioctl;
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// An ended process is reaped by its parent in this time, or its status is given up.
+const REAPED: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Waits until the process behind `fd`, whosever child, has ended and is reaped. Its status, where the kernel tells it.
+pub async fn exit_status(fd: std::sync::Arc<OwnedFd>) -> Option<std::process::ExitStatus> {
+    use std::os::unix::process::ExitStatusExt;
+    ended(fd.clone()).await.ok()?;
+    let end = tokio::time::Instant::now() + REAPED;
+    loop {
+        let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+        // SAFETY: the kernel writes at most the 64 bytes that the request's number names, into a struct of that size.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) } == 0;
+        if done && info.mask & PIDFD_INFO_EXIT != 0 {
+            return Some(std::process::ExitStatus::from_raw(info.exit_code));
+        }
+        // A kernel that tells no codes would be asked in vain, but no longer than this.
+        if tokio::time::Instant::now() >= end {
+            return None;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 /// Identity of the running boot.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())

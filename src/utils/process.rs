@@ -1,7 +1,8 @@
 //! Starts host programs: the one place where the daemon spawns a process that it waits for.
 //!
 //! Used by every integration that drives a tool (CNI plugins, crun, zfs). The program is an absolute path, its
-//! environment is what the caller gives and nothing else, it inherits no descriptor but its three pipes, it leads a
+//! environment is what the caller gives and nothing else, it inherits no descriptor but its three pipes and those that
+//! the caller names, it leads a
 //! process group of its own and that group is killed when its deadline passes or the caller goes away. What it leaves
 //! running after a regular end (a daemonised child) is left alone, and can hold the pipes for [`DRAIN`] at most.
 //!
@@ -12,7 +13,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -44,6 +45,7 @@ pub struct Spawn {
     secrets: Vec<String>,
     stdin_from: Option<Arc<OwnedFd>>,
     stdout_to: Option<Arc<OwnedFd>>,
+    passed: Vec<Arc<OwnedFd>>,
 }
 
 /// What a program left behind.
@@ -147,6 +149,7 @@ impl Spawn {
             secrets: Vec::new(),
             stdin_from: None,
             stdout_to: None,
+            passed: Vec::new(),
         }
     }
 
@@ -177,6 +180,12 @@ impl Spawn {
     /// A descriptor that it writes its standard output to; [`Output::stdout`] stays empty.
     pub fn stdout_to(mut self, output: OwnedFd) -> Self {
         self.stdout_to = Some(Arc::new(output));
+        self
+    }
+
+    /// A descriptor that it gets beside its streams, under the number that it has here: tell it by an argument.
+    pub fn pass(mut self, fd: OwnedFd) -> Self {
+        self.passed.push(Arc::new(fd));
         self
     }
 
@@ -325,12 +334,18 @@ impl Spawn {
             .process_group(0)
             .kill_on_drop(true);
         let score = self.oom_score_adj.to_string();
+        let passed: Vec<i32> = self.passed.iter().map(|fd| fd.as_raw_fd()).collect();
         // SAFETY: between fork and exec only async-signal-safe system calls are made; nothing allocates or locks.
         unsafe {
             command.pre_exec(move || {
                 // Descriptors that some library opened without CLOEXEC must not reach a plugin. A kernel or seccomp
                 // filter without the call leaves us with Rust's own CLOEXEC everywhere.
                 libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
+                for fd in &passed {
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
                 set_oom_score(c"/proc/self/oom_score_adj", score.as_bytes());
                 Ok(())
             });

@@ -3,6 +3,7 @@
 //! Used wherever something runs beside its caller. A task that panics is logged with its name; the others go on.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,6 +48,12 @@ impl TaskSet {
         self.spawn(what, async move {
             token.run_until_cancelled_owned(work).await;
         });
+    }
+
+    /// Ends `grace` after the set was told to end: for work that is better finished than broken off.
+    pub async fn overdue(&self, grace: Duration) {
+        self.cancel.cancelled().await;
+        tokio::time::sleep(grace).await;
     }
 
     /// Cancels and waits until every task has ended.

@@ -20,31 +20,40 @@ use crate::integrations::cgroup::Driver;
 use crate::utils::atomic::{self, Durability};
 use crate::utils::process::{Spawn, SpawnError};
 
-/// A dump that is not done after this time is given up; it would be much memory and a slow disk.
-const DUMP: Duration = Duration::from_secs(1800);
+/// How long a dump under way is let go on when the daemon ends.
+const LAST: Duration = Duration::from_secs(5);
+/// How long it may take to tell what it can do.
+const TELL: Duration = Duration::from_secs(10);
 /// Lines of criu's log in an error.
 const WORDS: usize = 5;
+/// How often a container's streams are looked for among what its processes have open.
+const LOOKS: usize = 20;
 
 impl CrunBackend {
     pub(super) async fn dump(&self, context: CheckpointContext<'_>) -> Result<()> {
-        let CheckpointContext { pod, container, run_dir, folder, archive } = context;
-        self.can_checkpoint().await?;
+        let CheckpointContext { pod, container, run_dir, folder, archive, groups } = context;
+        tokio::select! {
+            can = self.can_checkpoint() => can?,
+            () = self.pods.tasks.overdue(Duration::ZERO) => return Err(Error::new(Kind::Aborted, "the daemon ends")),
+        }
         let (work, config, log) = (folder.join("work"), folder.join("criu.conf"), folder.join("crun.log"));
         std::fs::create_dir(&work).map_err(|e| Error::io(format!("make {work}"), e))?;
-        let parent = self.parent(pod)?;
-        let group = self.hierarchy.container(&parent, &container.id).kill;
+        let parent = self.pods.parent(pod)?;
+        let group = self.pods.hierarchy.container(&parent, &container.id).kill;
         let streams: Vec<_> = ["stdin", "stdout", "stderr"].iter().map(|name| run_dir.join(name)).collect();
         let text = blocking(move || external_files(&group, &streams)).await?;
         atomic::write(config.as_std_path(), text.as_bytes(), 0o600, Durability::Process)
             .map_err(|e| Error::io(format!("write {config}"), e))?;
         let (images, root) = (archive.join("checkpoint"), self.root());
         let mut args = vec!["--root", root.as_str(), "--log", log.as_str()];
-        if self.config.driver == Driver::Systemd {
+        if self.pods.config.driver == Driver::Systemd {
             args.push("--systemd-cgroup");
         }
         args.extend(["checkpoint", "--image-path", images.as_str(), "--work-path", work.as_str(), "--leave-running"]);
-        // A restored container gets cgroups of its own.
-        args.extend(["--manage-cgroups-mode", "ignore", "--tcp-established", "--file-locks", "--ext-unix-sk"]);
+        // Whoever restores an archive has cgroups of his own, and criu would want the old ones' properties there. Ours are taken out
+        // before a restore.
+        let mode = if groups { "soft" } else { "ignore" };
+        args.extend(["--manage-cgroups-mode", mode, "--tcp-established", "--file-locks", "--ext-unix-sk"]);
         if container.config.tty {
             args.push("--shell-job");
         }
@@ -52,13 +61,19 @@ impl CrunBackend {
         let spawn = Spawn::new(self.config.program.as_str(), args)
             .env("PATH", PATH)
             .env("CRIU_CONFIG_FILE", config.as_str())
-            .deadline(DUMP);
-        let dumped = spawn.run_ok().await;
-        if dumped.is_err() {
+            .deadline(self.config.checkpoint_timeout);
+        let dumped = tokio::select! {
+            dumped = spawn.run_ok() => Some(dumped),
+            () = self.pods.tasks.overdue(LAST) => None,
+        };
+        if !matches!(dumped, Some(Ok(_))) {
             // criu thaws what it froze, unless it was killed.
-            let (hierarchy, id) = (self.hierarchy.clone(), container.id.clone());
+            let (hierarchy, id) = (self.pods.hierarchy.clone(), container.id.clone());
             blocking(move || Ok(hierarchy.thaw(&parent, &id)?)).await?;
         }
+        let Some(dumped) = dumped else {
+            return Err(Error::new(Kind::Aborted, "the daemon ends, and the dump is not done: it was killed"));
+        };
         dumped.map_err(|e| refusal(e, &log, &work.join("dump.log")))?;
         for (from, name) in
             [(work.join("dump.log"), "dump.log"), (config, "criu.conf"), (run_dir.join("config.json"), "spec.dump")]
@@ -73,9 +88,14 @@ impl CrunBackend {
     }
 
     /// Whether the node has what it takes; asked at each call, since packages come and go.
-    async fn can_checkpoint(&self) -> Result<()> {
+    pub(super) async fn can_checkpoint(&self) -> Result<()> {
         let program = &self.config.program;
-        let help = Spawn::new(program.as_str(), ["checkpoint", "--help"]).env("PATH", PATH).run_ok().await;
+        let help =
+            Spawn::new(program.as_str(), ["checkpoint", "--help"]).env("PATH", PATH).deadline(TELL).run_ok().await;
+        // One that hangs has not said that it can't.
+        if let Err(e @ SpawnError::Deadline { .. }) = help {
+            return Err(e.into());
+        }
         let help = help.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
         if !help.contains("--image-path") || !help.contains("--manage-cgroups-mode") {
             let message = format!("{program} has no support for checkpoints (crun 1.21 as in Debian 13 has)");
@@ -88,41 +108,65 @@ impl CrunBackend {
     }
 }
 
-/// criu's configuration: what a container's processes have open of its streams. Blocks shortly.
+/// criu's configuration: what a container's processes may have open of its streams. They run: a shell that redirects a builtin
+/// holds a stream by another number the moment after it was looked for. So each stream is named on every mount by which any was
+/// seen, and they are looked for again when none was. Blocks shortly.
 fn external_files(group: &Utf8Path, streams: &[Utf8PathBuf]) -> Result<String> {
     let identity = |path: &Utf8PathBuf| {
         let meta = std::fs::metadata(path).ok()?;
         Some(((meta.dev(), meta.ino()), path.file_name().unwrap_or_default().to_owned()))
     };
     let inodes: BTreeMap<_, _> = streams.iter().filter_map(identity).collect();
-    let mut lines = BTreeSet::new();
+    let mut mounts = BTreeSet::new();
+    for _ in 0..LOOKS {
+        mounts.extend(mounts_of_streams(group, &inodes));
+        if !mounts.is_empty() {
+            break;
+        }
+    }
+    let mut text = String::new();
+    for mount in &mounts {
+        for ((_, inode), stream) in &inodes {
+            text += &format!("external file[{mount:x}:{inode:x}] # {stream}\n");
+        }
+    }
+    Ok(text)
+}
+
+/// The mounts by which processes of the group hold one of the files.
+fn mounts_of_streams(group: &Utf8Path, inodes: &BTreeMap<(u64, u64), String>) -> BTreeSet<u64> {
+    let mut mounts = BTreeSet::new();
     let mut folders = vec![group.to_owned()];
     while let Some(folder) = folders.pop() {
         // Groups and processes come and go.
         let pids = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
         for pid in pids.lines() {
-            lines.extend(external_files_of(Utf8Path::new("/proc").join(pid), &inodes));
+            mounts.extend(mounts_of_process(&Utf8Path::new("/proc").join(pid), inodes));
         }
         let below = folder.read_dir_utf8().into_iter().flatten().flatten();
         folders.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path().to_owned()));
     }
-    Ok(lines.into_iter().collect())
+    mounts
 }
 
-fn external_files_of(process: Utf8PathBuf, inodes: &BTreeMap<(u64, u64), String>) -> Vec<String> {
+fn mounts_of_process(process: &Utf8Path, inodes: &BTreeMap<(u64, u64), String>) -> Vec<u64> {
     let entries = process.join("fd").read_dir_utf8().into_iter().flatten().flatten();
-    let line = |fd: &str| {
+    let mount = |fd: &str| {
         let meta = std::fs::metadata(process.join("fd").join(fd)).ok()?;
-        let stream = inodes.get(&(meta.dev(), meta.ino())).filter(|_| meta.file_type().is_fifo())?;
+        if !meta.file_type().is_fifo() || !inodes.contains_key(&(meta.dev(), meta.ino())) {
+            return None;
+        }
         let info = std::fs::read_to_string(process.join("fdinfo").join(fd)).ok()?;
-        let mount: u64 = info.lines().find_map(|l| l.strip_prefix("mnt_id:"))?.trim().parse().ok()?;
-        Some(format!("external file[{mount:x}:{:x}] # {stream}\n", meta.ino()))
+        info.lines().find_map(|l| l.strip_prefix("mnt_id:"))?.trim().parse().ok()
     };
-    entries.filter_map(|e| line(e.file_name())).collect()
+    entries.filter_map(|e| mount(e.file_name())).collect()
 }
 
 /// What a failed dump means, with the words of both programs.
 fn refusal(error: SpawnError, crun_log: &Utf8Path, criu_log: &Utf8Path) -> Error {
+    if matches!(error, SpawnError::Deadline { .. }) {
+        return Error::because(Kind::DeadlineExceeded, "criu was not done in time and was killed; it runs on", error);
+    }
     let said = std::fs::read_to_string(crun_log).unwrap_or_default() + &error.to_string();
     if said.contains("libcriu") && said.contains("could not load") {
         return Error::because(Kind::FailedPrecondition, "the library of criu is missing (Debian's libcriu2)", error);
@@ -154,17 +198,25 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods)] // tests write files as they like
     fn a_fifo_that_a_process_has_open_is_external() {
         let temp = tempfile::tempdir().unwrap();
         let path = Utf8PathBuf::try_from(temp.path().join("out")).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, path.as_std_path(), rustix::fs::Mode::RUSR).unwrap();
         let _open = std::fs::File::options().read(true).write(true).open(&path).unwrap();
         let meta = std::fs::metadata(&path).unwrap();
-        let found = external_files_of("/proc/self".into(), &[((meta.dev(), meta.ino()), "stdout".to_owned())].into());
-        assert_eq!(found.len(), 1);
+        let inodes = [((meta.dev(), meta.ino()), "stdout".to_owned())].into();
+        assert_eq!(mounts_of_process("/proc/self".into(), &inodes).len(), 1);
+        // One that nobody has open at the moment is named on the same mount.
+        let other = Utf8PathBuf::try_from(temp.path().join("err")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, other.as_std_path(), rustix::fs::Mode::RUSR).unwrap();
+        let group = Utf8PathBuf::try_from(temp.path().to_owned()).unwrap();
+        std::fs::write(group.join("cgroup.procs"), format!("{}\n", std::process::id())).unwrap();
+        let text = external_files(&group, &[path, other.clone()]).unwrap();
+        let inode = std::fs::metadata(&other).unwrap().ino();
+        assert_eq!(text.lines().count(), 2, "{text}");
         assert!(
-            found[0].starts_with("external file[") && found[0].ends_with(&format!(":{:x}] # stdout\n", meta.ino())),
-            "{found:?}"
+            text.lines().all(|l| l.starts_with("external file[")) && text.contains(&format!(":{inode:x}] # err\n"))
         );
     }
 }

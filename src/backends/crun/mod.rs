@@ -1,18 +1,15 @@
 //! Handler `crun`: a pod is a set of pinned namespaces and a cgroup, a container an OCI bundle that crun (or any OCI
 //! runtime with its command line) runs under the pod's monitor.
 //!
-//! `sandbox` makes and takes down the pod, `launch` plans containers and execs; the OCI spec itself is `backends::oci`.
-//! crun's own state is below `<state>/crun`; a crash leaves there what [`CrunBackend::collect_garbage`] or the
+//! The pod is `backends::pods`, the OCI spec `backends::oci`; `launch` plans containers and execs.
+//! crun's own state is below `<state>/crun`; a crash leaves there what [`Backend::collect_garbage`] or the
 //! container's removal takes away.
 
 mod checkpoint;
-mod destinations;
-mod devices;
-mod dial;
-mod files;
 mod launch;
-mod sandbox;
-mod stats;
+mod limits;
+mod program;
+mod restore;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,26 +18,19 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
-use super::oci::{self, HostFacts};
+use super::pods::{self, NodePods, PATH};
 use crate::core::backend::{
-    Backend, Capabilities, CheckpointContext, ExecContext, Journal, Launch, LaunchContext, UpdateContext,
+    Backend, Capabilities, CheckpointContext, ExecContext, Journal, Launch, LaunchContext, RestoreContext,
+    UpdateContext,
 };
-use crate::core::blocking::blocking;
-use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
-use crate::core::ports::{Monitor, NetworkNotReady, PodNetwork, monitor_v1};
+use crate::core::ports::{Monitor, NetworkNotReady, monitor_v1};
 use crate::core::records::{PodRecord, SandboxFacts};
-use crate::core::spec::{NamespaceMode, Profile, Resources, SandboxConfig};
+use crate::core::spec::{ContainerConfig, Resources, SandboxConfig};
 use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
-use crate::integrations::cgroup::{Driver, Hierarchy, Parent};
-use crate::integrations::netns::NamespacePins;
-use crate::integrations::{apparmor, host};
+use crate::integrations::cgroup::{Driver, Parent};
 use crate::utils::process::Spawn;
-use crate::utils::tasks::TaskSet;
-
-/// PATH of crun itself.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Settings of the handler.
 #[derive(Debug, Clone)]
@@ -49,131 +39,40 @@ pub struct CrunConfig {
     pub program: Utf8PathBuf,
     /// Longest call of it.
     pub timeout: Duration,
-    /// State folder of the daemon.
-    pub state: Utf8PathBuf,
-    /// Who makes cgroups.
-    pub driver: Driver,
-    /// Longest log line in bytes.
-    pub log_line_max: u32,
-    /// Most processes of a container; 0: no limit.
-    pub pids_limit: i64,
-    /// Capabilities of containers that ask for nothing.
-    pub default_caps: CapSet,
-    /// Folders of CDI files; a later one wins.
-    pub cdi_spec_dirs: Vec<Utf8PathBuf>,
-    /// Folder of Localhost seccomp profiles with relative names.
-    pub seccomp_root: Utf8PathBuf,
-    /// Pods with a network of their own may listen on ports below 1024 without a capability.
-    pub unprivileged_ports: bool,
-    /// They may ping without a capability.
-    pub unprivileged_icmp: bool,
-    /// Whether containers can have idmapped root file systems, or why not.
-    pub idmapped_rootfs: std::result::Result<(), String>,
+    /// Longest dump of a checkpoint.
+    pub checkpoint_timeout: Duration,
 }
 
 /// The backend.
 pub struct CrunBackend {
     config: CrunConfig,
-    host: HostFacts,
-    hierarchy: Hierarchy,
-    pins: NamespacePins,
-    network: Arc<dyn PodNetwork>,
-    /// What outlives the call that began it.
-    tasks: TaskSet,
-    /// Identity of the program that answered `--version`: it is asked again only when it changes.
-    probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
-    traffic: stats::TrafficCache,
-    /// Whether pods can have user namespaces, or why not.
-    user_namespaces: std::result::Result<(), String>,
-    /// The runtime puts execs into cgroups of their own.
-    exec_cgroup: bool,
+    pods: Arc<NodePods>,
+    /// The OCI runtime's program: whether it answers, and what it can do.
+    program: Arc<program::Program>,
 }
 
 impl CrunBackend {
-    /// Looks at the node; a crun that is missing is no error here, but in [`Backend::probe`].
-    pub async fn new(
-        config: CrunConfig,
-        hierarchy: Hierarchy,
-        pins: NamespacePins,
-        network: Arc<dyn PodNetwork>,
-        tasks: TaskSet,
-    ) -> Result<Self> {
-        let powers = host::powers()?;
-        let v2 = matches!(hierarchy.mode, crate::integrations::cgroup::Mode::Unified);
-        let facts = HostFacts {
-            cgroup_v2: v2,
-            swap_limit: hierarchy.can_limit_swap(),
-            hugetlb: hierarchy.has_controller("hugetlb"),
-            hugepage_sizes: host::hugepage_sizes(),
-            online_cpus: None,
-            online_mems: None,
-            apparmor: apparmor::is_enabled(),
-            selinux: host::selinux(),
-            bounding: powers.bounding,
-            sys_resource: powers.effective.has("SYS_RESOURCE"),
-            oom_score_adj: powers.oom_score_adj,
-            nofile_hard: powers.nofile_hard,
-            recursive_read_only: false,
-        };
-        let (probed, traffic) = Default::default();
-        let mut this = Self {
-            config,
-            host: facts,
-            hierarchy,
-            pins,
-            network,
-            tasks,
-            probed,
-            traffic,
-            user_namespaces: Ok(()),
-            exec_cgroup: false,
-        };
-        this.exec_cgroup = this.knows_exec_cgroup().await;
-        let features = this.features().await;
-        let knows = |list: &serde_json::Value, word| list.as_array().is_some_and(|l| l.iter().any(|v| v == word));
-        this.host.recursive_read_only = knows(&features["mountOptions"], "rro");
-        let linux = &features["linux"];
-        let idmaps = &linux["mountExtensions"]["idmap"]["enabled"];
-        this.user_namespaces = match knows(&linux["namespaces"], "user") && idmaps == &serde_json::Value::Bool(true) {
-            true => this.config.idmapped_rootfs.clone(),
-            false => Err(format!("{} has none, or no idmapped mounts", this.config.program)),
-        };
-        if let Err(why) = &this.user_namespaces {
-            tracing::info!(why, "pods can't have user namespaces");
+    /// Looks at crun; one that is missing is no error here, but in [`Backend::probe`].
+    pub async fn new(config: CrunConfig, pods: Arc<NodePods>) -> Self {
+        let idmapped = pods.config.idmapped_rootfs.clone();
+        let program = program::Program::new(config.program.clone(), idmapped, pods.tasks.clone());
+        let this = Self { config, pods, program };
+        // One that hangs keeps nobody from serving what is there already; Status tells, and asks again.
+        if let Err(e) = this.program.probe().await {
+            tracing::warn!(why = e.chain(), "no container can be made or started yet");
         }
-        if this.host.apparmor
-            && let Err(e) = apparmor::load_default().await
-        {
-            tracing::warn!(error = e.chain(), "containers with the default AppArmor profile will be refused");
-        }
-        Ok(this)
-    }
-
-    /// crun from 1.8.5 on has `features`: what it can do, as the OCI runtime spec's features.md has it. Null from others.
-    async fn features(&self) -> serde_json::Value {
-        let features = Spawn::new(self.config.program.as_str(), ["features"]).env("PATH", PATH).run_ok().await;
-        features.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default()
-    }
-
-    /// `exec --cgroup` is crun's from 1.3 on, and runc's. Without it an exec is killed by its descendants and session.
-    async fn knows_exec_cgroup(&self) -> bool {
-        let help = Spawn::new(self.config.program.as_str(), ["exec", "--help"]).env("PATH", PATH).run_ok().await;
-        let knows = help.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--cgroup"));
-        if !knows {
-            tracing::warn!(program = %self.config.program, "no `exec --cgroup`: daemons that an exec starts outlive its kill");
-        }
-        knows
+        this
     }
 
     fn root(&self) -> Utf8PathBuf {
-        self.config.state.join("crun")
+        self.pods.config.state.join("crun")
     }
 
     /// A call of crun; what it says of its own failures goes to `log`.
     fn call(&self, log: &Utf8Path, oom_score_adj: i32, verb: &[&str]) -> monitor_v1::Program {
         let root = self.root();
         let mut args = vec!["--root", root.as_str(), "--log", log.as_str()];
-        if self.config.driver == Driver::Systemd {
+        if self.pods.config.driver == Driver::Systemd {
             args.push("--systemd-cgroup");
         }
         args.extend(verb);
@@ -188,30 +87,30 @@ impl CrunBackend {
         }
     }
 
-    /// The node as limits see it: CPUs come and go.
-    fn host_now(&self, asked: &Resources) -> HostFacts {
-        let mut host = self.host.clone();
-        if !asked.cpuset_cpus.is_empty() {
-            host.online_cpus = host::online("cpu");
-        }
-        if !asked.cpuset_mems.is_empty() {
-            host.online_mems = host::online("node");
-        }
-        host
+    /// Kills and removes a container that no monitor holds, known to the runtime or not.
+    async fn force_remove(&self, parent: &Parent, container: &ContainerId) -> Result<()> {
+        self.pods.kill_container(parent, container).await?;
+        self.delete(container).await?;
+        self.pods.remove_groups(parent, container).await
     }
 
-    fn parent(&self, pod: &PodRecord) -> Result<Parent> {
-        Ok(Parent::new(self.config.driver, &pod.config.cgroup_parent, &pod.id)?)
+    async fn delete(&self, container: &ContainerId) -> Result<()> {
+        let known = self.root().join(container.as_str());
+        if !known.try_exists().map_err(|e| Error::io(format!("look at {known}"), e))? {
+            return Ok(());
+        }
+        self.delete_call(container).run_ok().await?;
+        Ok(())
     }
 
-    /// Whether the profile can be had on this node.
-    fn check_apparmor(&self, profile: &Profile) -> Result<()> {
-        match profile {
-            Profile::Localhost(name) if !self.host.apparmor => Err(Error::precondition(format!(
-                "AppArmor profile {name:?} is asked for, but this kernel has AppArmor off"
-            ))),
-            _ => Ok(()),
+    fn delete_call(&self, container: &ContainerId) -> Spawn {
+        let root = self.root();
+        let mut args = vec!["--root", root.as_str()];
+        if self.pods.config.driver == Driver::Systemd {
+            args.push("--systemd-cgroup");
         }
+        args.extend(["delete", "--force", container.as_str()]);
+        Spawn::new(self.config.program.as_str(), args).env("PATH", PATH).deadline(self.config.timeout)
     }
 }
 
@@ -222,50 +121,22 @@ impl Backend for CrunBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
+        let abilities = self.program.abilities();
         Capabilities {
-            user_namespaces: self.user_namespaces.is_ok(),
-            recursive_read_only_mounts: self.host.recursive_read_only,
+            user_namespaces: abilities.user_namespaces.is_ok(),
+            recursive_read_only_mounts: abilities.recursive_read_only,
         }
     }
 
     async fn probe(&self) -> Result<()> {
-        if let Some(why) = self.hierarchy.crun_refusal() {
+        if let Some(why) = self.pods.hierarchy.crun_refusal() {
             return Err(Error::precondition(why));
         }
-        let program = &self.config.program;
-        let missing =
-            |e| Error::because(Kind::FailedPrecondition, format!("OCI runtime {program} (handlers.crun.path)"), e);
-        let meta = std::fs::metadata(program).map_err(missing)?;
-        let seen = (meta.len(), meta.modified().map_err(missing)?);
-        if *self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Some(seen) {
-            return Ok(());
-        }
-        Spawn::new(program.as_str(), ["--version"])
-            .env("PATH", PATH)
-            .deadline(Duration::from_secs(10))
-            .run_ok()
-            .await
-            .map_err(|e| Error::because(Kind::FailedPrecondition, "the OCI runtime does not work", e))?;
-        *self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(seen);
-        Ok(())
+        self.program.probe().await
     }
 
     fn check(&self, pod: &SandboxConfig) -> Result<()> {
-        let named = |e: Error| e.context(format!("pod {}/{}", pod.metadata.namespace, pod.metadata.name));
-        oci::userns::check_pod(&pod.security.namespaces).map_err(named)?;
-        if pod.security.namespaces.user.is_some()
-            && let Err(why) = &self.user_namespaces
-        {
-            return Err(named(Error::precondition(format!("user namespaces can't be had on this node: {why}"))));
-        }
-        if pod.security.namespaces.pid == NamespaceMode::Target {
-            return Err(named(Error::invalid("a sandbox has no target PID namespace")));
-        }
-        self.check_apparmor(&pod.security.apparmor).map_err(named)?;
-        Parent::new(self.config.driver, &pod.cgroup_parent, &crate::core::ids::PodId::new())
-            .map_err(|e| named(e.into()))?;
-        files::bandwidth(&pod.annotations).map_err(named)?;
-        Ok(())
+        self.pods.check(pod, &self.program.abilities().user_namespaces)
     }
 
     async fn ensure_sandbox(
@@ -276,7 +147,7 @@ impl Backend for CrunBackend {
         journal: &mut dyn Journal,
         cancel: &CancellationToken,
     ) -> Result<SandboxFacts> {
-        self.make_sandbox(pod, pod_dir, monitor, journal, cancel).await
+        self.pods.make_sandbox(pod, pod_dir, monitor, journal, cancel).await
     }
 
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch> {
@@ -284,7 +155,7 @@ impl Backend for CrunBackend {
     }
 
     async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {
-        launch::cannot_run(run_dir).await
+        pods::launch::cannot_run(run_dir.join("crun.log")).await
     }
 
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
@@ -296,28 +167,39 @@ impl Backend for CrunBackend {
     }
 
     async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
-        let (hierarchy, parent, container) = (self.hierarchy.clone(), self.parent(pod)?, container.clone());
-        blocking(move || Ok(hierarchy.end_execs(&parent, &container, Some(sandbox::KILL))?)).await
+        self.pods.abandon_execs(pod, container).await
     }
 
     async fn dial(&self, pod: &PodRecord, port: u16) -> Result<std::net::TcpStream> {
-        dial::dial(pod, port).await
+        pods::dial::dial(pod, port).await
+    }
+
+    async fn has_started(&self, _: &PodRecord, container: &ContainerId) -> Result<bool> {
+        let root = self.root();
+        let call = Spawn::new(self.config.program.as_str(), ["--root", root.as_str(), "state", container.as_str()]);
+        let output = call.env("PATH", PATH).deadline(self.config.timeout).run_ok().await?;
+        let state: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .map_err(|e| Error::because(Kind::Internal, format!("the state of container {container}"), e))?;
+        // "stopped" is one that ran, or that was killed before: its end is told either way.
+        Ok(state["status"] != "created")
     }
 
     async fn remove_container(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
-        self.force_remove(&self.parent(pod)?, container).await
+        self.force_remove(&self.pods.parent(pod)?, container).await
     }
 
     async fn teardown(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Result<()> {
-        self.take_down(pod, pod_dir).await
+        self.pods.take_down(pod, pod_dir).await
     }
 
     async fn network_status(&self) -> std::result::Result<(), NetworkNotReady> {
-        self.network.status().await
+        self.pods.network_status().await
     }
 
     async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
-        self.sweep(pods, containers).await
+        let unclaimed = pods::sandbox::unclaimed(self.root(), containers).await?;
+        let deletes = unclaimed.into_iter().map(|id| (self.delete_call(&id), id)).collect();
+        self.pods.sweep(pods, containers, deletes).await
     }
 
     async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
@@ -327,8 +209,9 @@ impl Backend for CrunBackend {
         let done = call.env("PATH", PATH).deadline(self.config.timeout).run_ok().await;
         done.map(drop).map_err(|e| Error::from(e).context(format!("pod {}", pod.id)))
     }
+
     async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {
-        self.read_stats(targets, wanted).await
+        self.pods.read_stats(targets, wanted).await
     }
 
     async fn update(&self, update: UpdateContext<'_>) -> Result<()> {
@@ -339,11 +222,27 @@ impl Backend for CrunBackend {
         self.dump(checkpoint).await
     }
 
+    fn can_restore(&self, pod: &SandboxConfig, container: &ContainerConfig) -> Result<()> {
+        restore::check(pod, container)
+    }
+
+    async fn restore_plan(
+        &self,
+        context: RestoreContext<'_>,
+        plan: monitor_v1::CreateContainer,
+    ) -> Result<monitor_v1::CreateContainer> {
+        self.plan_restore(context, plan).await
+    }
+
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
-        self.change_pod_limits(pod, resources, overhead).await
+        self.pods.change_pod_limits(pod, resources, overhead).await
+    }
+
+    async fn environment(&self, _: &PodRecord, run_dir: &Utf8Path) -> Result<Vec<String>> {
+        pods::bundle::environment(run_dir).await
     }
 
     async fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<()> {
-        self.network.set_pod_cidrs(cidrs).await
+        self.pods.network.set_pod_cidrs(cidrs).await
     }
 }

@@ -1,4 +1,4 @@
-//! `[images] driver` and `[images.zfs]`: where layers and root file systems are kept.
+//! `[images] driver`, `unpack_sandbox` and `[images.zfs]`: where layers and root file systems are kept, who unpacks.
 //!
 //! Plain data; checked with the rest of the configuration.
 
@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::super::error::{Error, Result};
+use super::super::quota;
 
 /// Which layer store there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -18,6 +19,19 @@ pub enum LayerDriver {
     Overlay,
     /// Datasets and clones of a ZFS pool.
     Zfs,
+}
+
+/// How closely layers are unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnpackSandbox {
+    /// By processes that can touch nothing but the layer; where the kernel lacks Landlock, with the other walls alone.
+    #[default]
+    Auto,
+    /// Where the kernel lacks Landlock not at all.
+    Required,
+    /// By the daemon itself.
+    Off,
 }
 
 /// The ZFS driver.
@@ -34,6 +48,8 @@ pub struct ZfsImages {
     pub timeout: u64,
     /// Seconds between looks at the pool's health.
     pub health_interval: u64,
+    /// What a container may write into its root file system if its pod does not say: "10Gi"; "0": no limit.
+    pub container_quota: String,
 }
 
 impl Default for ZfsImages {
@@ -44,6 +60,7 @@ impl Default for ZfsImages {
             zpool_path: "/usr/sbin/zpool".into(),
             timeout: 60,
             health_interval: 5,
+            container_quota: "0".into(),
         }
     }
 }
@@ -59,6 +76,11 @@ impl ZfsImages {
         Duration::from_secs(self.health_interval.max(1))
     }
 
+    /// `container_quota` in bytes; 0: no limit.
+    pub fn container_quota(&self) -> Result<u64> {
+        quota::bytes(&self.container_quota).map_err(|e| e.context("images.zfs.container_quota"))
+    }
+
     pub(super) fn check(&self, driver: LayerDriver) -> Result<()> {
         if driver == LayerDriver::Zfs && self.dataset.is_empty() {
             return Err(Error::invalid("images.zfs.dataset: the zfs driver needs one, such as \"rpool/lxcri\""));
@@ -68,6 +90,7 @@ impl ZfsImages {
                 return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
             }
         }
+        self.container_quota()?;
         Ok(())
     }
 }

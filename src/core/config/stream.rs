@@ -71,6 +71,12 @@ impl Span {
     }
 }
 
+impl From<Duration> for Span {
+    fn from(span: Duration) -> Self {
+        Self(span)
+    }
+}
+
 impl TryFrom<String> for Span {
     type Error = Error;
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use super::{Engine, Scope, Shared};
+use super::{Engine, Scope, Shared, pod_checkpoint};
 use crate::core::backend::CheckpointContext;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
@@ -33,6 +33,8 @@ use crate::utils::tar::{self, Files};
 
 /// How long a caller waits that does not say.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// How long one under way may take to end when the daemon does.
+pub(super) const LAST: Duration = Duration::from_secs(8);
 /// Longest time to write an archive.
 const ARCHIVE: Duration = Duration::from_secs(1800);
 /// In the folder of a checkpoint: names the unfinished archive elsewhere.
@@ -55,7 +57,11 @@ impl Engine {
             let _busy = busy;
             let folder = shared.records.checkpoints().join(uuid::Uuid::new_v4().simple().to_string());
             let wanted = || !answer.is_closed();
-            let result = perform(&shared, &pod, &container, &folder, &location, &wanted).await;
+            let result = tokio::select! {
+                result = perform(&shared, &pod, &container, &folder, &location, &wanted) => result,
+                // A backend ends its dump by itself before that, and in order.
+                () = shared.tasks.overdue(LAST) => Err(Error::new(Kind::Aborted, "the daemon ends")),
+            };
             let remove = folder.clone();
             let removed = blocking(move || {
                 beneath::remove_tree(remove.as_std_path()).map_err(|e| Error::io(format!("remove {remove}"), e))
@@ -88,6 +94,7 @@ impl Engine {
                 if let Ok(path) = std::fs::read_to_string(entry.path().join(UNFINISHED)) {
                     let _ = std::fs::remove_file(path);
                 }
+                pod_checkpoint::discard_unfinished(entry.path())?;
             }
             beneath::remove_tree(folder.as_std_path()).map_err(|e| Error::io(format!("remove {folder}"), e))
         })
@@ -96,13 +103,13 @@ impl Engine {
 }
 
 /// One checkpoint of a container at a time.
-struct Busy {
+pub(super) struct Busy {
     shared: Arc<Shared>,
     id: ContainerId,
 }
 
 impl Busy {
-    fn take(shared: &Arc<Shared>, id: &ContainerId) -> Result<Self> {
+    pub(super) fn take(shared: &Arc<Shared>, id: &ContainerId) -> Result<Self> {
         if !shared.checkpointing().insert(id.clone()) {
             return Err(Error::precondition(format!("container {id} is being checkpointed already")));
         }
@@ -149,15 +156,16 @@ async fn perform(
     let archive = folder.join("archive");
     let run_dir = shared.run_dir(&pod.id, &container.id);
     let begun = shared.ports.clock.now_ns();
-    let context = CheckpointContext { pod, container, run_dir: &run_dir, folder, archive: &archive };
+    let context = CheckpointContext { pod, container, run_dir: &run_dir, folder, archive: &archive, groups: false };
     shared.backend(&pod.handler)?.checkpoint(context).await?;
     let changes = shared.ports.layers.rootfs_changes(&container.id).await?;
     let diff = archive.join("rootfs-diff.tar");
     let from = format!("/proc/{}/fd/{}", std::process::id(), changes.folder.as_raw_fd());
     let written = tar::create(diff.as_std_path(), from.as_ref(), &changes.changed, Files::InUse, ARCHIVE).await;
     written.map_err(|e| Error::because(Kind::Internal, "write what the container has changed", e))?;
-    let opaque = changes.opaque.iter().map(|f| format!("{f}/.wh..wh..opq"));
-    let deleted: Vec<String> = changes.deleted.iter().cloned().chain(opaque).collect();
+    let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
+    let opaque = changes.opaque.iter().map(|f| format!("{}/.wh..wh..opq", text(f)));
+    let deleted: Vec<String> = changes.deleted.iter().map(text).chain(opaque).collect();
     write(&archive.join("deleted.files"), &json!(deleted))?;
     for (name, value) in descriptions(pod, container, begun) {
         write(&archive.join(name), &value)?;
@@ -278,7 +286,7 @@ fn descriptions(pod: &PodRecord, container: &ContainerRecord, begun: i64) -> [(&
     ]
 }
 
-fn make_folder(path: &Utf8Path) -> Result<()> {
+pub(super) fn make_folder(path: &Utf8Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|e| Error::io(format!("make {path}"), e))

@@ -9,27 +9,32 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::events::EventKind;
-use super::pod::{PodTask, StopWait};
+use super::pod::{Base, PodTask, StopWait};
 use super::sandbox_ops::{killed_now, make_private_dir};
-use super::{orphans, unknown_container, volumes};
+use super::{pod_restore, takeover, unknown_container, volumes};
 use crate::core::backend::{Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
-use crate::core::limits;
 use crate::core::ports::{Image, RootfsOptions, monitor_v1};
 use crate::core::records::{self, ContainerRecord, ExitInfo, ResolvedUser, SandboxFacts};
 use crate::core::spec::{ContainerConfig, NamespaceMode};
 use crate::core::state::{ContainerPhase, ContainerRequest, PodPhase, PodRequest, Verdict};
+use crate::core::{limits, quota};
+use crate::fail_point;
 
 /// After SIGKILL: how long until a container that does not end is called stuck.
 const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// After SIGKILL: how long until its monitor is asked whether it hangs.
+const DOUBT: Duration = Duration::from_secs(10);
+/// With less room than this, in bytes, a runtime may fail for the want of it.
+const ROOM: u64 = 64 << 10;
 /// Longer graces are as good as this one; the wire allows more than a clock can count.
 const GRACE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl PodTask {
     /// CreateContainer. On failure nothing is left.
-    pub(super) async fn create_container(&mut self, config: ContainerConfig) -> Result<ContainerId> {
+    pub(super) async fn create_container(&mut self, config: ContainerConfig, base: Base) -> Result<ContainerId> {
         if let Verdict::Refuse(why) = self.pod.phase.verdict(PodRequest::CreateContainer) {
             return Err(Error::precondition(format!("container {:?} in pod {}: {why}", config.name, self.pod.id)));
         }
@@ -44,7 +49,7 @@ impl PodTask {
             image if image.image.starts_with('/') => Error::new(
                 Kind::Unimplemented,
                 format!(
-                    "container {:?} from the archive {:?}: checkpoints can't be restored yet",
+                    "container {:?} from the archive {:?}: only whole pods are restored from checkpoints",
                     config.name, image.image
                 ),
             ),
@@ -56,7 +61,8 @@ impl PodTask {
         let mut record = self.new_record(&config, &image)?;
         let id = record.id.clone();
         self.save_container(&record).await?;
-        match self.launch(&mut record, &config, &image, &facts).await {
+        fail_point!("create.recorded");
+        match self.launch(&mut record, &config, &image, &facts, &base).await {
             Ok(()) => {
                 tracing::info!(
                     pod = self.pod.id.as_str(),
@@ -66,10 +72,15 @@ impl PodTask {
                     "container created"
                 );
                 self.containers.insert(id.clone(), record);
+                self.keep(&id).await;
+                fail_point!("create.kept");
                 self.tell(EventKind::Created, Some(&id));
                 Ok(id)
             }
             Err(e) => {
+                if self.monitor_failed(&e).await {
+                    self.on_monitor_gone().await;
+                }
                 self.undo_create(&id).await;
                 Err(e.context(format!("create container {:?} in pod {}", config.name, self.pod.id)))
             }
@@ -112,6 +123,8 @@ impl PodTask {
             pid: 0,
             pid_start_time: 0,
             cannot_run: None,
+            quota: quota::of(&self.pod.config.annotations, &config.annotations, self.shared.config.container_quota)?,
+            restore: false,
         })
     }
 
@@ -121,6 +134,7 @@ impl PodTask {
         config: &ContainerConfig,
         image: &Arc<Image>,
         facts: &SandboxFacts,
+        base: &Base,
     ) -> Result<()> {
         let monitor = self.the_monitor()?;
         let run_dir = self.shared.run_dir(&self.pod.id, &record.id);
@@ -140,9 +154,20 @@ impl PodTask {
         volumes::note(&wanted, &mut record.config);
         let user = self.pod.config.security.namespaces.user.clone().unwrap_or_default();
         let volumes = volumes::chains(&wanted);
-        let options = RootfsOptions { uid_map: user.uids, gid_map: user.gids, volumes, ..Default::default() };
-        layers.create_rootfs(&record.id, &image.chains, &options).await?;
+        let quota = record.quota;
+        let options = RootfsOptions { uid_map: user.uids, gid_map: user.gids, volumes, quota };
+        fail_point!("create.folder");
+        match base {
+            Base::Image => layers.create_rootfs(&record.id, &image.chains, &options).await?,
+            Base::Fork { of, point } => layers.fork_rootfs(of, point, &record.id, &options).await?,
+            Base::Restore { from } => {
+                layers.create_rootfs(&record.id, &image.chains, &options).await?;
+                pod_restore::write_files(&self.shared, &record.id, from).await?;
+            }
+        }
+        fail_point!("create.rootfs");
         let rootfs = layers.mount_rootfs(&record.id).await?;
+        fail_point!("create.mounted");
         let (volumes, volume_mounts) =
             volumes::mount(&self.shared, wanted, config, self.pod.config.security.namespaces.user.as_ref()).await?;
         let target = self.target(config)?;
@@ -165,6 +190,11 @@ impl PodTask {
             .await?;
         (record.user, record.stop_signal) = (user, stop_signal);
         plan.info = records::encode(record)?;
+        takeover::save_plan(&run_dir, &plan).await?;
+        fail_point!("create.planned");
+        if let Base::Restore { from } = base {
+            return self.prepare_restore(record, config, plan, from).await;
+        }
         let mounts = std::iter::once(rootfs).chain(volume_mounts).collect();
         let made = tokio::select! {
             made = monitor.create(plan, mounts) => made,
@@ -177,12 +207,15 @@ impl PodTask {
             // A pod that is not restarted must end with it and not be created for ever: StartContainer tells.
             Err(e) if e.kind() == Kind::Internal => match self.backend.cannot_run(&run_dir).await {
                 Some(why) => record.cannot_run = Some(why),
-                None => return Err(e),
+                None => return Err(full(&run_dir, e)),
             },
             Err(e) => return Err(e),
         }
+        fail_point!("create.made");
         record.phase = ContainerPhase::Created;
-        self.save_container(record).await
+        self.save_container(record).await?;
+        fail_point!("create.saved");
+        Ok(())
     }
 
     fn target(&self, config: &ContainerConfig) -> Result<Option<&ContainerRecord>> {
@@ -202,6 +235,8 @@ impl PodTask {
     async fn undo_create(&mut self, id: &ContainerId) {
         let mut left = Vec::new();
         left.extend(self.reap(id).await.err());
+        // A monitor that has died over it has left what its successor knows nothing of.
+        left.extend(self.backend.remove_container(&self.pod, id).await.err());
         left.extend(self.drop_files(id).await.err());
         for e in left {
             tracing::error!(container = id.as_str(), error = e.chain(), "a failed create left something behind");
@@ -212,22 +247,32 @@ impl PodTask {
     /// Kills and removes the container in the runtime, through the monitor or without it.
     pub(super) async fn reap(&self, id: &ContainerId) -> Result<()> {
         match &self.monitor {
-            Some(monitor) => monitor.delete(id).await,
+            Some(monitor) => match monitor.delete(id).await {
+                Err(e) if e.kind() == Kind::Unavailable => {
+                    tracing::warn!(container = id.as_str(), error = e.chain(), "removed without its monitor");
+                    self.backend.remove_container(&self.pod, id).await
+                }
+                done => done,
+            },
             None => self.backend.remove_container(&self.pod, id).await,
         }
     }
 
     /// Removes root file system, run folder and record.
-    async fn drop_files(&self, id: &ContainerId) -> Result<()> {
+    pub(super) async fn drop_files(&self, id: &ContainerId) -> Result<()> {
         // A root file system that is busy goes at the next start; it must not keep the container from going.
         if let Err(e) = self.shared.ports.layers.remove_rootfs(id).await {
             tracing::error!(container = id.as_str(), error = e.chain(), "the root file system stays for now");
         }
+        fail_point!("remove.rootfs");
         let (store, pod, id, folder) =
             (self.shared.records.clone(), self.pod.id.clone(), id.clone(), self.shared.run_dir(&self.pod.id, id));
+        let shared = self.shared.clone();
         blocking(move || {
+            pod_restore::forget(&shared, &id)?;
             crate::utils::beneath::remove_tree(folder.as_std_path())
                 .map_err(|e| Error::io(format!("remove {folder}"), e))?;
+            fail_point!("remove.folder");
             store.delete_container(&pod, &id)
         })
         .await
@@ -249,17 +294,43 @@ impl PodTask {
             self.finish(&mut record, now, exit).await;
             return Err(Error::invalid(format!("start container {id}: {why}")));
         }
-        match self.the_monitor()?.start(id).await {
+        fail_point!("start.asked");
+        let restored = record.restore;
+        if restored && let Err(e) = self.restore(&mut record).await {
+            return Err(self.not_restored(record, e).await);
+        }
+        let mut asked = self.the_monitor()?.start(id).await;
+        if restored && asked.as_ref().is_err_and(|e| e.kind() == Kind::FailedPrecondition) {
+            // Its processes ran, and have ended already: that is told next.
+            asked = Ok(self.shared.ports.clock.now_ns());
+        }
+        if let Err(e) = &asked
+            && self.monitor_failed(e).await
+        {
+            // Whether it runs is found out by whoever takes the pod over.
+            self.on_monitor_gone().await;
+            match self.containers.get(id) {
+                Some(now) if now.phase == ContainerPhase::Running => return Ok(()),
+                Some(now) if now.phase == ContainerPhase::Created => asked = self.the_monitor()?.start(id).await,
+                // It ran, and has ended already.
+                Some(now) if now.started_at > 0 => return Ok(()),
+                _ => {}
+            }
+        }
+        match asked {
             Ok(started_at) => {
+                fail_point!("start.answered");
                 record.phase = ContainerPhase::Running;
                 record.started_at = started_at;
                 self.containers.insert(id.clone(), record.clone());
                 tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), pid = record.pid, "container runs");
                 let saved = self.save_container(&record).await;
+                fail_point!("start.saved");
                 self.tell(EventKind::Started, Some(id));
                 saved
             }
             Err(e) => {
+                let e = full(&self.shared.run_dir(&self.pod.id, id), e);
                 let note = e.chain();
                 let now = self.shared.ports.clock.now_ns();
                 self.finish(&mut record, now, ExitInfo { code: 128, reason: "StartError".into(), message: note }).await;
@@ -268,12 +339,30 @@ impl PodTask {
         }
     }
 
+    /// Its processes could not be restored: nothing of them is left, and it has ended.
+    async fn not_restored(&mut self, mut record: ContainerRecord, e: Error) -> Error {
+        let id = record.id.clone();
+        if self.monitor_failed(&e).await {
+            self.on_monitor_gone().await;
+        }
+        // A monitor that has died over it has left what its successor knows nothing of.
+        if let Err(left) = self.backend.remove_container(&self.pod, &id).await {
+            tracing::warn!(container = id.as_str(), error = left.chain(), "a failed restore left something behind");
+        }
+        let now = self.shared.ports.clock.now_ns();
+        record.restore = false;
+        let exit = ExitInfo { code: 128, reason: "StartError".into(), message: e.chain() };
+        self.finish(&mut record, now, exit).await;
+        e.context(format!("restore container {id}"))
+    }
+
     /// A container's process ended: its end goes on record, then what the runtime keeps of it goes.
     pub(super) async fn on_exit(&mut self, id: &ContainerId, exit: monitor_v1::Exit) {
         let Some(mut record) = self.containers.get(id).cloned() else { return };
         if record.phase == ContainerPhase::Exited {
             return;
         }
+        fail_point!("exit.heard");
         let info = exit_info(&exit);
         tracing::info!(
             pod = self.pod.id.as_str(),
@@ -290,6 +379,7 @@ impl PodTask {
         record.finished_at = finished_at.max(record.started_at).max(1);
         record.exit = Some(exit);
         record.pid = 0;
+        self.let_go(&record.id);
         self.containers.insert(record.id.clone(), record.clone());
         let saved = self.save_container(record).await;
         if let Err(e) = &saved {
@@ -301,7 +391,15 @@ impl PodTask {
             );
             self.shared.index_mut().publish_container(record);
         }
+        fail_point!("exit.saved");
         self.tell(EventKind::Stopped, Some(&record.id));
+        // Whoever waits for its end has it: what the runtime keeps of it is ours to remove, however long that takes.
+        for wait in self.stops.iter_mut().filter(|w| w.id == record.id) {
+            if let Some(reply) = wait.reply.take() {
+                let _ = reply.send(Ok(()));
+            }
+        }
+        self.stops.retain(|w| w.id != record.id);
         if saved.is_ok()
             && let Err(e) = self.reap(&record.id).await
         {
@@ -311,12 +409,7 @@ impl PodTask {
                 "an ended container is still known to the runtime"
             );
         }
-        for wait in self.stops.iter_mut().filter(|w| w.id == record.id) {
-            if let Some(reply) = wait.reply.take() {
-                let _ = reply.send(Ok(()));
-            }
-        }
-        self.stops.retain(|w| w.id != record.id);
+        fail_point!("exit.reaped");
     }
 
     /// StopContainer: the signal now, the answer when it has ended.
@@ -334,18 +427,39 @@ impl PodTask {
             let _ = reply.send(Ok(()));
             return;
         }
+        if record.restore {
+            // It has no processes yet.
+            let now = self.shared.ports.clock.now_ns();
+            self.on_exit(&id, killed_now(now, "stopped before it was restored")).await;
+            let _ = reply.send(Ok(()));
+            return;
+        }
         let killed = grace.is_zero();
         let signal = if killed { libc::SIGKILL } else { record.stop_signal };
-        let sent = match self.the_monitor() {
-            Ok(monitor) => monitor.signal(&id, signal, killed).await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = sent {
+        if let Err(e) = self.signal(&id, signal, killed).await {
             let _ = reply.send(Err(e.context(format!("stop container {id}"))));
             return;
         }
-        let deadline = Instant::now() + if killed { KILL_PATIENCE } else { grace.min(GRACE_MAX) };
-        self.stops.push(StopWait { id, deadline, killed, reply: Some(reply) });
+        fail_point!("stop.signalled");
+        if self.containers.get(&id).is_none_or(|c| c.phase != ContainerPhase::Running) {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        let deadline = Instant::now() + if killed { DOUBT } else { grace.min(GRACE_MAX) };
+        self.stops.push(StopWait { id, deadline, killed, doubt: killed, reply: Some(reply) });
+    }
+
+    /// Sends a signal, if need be through another monitor.
+    pub(super) async fn signal(&mut self, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
+        match self.the_monitor()?.signal(id, signal, all).await {
+            // This is answered at once, or not at all.
+            Err(e) if e.kind() == Kind::DeadlineExceeded || self.monitor_failed(&e).await => {
+                self.kill_hung(&e).await;
+                self.on_monitor_gone().await;
+                self.the_monitor()?.signal(id, signal, all).await
+            }
+            sent => sent,
+        }
     }
 
     /// Graces that are over: SIGKILL; and after that an error to the caller.
@@ -356,6 +470,19 @@ impl PodTask {
                 continue;
             }
             let id = self.stops[i].id.clone();
+            if std::mem::take(&mut self.stops[i].doubt) {
+                self.stops[i].deadline = now + KILL_PATIENCE;
+                if let Some(monitor) = self.monitor.clone()
+                    && let Err(e) = monitor.ping().await
+                {
+                    tracing::error!(container = id.as_str(), error = e.chain(), "its monitor hangs");
+                    self.kill_hung(&e).await;
+                    // Ends that it knows of are told, which changes the list that is gone through here.
+                    self.on_monitor_gone().await;
+                    return;
+                }
+                continue;
+            }
             if self.stops[i].killed {
                 let wait = self.stops.swap_remove(i);
                 if let Some(reply) = wait.reply {
@@ -366,17 +493,17 @@ impl PodTask {
                 }
                 continue;
             }
-            self.stops[i].killed = true;
-            self.stops[i].deadline = now + KILL_PATIENCE;
-            if let Some(monitor) = self.monitor.clone()
-                && let Err(e) = monitor.signal(&id, libc::SIGKILL, true).await
-            {
+            (self.stops[i].killed, self.stops[i].doubt) = (true, true);
+            self.stops[i].deadline = now + DOUBT;
+            if let Err(e) = self.signal(&id, libc::SIGKILL, true).await {
                 tracing::error!(
                     container = id.as_str(),
                     error = e.chain(),
                     "can't kill a container whose grace is over"
                 );
             }
+            // The list may have changed.
+            return;
         }
     }
 
@@ -393,34 +520,21 @@ impl PodTask {
             // Usually gone since its end; a removal that failed then is made up for.
             self.reap(id).await?;
         }
+        fail_point!("remove.reaped");
         record.phase = ContainerPhase::Removing;
         let (store, copy) = (self.shared.records.clone(), record);
-        blocking(move || store.save_container(&copy)).await?;
+        if let Err(e) = blocking(move || store.save_container(&copy)).await {
+            // A full disk must not keep what would free it from going.
+            tracing::error!(container = id.as_str(), error = e.chain(), "a step is taken that is not on record");
+        }
+        fail_point!("remove.marked");
         self.drop_files(id).await?;
+        self.let_go(id);
         self.containers.remove(id);
         self.shared.index_mut().forget_container(&self.pod.id, id);
         tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), "container removed");
         self.tell(EventKind::Deleted, Some(id));
         Ok(())
-    }
-
-    /// The monitor died or hung up: running containers are watched by their pids from here on.
-    pub(super) fn on_monitor_gone(&mut self) {
-        if self.shared.tasks.token().is_cancelled() {
-            // It is this daemon that goes; the monitor stays for the next one.
-            self.events = None;
-            return;
-        }
-        self.set_monitor(None);
-        let running: Vec<_> =
-            self.containers.values().filter(|c| c.phase == ContainerPhase::Running).cloned().collect();
-        if self.pod.phase == PodPhase::Ready {
-            tracing::error!(pod = self.pod.id.as_str(), running = running.len(), "the pod's monitor is gone");
-        }
-        if !running.is_empty() {
-            let link = orphans::watch(&self.shared, self.backend.clone(), &self.pod, running);
-            self.set_monitor(Some(link));
-        }
     }
 }
 
@@ -433,6 +547,17 @@ fn log_file(folder: &Utf8PathBuf, file: &str) -> Result<Utf8PathBuf> {
         return Err(Error::invalid(format!("log path {file:?} leaves the pod's log folder {folder}")));
     }
     Ok(folder.join(file))
+}
+
+/// A runtime that has no room for its words says nothing: it is said for it.
+fn full(folder: &Utf8PathBuf, e: Error) -> Error {
+    let Ok(stat) = rustix::fs::statvfs(folder.as_std_path()) else { return e };
+    let free = stat.f_bavail * stat.f_frsize;
+    if e.kind() != Kind::Internal || free >= ROOM {
+        return e;
+    }
+    let message = format!("No space left on device: {free} bytes are free in {folder}");
+    Error::because(Kind::ResourceExhausted, message, e)
 }
 
 /// Code and reason as the kubelet shows them.

@@ -12,6 +12,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::Monitor;
 use crate::core::records::{ContainerRecord, PodRecord};
 use crate::core::state::{ContainerRequest, Verdict};
+use crate::fail_point;
 
 /// More output than this is read and thrown away. It counts for both streams together: a kubelet receives messages of at
 /// most 16 MiB, and there is a little more in one than output.
@@ -58,6 +59,7 @@ impl Engine {
                 tty: false,
             })
             .await?;
+        fail_point!("exec.planned");
         plan.timeout_ms = timeout.map_or(0, |t| t.as_millis().clamp(1, u128::from(u32::MAX)) as u32);
         let (mut out, out_end) = output_pipe()?;
         let (mut err, err_end) = output_pipe()?;
@@ -80,7 +82,9 @@ impl Engine {
             }
             ended
         };
+        fail_point!("exec.ended");
         drop(cleanup);
+        fail_point!("exec.cleaned");
         let ended = ended.map_err(|e| e.context(format!("exec in container {}", container.id)))?;
         if ended.timed_out {
             return Err(Error::new(

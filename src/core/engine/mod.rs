@@ -8,14 +8,18 @@ mod checkpoint;
 mod container_ops;
 mod events;
 mod exec;
+mod fork;
 mod index;
 mod orphans;
 mod pod;
+mod pod_checkpoint;
+mod pod_restore;
 mod recovery;
 mod sandbox_ops;
 mod stats;
 mod storage;
 mod stream;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -30,7 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::backend::Backend;
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, PodId};
-use super::ports::{Clock, ImageStore, LayerStore, Supervisor};
+use super::ports::{Clock, FdStore, ImageStore, LayerStore, Supervisor};
 use super::records::{ContainerRecord, PodRecord, RecordStore};
 use super::spec::{ContainerConfig, Owner, SandboxConfig};
 use super::state::PodPhase;
@@ -38,9 +42,11 @@ use crate::utils::tasks::TaskSet;
 
 pub use events::{EVENT_QUEUE, EventKind, EventStream, PodEvent};
 pub use exec::ExecOutput;
+pub use fork::{Fork, Forked};
 use index::Index;
 pub use index::Scope;
-use pod::{Command, PodHandle, PodTask};
+use pod::{Base, Command, PodHandle, PodTask};
+pub use pod_restore::Restored;
 pub use recovery::RecoveryReport;
 pub use stream::{Process, ProcessEnd, Terminal, Wanted};
 
@@ -54,6 +60,8 @@ pub struct EngineConfig {
     pub state: Utf8PathBuf,
     /// Handler of pods that name none.
     pub default_handler: String,
+    /// Bytes that a container may write into its root file system if nobody says; 0: no limit.
+    pub container_quota: u64,
     /// How long output of an exec is read after its end.
     pub exec_drain: Duration,
     /// This boot.
@@ -72,6 +80,8 @@ pub struct Ports {
     pub supervisor: Arc<dyn Supervisor>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Descriptors for the next daemon.
+    pub parked: Arc<dyn FdStore>,
 }
 
 /// What the pods' tasks share.
@@ -235,7 +245,7 @@ impl Engine {
             facts: None,
         };
         let id = record.id.clone();
-        let handle = PodTask::start(&self.shared, &mut index, backend.clone(), record, Vec::new(), None);
+        let handle = PodTask::start(&self.shared, &mut index, backend.clone(), record);
         Ok(Reservation::Mine { id, handle })
     }
 
@@ -274,7 +284,7 @@ impl Engine {
     /// Makes a container in a pod.
     pub async fn create_container(&self, scope: Scope, pod: &str, config: ContainerConfig) -> Result<ContainerId> {
         let handle = self.shared.index().find_pod(scope, pod)?.map(|(_, h)| h).ok_or_else(|| unknown_pod(pod))?;
-        handle.ask(|reply| Command::CreateContainer { config: Box::new(config), reply }).await
+        handle.ask(|reply| Command::CreateContainer { config: Box::new(config), base: Base::Image, reply }).await
     }
 
     /// Lets it run.

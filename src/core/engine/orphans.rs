@@ -1,15 +1,17 @@
-//! Containers whose monitor is gone: their processes run on. Each is watched by a pidfd until it ends, and can be
-//! killed and removed; exec, attach and log rotation need a monitor and are refused. The exit code of such a
-//! process can't be had by us and is 255 with the reason, never 0.
+//! Containers whose monitor is gone and that no other one can take over now: their processes run on. Each is watched by a
+//! pidfd until it ends, and can be killed and removed; exec, attach and log rotation need a monitor and are refused. The
+//! exit code is what the kernel tells by the pidfd (from 6.15 on), else 255 with the reason, never 0.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::Shared;
+use super::takeover::Kept;
 use crate::core::backend::Backend;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
@@ -32,11 +34,13 @@ pub(super) fn watch(
     backend: Arc<dyn Backend>,
     pod: &PodRecord,
     running: Vec<ContainerRecord>,
+    kept: &Kept,
 ) -> MonitorLink {
     let (sender, events) = mpsc::channel(running.len().max(1));
     let mut pids = HashMap::new();
     for container in running {
-        let fd = process_of(shared, &container).open().ok().flatten().map(Arc::new);
+        let held = kept.get(&container.id).and_then(|k| k.pidfd.as_ref()?.try_clone().ok());
+        let fd = held.or_else(|| process_of(shared, &container).open().ok().flatten()).map(Arc::new);
         if let Some(fd) = &fd {
             pids.insert(container.id.clone(), fd.clone());
         }
@@ -46,14 +50,19 @@ pub(super) fn watch(
             if let Err(e) = backend.abandon_execs(&pod, &id).await {
                 tracing::warn!(container = id.as_str(), error = e.chain(), "execs of a monitor that is gone run on");
             }
-            if let Some(fd) = fd {
-                let _ = pidfd::ended(fd).await;
-            }
-            let exit = monitor_v1::Exit {
-                code: 255,
-                finished_at: shared_in.ports.clock.now_ns(),
-                note: NOTE.into(),
-                ..Default::default()
+            let status = match fd {
+                Some(fd) => pidfd::exit_status(fd).await,
+                None => None,
+            };
+            let finished_at = shared_in.ports.clock.now_ns();
+            let exit = match status {
+                Some(status) => monitor_v1::Exit {
+                    code: status.code().or(status.signal().map(|s| 128 + s)).unwrap_or(255),
+                    signal: status.signal().unwrap_or(0),
+                    finished_at,
+                    ..Default::default()
+                },
+                None => monitor_v1::Exit { code: 255, finished_at, note: NOTE.into(), ..Default::default() },
             };
             let _ = sender.send(MonitorEvent::ContainerExited(id, exit)).await;
         });

@@ -15,12 +15,14 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use camino::Utf8PathBuf;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::index::Index;
+use super::takeover::Kept;
 use super::{QUEUE, Shared, recovery};
 use crate::core::backend::Backend;
 use crate::core::blocking::blocking;
@@ -37,7 +39,7 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 pub(super) enum Command {
     Setup { reply: Reply<()> },
     AwaitSetup { reply: Reply<()> },
-    CreateContainer { config: Box<ContainerConfig>, reply: Reply<ContainerId> },
+    CreateContainer { config: Box<ContainerConfig>, base: Base, reply: Reply<ContainerId> },
     StartContainer { id: ContainerId, reply: Reply<()> },
     StopContainer { id: ContainerId, grace: Duration, reply: Reply<()> },
     RemoveContainer { id: ContainerId, reply: Reply<()> },
@@ -45,6 +47,16 @@ pub(super) enum Command {
     UpdateSandbox { resources: Box<Resources>, overhead: Box<Resources>, reply: Reply<()> },
     Stop { reply: Reply<()> },
     Remove { reply: Reply<()> },
+}
+
+/// What a new container's root file system begins as.
+pub(super) enum Base {
+    /// Its image.
+    Image,
+    /// That of another container at some moment ([`LayerStore::fork_point`](crate::core::ports::LayerStore::fork_point)).
+    Fork { of: ContainerId, point: String },
+    /// Its image, with what the container of a checkpoint in this folder had changed; its processes are restored at its start.
+    Restore { from: Utf8PathBuf },
 }
 
 /// How others reach the task.
@@ -59,7 +71,20 @@ pub(super) struct StopWait {
     pub(super) id: ContainerId,
     pub(super) deadline: Instant,
     pub(super) killed: bool,
+    /// It was killed, and its monitor is asked whether it hangs if nothing is heard by then.
+    pub(super) doubt: bool,
     pub(super) reply: Option<Reply<()>>,
+}
+
+/// What an earlier daemon, or a task that has panicked, left of a pod.
+#[derive(Default)]
+pub(super) struct Earlier {
+    pub(super) containers: Vec<ContainerRecord>,
+    /// Those that were half made or half removed.
+    pub(super) half: Vec<ContainerRecord>,
+    pub(super) link: Option<MonitorLink>,
+    pub(super) kept: Kept,
+    pub(super) takeover_at: Option<Instant>,
 }
 
 /// Whether the task goes on.
@@ -75,6 +100,8 @@ pub(super) struct PodTask {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) pod: PodRecord,
     pub(super) containers: BTreeMap<ContainerId, ContainerRecord>,
+    /// What an earlier daemon had half made or half removed: dropped before anything else is done.
+    pub(super) half: Vec<ContainerId>,
     /// Containers made for a caller that did not wait.
     pub(super) unclaimed: Vec<ContainerId>,
     pub(super) monitor: Option<Arc<dyn Monitor>>,
@@ -83,19 +110,35 @@ pub(super) struct PodTask {
     pub(super) stops: Vec<StopWait>,
     /// When a failed clean-up is tried again.
     pub(super) retry: Option<(Instant, Duration)>,
+    /// What containers hang on, held for a monitor that dies.
+    pub(super) kept: Kept,
+    /// When monitors were replaced, of late.
+    pub(super) takeovers: Vec<Instant>,
+    /// When a take-over that failed is tried again.
+    pub(super) takeover_at: Option<Instant>,
     commands: mpsc::Receiver<Command>,
 }
 
 impl PodTask {
-    /// Puts the pod into the index and starts its task.
+    /// Puts a new pod into the index and starts its task.
     pub(super) fn start(
         shared: &Arc<Shared>,
         index: &mut Index,
         backend: Arc<dyn Backend>,
         pod: PodRecord,
-        containers: Vec<ContainerRecord>,
-        link: Option<MonitorLink>,
     ) -> PodHandle {
+        Self::take_up(shared, index, backend, pod, Earlier::default())
+    }
+
+    /// The same for a pod of an earlier daemon.
+    pub(super) fn take_up(
+        shared: &Arc<Shared>,
+        index: &mut Index,
+        backend: Arc<dyn Backend>,
+        pod: PodRecord,
+        earlier: Earlier,
+    ) -> PodHandle {
+        let Earlier { containers, half, link, kept, takeover_at } = earlier;
         let (sender, commands) = mpsc::channel(QUEUE);
         let handle = PodHandle { commands: sender, cancel: CancellationToken::new() };
         index.insert(&pod, &containers, handle.clone());
@@ -107,12 +150,16 @@ impl PodTask {
             backend,
             pod,
             containers: containers.into_iter().map(|c| (c.id.clone(), c)).collect(),
+            half: half.into_iter().map(|c| c.id).collect(),
             unclaimed: Vec::new(),
             monitor,
             events,
             cancel: handle.cancel.clone(),
             stops: Vec::new(),
             retry: None,
+            kept,
+            takeovers: Vec::new(),
+            takeover_at,
             commands,
         };
         let again = shared.clone();
@@ -127,7 +174,8 @@ impl PodTask {
     async fn run(mut self: Box<Self>) {
         self.resume().await;
         loop {
-            let deadline = self.stops.iter().map(|s| s.deadline).chain(self.retry.map(|(at, _)| at)).min();
+            let others = self.retry.map(|(at, _)| at).into_iter().chain(self.takeover_at);
+            let deadline = self.stops.iter().map(|s| s.deadline).chain(others).min();
             let next = tokio::select! {
                 biased;
                 event = next_event(&mut self.events) => { self.on_event(event).await; Next::GoOn }
@@ -140,6 +188,8 @@ impl PodTask {
             if next == Next::End {
                 break;
             }
+            // A command or a deadline may have found out that there is none any more, as an event does.
+            Box::pin(self.end_without_monitor()).await;
         }
         // Whoever still waits in the queue is told by the closing of their reply channels.
         self.shared.index_mut().remove(&self.pod.id);
@@ -164,8 +214,8 @@ impl PodTask {
                 let made = self.pod.phase == PodPhase::Ready;
                 answer(reply, if made { Ok(()) } else { Err(Error::new(Kind::Aborted, "the pod was not made")) })
             }
-            Command::CreateContainer { config, reply } => {
-                let done = self.create_container(*config).await;
+            Command::CreateContainer { config, base, reply } => {
+                let done = self.create_container(*config, base).await;
                 if let Err(Ok(id)) = reply.send(done) {
                     self.unclaimed.push(id);
                 }
@@ -198,6 +248,11 @@ impl PodTask {
         match event {
             Some(MonitorEvent::ContainerExited(id, exit)) => self.on_exit(&id, exit).await,
             Some(MonitorEvent::InitExited(exit)) => self.on_init_exit(exit).await,
+            Some(MonitorEvent::StdinClosed(id)) => {
+                if let Some(kept) = self.kept.get_mut(&id) {
+                    kept.stdin = None;
+                }
+            }
             Some(MonitorEvent::LogTrouble(id, what)) if what.is_empty() => {
                 tracing::info!(container = id.as_str(), "the log can be written again");
             }
@@ -205,7 +260,7 @@ impl PodTask {
                 tracing::warn!(container = id.as_str(), what, "the log can't be written; output waits");
             }
             Some(MonitorEvent::Gone) | None => {
-                self.on_monitor_gone();
+                self.on_monitor_gone().await;
                 self.end_without_monitor().await;
             }
         }
@@ -213,6 +268,9 @@ impl PodTask {
 
     async fn on_deadline(&mut self) -> Next {
         self.kill_overdue().await;
+        if self.takeover_at.is_some_and(|at| at <= Instant::now()) {
+            self.on_monitor_gone().await;
+        }
         match self.retry {
             Some((at, _)) if at <= Instant::now() => self.retry_cleanup().await,
             _ => Next::GoOn,

@@ -6,18 +6,21 @@
 //! |-------------------|-----------------|---------------------------------------------------------------------|
 //! | Creating          | any             | taken down: whoever asked has no answer and asks again              |
 //! | Ready, this boot  | answers         | adopted; containers' ends that nobody heard are taken from it        |
-//! | Ready, this boot  | gone            | running containers are watched by pid, see `orphans`; none: NOTREADY |
+//! | Ready, this boot  | gone, or hangs  | another one takes over, see `takeover`; if that fails, see `orphans`   |
 //! | Ready, other boot | (gone)          | NOTREADY, containers EXITED: the kubelet then does not run them again |
 //! | Stopping, Removing| any             | the step is resumed                                                 |
 //! | none              | answers         | rebuilt from what the monitor keeps                                 |
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use tokio::time::Instant;
 
-use super::pod::{Command, PodTask};
-use super::{Engine, Shared, orphans};
+use super::pod::{Command, Earlier, PodTask};
+use super::takeover::{self, TakenOver};
+use super::{Engine, Shared, orphans, pod_restore};
 use crate::core::backend::Backend;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
@@ -25,9 +28,13 @@ use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{MonitorLink, monitor_v1};
 use crate::core::records::{self, ContainerRecord, ExitInfo, PodRecord, Stored};
 use crate::core::state::{ContainerPhase, PodPhase};
+use crate::fail_point;
 
 /// Pods recovered at once.
 const PARALLEL: usize = 16;
+/// How long the start waits for what has to be finished or collected: a plugin, a runtime or a disk that hangs may need
+/// this daemon to be up before it is well again.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Panics of one pod's task after which it is not started again.
 const PANICS_MAX: u32 = 5;
@@ -60,6 +67,7 @@ impl Engine {
         }
         let store = self.shared.records.clone();
         let (stored, quarantined) = blocking(move || store.load()).await?;
+        fail_point!("recovery.loaded");
         let mut report = RecoveryReport { quarantined, ..Default::default() };
         let known: Vec<PodId> = stored.iter().map(|(p, _)| p.id.clone()).collect();
         let monitors = self.shared.ports.supervisor.list().await?;
@@ -68,15 +76,32 @@ impl Engine {
         for id in lost {
             work.extend(rebuild(&self.shared, &id).await);
         }
-        futures::stream::iter(work)
-            .for_each_concurrent(PARALLEL, |(pod, containers)| async {
-                let id = pod.id.clone();
-                if let Err(e) = recover_pod(&self.shared, pod, containers).await {
-                    tracing::error!(pod = id.as_str(), error = e.chain(), "pod not recovered in full");
-                }
-            })
+        // Those that were half made or half removed are claimed until they are gone.
+        let halves: Vec<ContainerId> = work
+            .iter()
+            .flat_map(|(_, containers)| containers)
+            .filter(|c| is_half(c.phase))
+            .map(|c| c.id.clone())
+            .collect();
+        let taken_up: Vec<Option<Option<_>>> = futures::stream::iter(work)
+            .map(|(pod, containers)| recover_listed(&self.shared, pod, containers))
+            .buffer_unordered(PARALLEL)
+            .collect()
             .await;
-        report.garbage_kept = self.collect_garbage().await.err().map(|e| e.chain());
+        let unlisted = taken_up.iter().filter(|p| p.is_none()).count();
+        let finishing: Vec<_> = taken_up.into_iter().flatten().flatten().collect();
+        // All pods are listed. What is left to do for them is theirs alone.
+        fail_point!("recovery.pods");
+        // What is parked of live containers has been taken, or parked anew.
+        self.shared.ports.parked.sweep();
+        let all = async move {
+            futures::future::join_all(finishing).await;
+        };
+        self.beside("finish pods of an earlier daemon", all).await;
+        report.garbage_kept = match unlisted {
+            0 => self.collect_garbage(halves).await.err().map(|e| e.chain()),
+            n => Some(format!("{n} pods could not be taken up: what they own is not garbage")),
+        };
         if let Some(why) = &report.garbage_kept {
             tracing::warn!(why, "garbage is kept");
         }
@@ -86,15 +111,30 @@ impl Engine {
         Ok(report)
     }
 
-    /// Removes what carries our mark and nobody claims; refuses while anything is in quarantine.
-    async fn collect_garbage(&self) -> Result<()> {
+    /// Runs `work` and waits for it [`PATIENCE`] at most; then it goes on while pods are served.
+    async fn beside(&self, what: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.shared.tasks.spawn_cancellable(what, async move {
+            work.await;
+            let _ = tell.send(());
+        });
+        if tokio::time::timeout(PATIENCE, told).await.is_err() {
+            tracing::warn!(what, "this takes long and goes on while pods are served");
+        }
+    }
+
+    /// Removes what carries our mark and neither a pod nor `halves` claims; refuses while anything is in quarantine.
+    /// Backends list what could be garbage before this returns; what needs programs goes on beside, see the port.
+    async fn collect_garbage(&self, halves: Vec<ContainerId>) -> Result<()> {
         if self.shared.records.has_quarantined_pods() {
             return Err(Error::precondition("unreadable records are in quarantine: what they own is not known"));
         }
         let (pods, claimed): (Vec<PodRecord>, Vec<ContainerId>) = {
             let index = self.shared.index();
-            (index.all_pods(), index.all_container_ids())
+            (index.all_pods(), index.all_container_ids().into_iter().chain(halves).collect())
         };
+        let (restores, kept) = (self.shared.records.restores(), claimed.clone());
+        blocking(move || pod_restore::sweep(&restores, &kept)).await?;
         for id in self.shared.ports.layers.list_rootfs().await? {
             if !claimed.contains(&id) {
                 tracing::info!(container = id.as_str(), "removing a root file system that nobody claims");
@@ -104,6 +144,7 @@ impl Engine {
         for backend in &self.shared.ports.backends {
             backend.collect_garbage(&pods, &claimed).await?;
         }
+        fail_point!("recovery.collected");
         Ok(())
     }
 }
@@ -147,7 +188,37 @@ fn rebuild_container(report: &monitor_v1::ContainerReport) -> Option<ContainerRe
     Some(record)
 }
 
-async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: Vec<ContainerRecord>) -> Result<()> {
+/// What is left to do for a pod that is listed again.
+type Finish = BoxFuture<'static, Result<()>>;
+
+/// Lists the pod; gives what is left to do for it, and None where it can't be listed.
+async fn recover_listed(
+    shared: &Arc<Shared>,
+    pod: PodRecord,
+    containers: Vec<ContainerRecord>,
+) -> Option<Option<BoxFuture<'static, ()>>> {
+    let id = pod.id.clone();
+    let failed = move |e: Error| {
+        tracing::error!(pod = id.as_str(), error = e.chain(), "pod not recovered in full");
+    };
+    match recover_pod(shared, pod, containers).await {
+        Ok(finish) => Some(finish.map(|finish| finish.map(|done| done.unwrap_or_else(failed)).boxed())),
+        Err(e) => {
+            failed(e);
+            None
+        }
+    }
+}
+
+fn is_half(phase: ContainerPhase) -> bool {
+    matches!(phase, ContainerPhase::Creating | ContainerPhase::Removing)
+}
+
+async fn recover_pod(
+    shared: &Arc<Shared>,
+    mut pod: PodRecord,
+    mut containers: Vec<ContainerRecord>,
+) -> Result<Option<Finish>> {
     let backend = match shared.backend(&pod.handler) {
         Ok(backend) => backend,
         Err(e) => {
@@ -161,7 +232,12 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
         Ok(link) => Some(link),
         Err(e) if e.kind() == Kind::NotFound => None,
         Err(e) => {
-            tracing::error!(pod = pod.id.as_str(), error = e.chain(), "the pod's monitor does not answer");
+            tracing::error!(
+                pod = pod.id.as_str(),
+                error = e.chain(),
+                "the pod's monitor does not answer: it is killed"
+            );
+            shared.ports.supervisor.kill(&pod.id).await?;
             None
         }
     };
@@ -181,23 +257,62 @@ async fn recover_pod(shared: &Arc<Shared>, mut pod: PodRecord, mut containers: V
         // As a create that fails under this daemon: it holds no name while it is taken down.
         (pod.phase, pod.facts) = (PodPhase::Stopping, None);
     }
-    for container in &mut containers {
-        compare(shared, container, link.as_ref()).await;
+    let stopping = pod.phase == PodPhase::Stopping && containers.iter().any(|c| c.phase == ContainerPhase::Running);
+    let can_be_taken = same_boot && (pod.phase == PodPhase::Ready || stopping);
+    // A daemon that died in the middle of a take-over has left a monitor that knows nothing of what runs.
+    let mut link = link.filter(|link| !can_be_taken || takeover::knows_all(link, &pod, &containers));
+    let mut taken = false;
+    let mut fate = fate;
+    let mut kept = takeover::Kept::new();
+    if pod.phase == PodPhase::Ready && link.as_ref().is_some_and(|link| takeover::has_lost_init(link, &pod)) {
+        tracing::error!(pod = pod.id.as_str(), "the init of the pod's PID namespace ended while no daemon ran");
+        fate = Fate::Resume(PodPhase::Stopping);
+    }
+    if link.is_none() && can_be_taken {
+        match takeover::take_over(shared, &backend, &pod, &containers, &mut kept).await {
+            Ok(TakenOver { link: new, started, ended: told, init_ended }) => {
+                tracing::warn!(pod = pod.id.as_str(), "its monitor had died: another one has taken the pod over");
+                for container in &mut containers {
+                    if started.contains(&container.id) {
+                        container.phase = ContainerPhase::Running;
+                        container.started_at = shared.ports.clock.now_ns();
+                    }
+                    if let Some((_, exit)) = told.iter().find(|(id, _)| *id == container.id) {
+                        ended(container, exit);
+                    }
+                }
+                if init_ended && pod.phase == PodPhase::Ready {
+                    fate = Fate::Resume(PodPhase::Stopping);
+                }
+                (link, taken) = (Some(new), true);
+            }
+            Err(e) => {
+                tracing::error!(pod = pod.id.as_str(), error = e.chain(), "no other monitor can take the pod over");
+            }
+        }
+    }
+    if !taken {
+        for container in &mut containers {
+            compare(shared, container, link.as_ref()).await;
+        }
     }
     containers.sort_by_key(|c| c.created_at);
-    let (half, whole): (Vec<_>, Vec<_>) =
-        containers.into_iter().partition(|c| matches!(c.phase, ContainerPhase::Creating | ContainerPhase::Removing));
-    for container in half {
-        drop_half(shared, &backend, &pod, &container, link.as_ref()).await;
-    }
+    let (half, whole): (Vec<_>, Vec<_>) = containers.into_iter().partition(|c| is_half(c.phase));
+    fail_point!("recovery.compared");
     // The pod first: of a rebuilt one there is no folder yet.
     let (store, pod_record, records) = (shared.records.clone(), pod.clone(), whole.clone());
-    blocking(move || {
+    let saved = blocking(move || {
         store.save_pod(&pod_record)?;
         records.iter().try_for_each(|container| store.save_container(container))
     })
-    .await?;
-    start(shared, backend, pod, whole, link, fate).await
+    .await;
+    if let Err(e) = saved {
+        // A full disk must not make pods that run disappear: what was found out is found out again by the next daemon.
+        tracing::error!(pod = pod.id.as_str(), error = e.chain(), "what a pod has become is not on record yet");
+    }
+    fail_point!("recovery.saved");
+    let earlier = Earlier { containers: whole, half, link, kept, takeover_at: None };
+    Ok(start(shared, backend, pod, earlier, fate))
 }
 
 /// A pod's task has panicked: what it had in memory is not trusted any more. The pod is marked, and taken up from its
@@ -212,7 +327,11 @@ pub(super) fn restart(shared: Arc<Shared>, id: PodId) -> BoxFuture<'static, ()> 
         }
         let (store, wanted) = (shared.records.clone(), id.clone());
         let done = match blocking(move || store.load_one(&wanted)).await {
-            Ok(Some((pod, containers))) => recover_pod(&shared, pod, containers).await,
+            Ok(Some((pod, containers))) => match recover_pod(&shared, pod, containers).await {
+                Ok(Some(finish)) => finish.await,
+                Ok(None) => Ok(()),
+                Err(e) => Err(e),
+            },
             Ok(None) => {
                 shared.index_mut().remove(&id);
                 shared.ports.supervisor.cleanup(&id).await
@@ -226,26 +345,33 @@ pub(super) fn restart(shared: Arc<Shared>, id: PodId) -> BoxFuture<'static, ()> 
     .boxed()
 }
 
-async fn start(
+/// Starts the pod's task, which first drops what is half; gives what else there is to wait for.
+fn start(
     shared: &Arc<Shared>,
     backend: Arc<dyn Backend>,
     pod: PodRecord,
-    containers: Vec<ContainerRecord>,
-    link: Option<MonitorLink>,
+    mut earlier: Earlier,
     fate: Fate,
-) -> Result<()> {
-    let link = link.or_else(|| {
-        let running: Vec<_> = containers.iter().filter(|c| c.phase == ContainerPhase::Running).cloned().collect();
-        (!running.is_empty()).then(|| orphans::watch(shared, backend.clone(), &pod, running))
-    });
-    let id = pod.id.clone();
-    let handle = PodTask::start(shared, &mut shared.index_mut(), backend, pod, containers, link);
-    match fate {
-        Fate::Adopt => Ok(()),
-        Fate::Resume(PodPhase::Stopping) => handle.ask(|reply| Command::Stop { reply }).await,
-        Fate::TakeDown | Fate::Resume(_) => handle.ask(|reply| Command::Remove { reply }).await,
+) -> Option<Finish> {
+    let running = |c: &&ContainerRecord| c.phase == ContainerPhase::Running;
+    let running: Vec<_> = earlier.containers.iter().filter(running).cloned().collect();
+    if earlier.link.is_none() && !running.is_empty() {
+        earlier.link = Some(orphans::watch(shared, backend.clone(), &pod, running, &earlier.kept));
+        earlier.takeover_at = Some(Instant::now() + takeover::AGAIN);
     }
-    .map_err(|e| e.context(format!("finish pod {id}")))
+    let id = pod.id.clone();
+    let nothing_left = earlier.half.is_empty() && matches!(fate, Fate::Adopt);
+    let handle = PodTask::take_up(shared, &mut shared.index_mut(), backend, pod, earlier);
+    let finish = async move {
+        match fate {
+            // Asked when all that is half is gone: it waits behind that.
+            Fate::Adopt => handle.ask(|reply| Command::AwaitSetup { reply }).await.or(Ok(())),
+            Fate::Resume(PodPhase::Stopping) => handle.ask(|reply| Command::Stop { reply }).await,
+            Fate::TakeDown | Fate::Resume(_) => handle.ask(|reply| Command::Remove { reply }).await,
+        }
+        .map_err(|e: Error| e.context(format!("finish pod {id}")))
+    };
+    if nothing_left { None } else { Some(finish.boxed()) }
 }
 
 /// A reboot ended everything; what the pod had outside is taken down by the stop that follows.
@@ -270,6 +396,13 @@ async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Op
         return;
     }
     let report = link.and_then(|l| l.hello.containers.iter().find(|r| r.id == container.id.as_str()));
+    if container.restore {
+        // Without a monitor that has it, it was not made yet.
+        let Some(report) = report else { return };
+        (container.restore, container.phase) = (false, ContainerPhase::Running);
+        (container.pid, container.pid_start_time) = (report.pid, report.pid_start_time);
+        container.started_at = shared.ports.clock.now_ns();
+    }
     if let Some(report) = report {
         container.started_at = container.started_at.max(report.started_at);
         match (report.phase(), &report.exit) {
@@ -290,8 +423,6 @@ async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Op
             ..Default::default()
         };
         ended(container, &exit);
-    } else {
-        container.phase = ContainerPhase::Running;
     }
 }
 
@@ -303,7 +434,7 @@ fn ended(container: &mut ContainerRecord, exit: &monitor_v1::Exit) {
 }
 
 /// The exit record that the monitor leaves beside the container's FIFOs.
-fn read_exit(path: &camino::Utf8Path) -> Option<monitor_v1::Exit> {
+pub(super) fn read_exit(path: &camino::Utf8Path) -> Option<monitor_v1::Exit> {
     #[derive(serde::Deserialize)]
     struct ExitFile {
         version: u32,
@@ -323,44 +454,26 @@ fn read_exit(path: &camino::Utf8Path) -> Option<monitor_v1::Exit> {
     })
 }
 
-/// Removes a container that was being made or removed.
-async fn drop_half(
-    shared: &Arc<Shared>,
-    backend: &Arc<dyn Backend>,
-    pod: &PodRecord,
-    container: &ContainerRecord,
-    link: Option<&MonitorLink>,
-) {
-    let id = &container.id;
-    let done = async {
-        match link {
-            Some(link) => link.monitor.delete(id).await?,
-            None => backend.remove_container(pod, id).await?,
-        }
-        shared.ports.layers.remove_rootfs(id).await?;
-        let run_dir = shared.run_dir(&pod.id, id);
-        let (store, pod, id) = (shared.records.clone(), pod.id.clone(), id.clone());
-        blocking(move || {
-            crate::utils::beneath::remove_tree(run_dir.as_std_path())
-                .map_err(|e| Error::io(format!("remove {run_dir}"), e))?;
-            store.delete_container(&pod, &id)
-        })
-        .await
-    };
-    match done.await {
-        Ok(()) => tracing::info!(container = id.as_str(), "a container that was half made or half removed is gone"),
-        Err(e) => tracing::error!(container = id.as_str(), error = e.chain(), "half a container stays"),
-    }
-}
-
 impl PodTask {
     /// First thing a task does: containers that ended while no daemon ran are taken out of the runtime; a pod without
     /// monitor and without anything to watch ends.
     pub(super) async fn resume(&mut self) {
+        for id in std::mem::take(&mut self.half) {
+            match self.drop_half(&id).await {
+                Ok(()) => {
+                    tracing::info!(container = id.as_str(), "a container that was half made or half removed is gone")
+                }
+                Err(e) => tracing::error!(container = id.as_str(), error = e.chain(), "half a container stays"),
+            }
+        }
         let ended: Vec<_> =
             self.containers.values().filter(|c| c.phase == ContainerPhase::Exited).map(|c| c.id.clone()).collect();
         if self.pod.phase != PodPhase::Ready || self.monitor.is_none() {
             return self.end_without_monitor().await;
+        }
+        let live: Vec<_> = self.containers.values().filter(|c| c.exit.is_none()).map(|c| c.id.clone()).collect();
+        for id in live {
+            self.keep(&id).await;
         }
         for id in ended {
             if let Err(e) = self.reap(&id).await {
@@ -371,5 +484,13 @@ impl PodTask {
                 );
             }
         }
+    }
+
+    /// Removes a container that was being made or removed.
+    async fn drop_half(&self, id: &ContainerId) -> Result<()> {
+        self.reap(id).await?;
+        // A monitor that died over it has left what its successor knows nothing of.
+        self.backend.remove_container(&self.pod, id).await?;
+        self.drop_files(id).await
     }
 }

@@ -16,6 +16,7 @@ use crate::core::ids::ContainerId;
 use crate::core::ports::{MonitorEvent, monitor_v1};
 use crate::core::records::{self, PodRecord, RecordStore, Resource};
 use crate::core::state::{ContainerPhase, PodPhase, PodRequest, Verdict};
+use crate::fail_point;
 
 /// How long processes that were killed may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -83,22 +84,28 @@ impl PodTask {
 
     async fn make_sandbox(&mut self) -> Result<()> {
         self.save_pod().await?;
+        fail_point!("sandbox.recorded");
         let pod_dir = self.shared.pod_dir(self.id());
         let folder = pod_dir.clone();
         blocking(move || make_private_dir(&folder)).await?;
+        fail_point!("sandbox.folder");
         let link = self.shared.ports.supervisor.spawn(self.id(), records::encode(&self.pod)?).await?;
         self.set_monitor(Some(link));
+        fail_point!("sandbox.monitor");
         let monitor = self.the_monitor()?;
         let mut journal = RecordJournal { pod: self.pod.clone(), store: self.shared.records.clone() };
         let made = self.backend.ensure_sandbox(&self.pod, &pod_dir, &*monitor, &mut journal, &self.cancel).await;
         self.pod.resources = journal.pod.resources;
         self.pod.facts = Some(made?);
+        fail_point!("sandbox.made");
         if self.cancel.is_cancelled() {
             return Err(Error::new(Kind::Aborted, format!("pod {} was stopped while it was made", self.pod.id)));
         }
         self.pod.phase = PodPhase::Ready;
         self.save_pod().await?;
+        fail_point!("sandbox.ready");
         self.tell_monitor().await;
+        fail_point!("sandbox.told");
         self.publish_pod();
         Ok(())
     }
@@ -136,29 +143,57 @@ impl PodTask {
         if self.pod.phase.verdict(PodRequest::Stop) == Verdict::Done {
             return Ok(());
         }
-        self.pod.phase = PodPhase::Stopping;
-        self.save_pod().await?;
-        self.publish_pod();
-        self.end_containers().await?;
-        self.end_monitor().await?;
-        self.backend.teardown(&self.pod, &self.shared.pod_dir(self.id())).await?;
-        self.pod.phase = PodPhase::NotReady;
-        self.pod.resources.clear();
-        self.save_pod().await?;
+        self.take_down().await?;
+        if let Err(e) = self.save_pod().await {
+            // Not stopped as long as a restart would find it ready: whoever asked asks again.
+            self.pod.phase = PodPhase::Stopping;
+            return Err(e);
+        }
+        fail_point!("stop_pod.saved");
         self.publish_pod();
         tracing::info!(pod = self.pod.id.as_str(), "pod stopped");
         self.tell(EventKind::Stopped, None);
         Ok(())
     }
 
+    /// Writes down which step is under way, where that can be: a full disk must not keep what would free it from going.
+    async fn mark(&self) {
+        if let Err(e) = self.save_pod().await {
+            tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "a step is taken that is not on record");
+        }
+    }
+
+    /// All of a stop but for its record.
+    async fn take_down(&mut self) -> Result<()> {
+        self.pod.phase = PodPhase::Stopping;
+        self.mark().await;
+        self.publish_pod();
+        fail_point!("stop_pod.marked");
+        self.end_containers().await?;
+        fail_point!("stop_pod.ended");
+        self.end_monitor().await?;
+        fail_point!("stop_pod.monitor");
+        self.backend.teardown(&self.pod, &self.shared.pod_dir(self.id())).await?;
+        fail_point!("stop_pod.torn");
+        self.pod.phase = PodPhase::NotReady;
+        self.pod.resources.clear();
+        Ok(())
+    }
+
     /// RemovePodSandbox.
     pub(super) async fn remove_sandbox(&mut self) -> Result<()> {
-        self.stop_sandbox().await?;
+        if self.pod.phase.verdict(PodRequest::Stop) != Verdict::Done {
+            self.take_down().await?;
+            self.tell(EventKind::Stopped, None);
+        }
         self.pod.phase = PodPhase::Removing;
-        self.save_pod().await?;
+        self.mark().await;
+        self.publish_pod();
+        fail_point!("remove_pod.marked");
         for id in self.containers.keys().cloned().collect::<Vec<_>>() {
             self.remove_container(&id).await?;
         }
+        fail_point!("remove_pod.containers");
         self.forget().await?;
         tracing::info!(pod = self.pod.id.as_str(), "pod removed");
         self.tell(EventKind::Deleted, None);
@@ -167,10 +202,12 @@ impl PodTask {
 
     async fn forget(&mut self) -> Result<()> {
         self.shared.ports.supervisor.cleanup(self.id()).await?;
+        fail_point!("remove_pod.monitor");
         let (store, id, folder) = (self.shared.records.clone(), self.id().clone(), self.shared.pod_dir(self.id()));
         blocking(move || {
             crate::utils::beneath::remove_tree(folder.as_std_path())
                 .map_err(|e| Error::io(format!("remove {folder}"), e))?;
+            fail_point!("remove_pod.folder");
             store.delete_pod(&id)
         })
         .await
@@ -178,37 +215,46 @@ impl PodTask {
 
     async fn end_monitor(&mut self) -> Result<()> {
         if let Some(monitor) = self.monitor.clone() {
-            if let Err(e) = monitor.shutdown(true).await {
+            // One that hangs is not waited for.
+            let ended = match monitor.ping().await {
+                Ok(()) => monitor.shutdown(true).await,
+                Err(e) => {
+                    self.kill_hung(&e).await;
+                    Err(e)
+                }
+            };
+            if let Err(e) = ended {
                 tracing::warn!(pod = self.pod.id.as_str(), error = e.chain(), "the monitor does not end by itself");
             }
             self.set_monitor(None);
         }
-        self.shared.ports.supervisor.cleanup(self.id()).await
+        let supervisor = &self.shared.ports.supervisor;
+        match supervisor.cleanup(self.id()).await {
+            // One that hung when it was given up, and goes on now.
+            Err(e) if e.kind() == Kind::FailedPrecondition => {
+                tracing::warn!(pod = self.pod.id.as_str(), "a monitor that was given up is there again: it is ended");
+                supervisor.connect(self.id()).await?.monitor.shutdown(true).await?;
+                supervisor.cleanup(self.id()).await
+            }
+            done => done,
+        }
     }
 
     /// Kills all containers and waits until each one's end is on record.
     async fn end_containers(&mut self) -> Result<()> {
         let alive = |p: ContainerPhase| matches!(p, ContainerPhase::Running | ContainerPhase::Created);
-        let running: Vec<ContainerId> =
-            self.containers.values().filter(|c| c.phase == ContainerPhase::Running).map(|c| c.id.clone()).collect();
-        if let Some(monitor) = self.monitor.clone() {
-            for id in &running {
-                if let Err(e) = monitor.signal(id, libc::SIGKILL, true).await {
-                    // A monitor that hangs must not keep its pod from going: it is ended, and the runtime asked instead.
-                    tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "going on without the monitor");
-                    self.set_monitor(None);
-                    self.shared.ports.supervisor.cleanup(self.id()).await?;
-                    break;
-                }
-            }
-        }
+        self.kill_all().await?;
         let deadline = Instant::now() + KILL_PATIENCE;
         while self.monitor.is_some() && self.containers.values().any(|c| c.phase == ContainerPhase::Running) {
             match tokio::time::timeout_at(deadline, next_event(&mut self.events)).await {
                 Ok(Some(MonitorEvent::ContainerExited(id, exit))) => self.on_exit(&id, exit).await,
-                Ok(Some(MonitorEvent::Gone) | None) => self.on_monitor_gone(),
+                Ok(Some(MonitorEvent::Gone) | None) => {
+                    self.on_monitor_gone().await;
+                    self.kill_all().await?;
+                }
                 // The pod goes down anyway.
-                Ok(Some(MonitorEvent::InitExited(_) | MonitorEvent::LogTrouble(..))) => {}
+                Ok(Some(MonitorEvent::InitExited(_) | MonitorEvent::LogTrouble(..) | MonitorEvent::StdinClosed(_))) => {
+                }
                 Err(_) => {
                     return Err(Error::new(
                         Kind::DeadlineExceeded,
@@ -225,6 +271,24 @@ impl PodTask {
             // Never started, or running without anybody to tell of its end.
             self.reap(&id).await?;
             self.on_exit(&id, killed_now(self.shared.ports.clock.now_ns(), "killed with its pod")).await;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to all that runs. A monitor that hangs must not keep its pod from going: another one takes over, or else it is
+    /// ended, and the runtime asked instead.
+    async fn kill_all(&mut self) -> Result<()> {
+        let running: Vec<ContainerId> =
+            self.containers.values().filter(|c| c.phase == ContainerPhase::Running).map(|c| c.id.clone()).collect();
+        for id in &running {
+            if self.monitor.is_none() {
+                break;
+            }
+            if let Err(e) = self.signal(id, libc::SIGKILL, true).await {
+                tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "going on without the monitor");
+                self.set_monitor(None);
+                self.shared.ports.supervisor.cleanup(self.id()).await?;
+            }
         }
         Ok(())
     }

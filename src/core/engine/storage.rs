@@ -6,12 +6,17 @@
 
 use std::sync::Arc;
 
+use tokio::sync::{mpsc, oneshot};
+
 use super::{Engine, Scope};
-use crate::core::error::{Error, Result};
+use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
-use crate::core::ports::{FileChange, StorageReport};
+use crate::core::ports::{FileChange, Image, ImageEdit, SendImage, StorageReport};
 use crate::core::records::ContainerRecord;
 use crate::core::state::ContainerPhase;
+
+/// Pieces of an image that wait for the one who takes them.
+const SEND_QUEUE: usize = 8;
 
 impl Engine {
     /// Compares what is stored with what is known; changes nothing.
@@ -21,7 +26,7 @@ impl Engine {
     }
 
     /// The pod's containers that have a root file system, oldest first.
-    fn cut_of(&self, scope: Scope, pod: &str) -> Result<Vec<Arc<ContainerRecord>>> {
+    pub(super) fn cut_of(&self, scope: Scope, pod: &str) -> Result<Vec<Arc<ContainerRecord>>> {
         let record = self.pod(scope, pod)?;
         let mut all = self.shared.index().containers_of(&record.id);
         all.retain(|c| !matches!(c.phase, ContainerPhase::Creating | ContainerPhase::Removing));
@@ -33,7 +38,7 @@ impl Engine {
     }
 
     /// Runs `work` while the pod's running containers are frozen.
-    async fn frozen<T>(
+    pub(super) async fn frozen<T>(
         &self,
         scope: Scope,
         pod: &str,
@@ -64,6 +69,61 @@ impl Engine {
             }
         }
         done
+    }
+
+    /// An image as a stream for another node; an error is the last that comes.
+    pub fn send_image(&self, wanted: SendImage) -> mpsc::Receiver<Result<bytes::Bytes>> {
+        let (pieces, receiver) = mpsc::channel(SEND_QUEUE);
+        let images = self.shared.ports.images.clone();
+        let what = format!("send image {}", wanted.image);
+        self.shared.tasks.spawn_cancellable(what.clone(), async move {
+            if let Err(e) = images.send(wanted, pieces.clone()).await {
+                // Nobody there to tell: it went away, which is why it failed.
+                let _ = pieces.send(Err(e.context(what))).await;
+            }
+        });
+        receiver
+    }
+
+    /// Makes an image of what a container has changed of its own, called `reference` (with a tag). A running container is
+    /// frozen while its files are read. FailedPrecondition when its image is gone.
+    pub async fn commit_container(
+        &self,
+        scope: Scope,
+        id: &str,
+        reference: &str,
+        edit: ImageEdit,
+    ) -> Result<Arc<Image>> {
+        let container = self.container(scope, id)?;
+        if matches!(container.phase, ContainerPhase::Creating | ContainerPhase::Removing) {
+            return Err(Error::precondition(format!("container {}: {}", container.id, container.phase.word())));
+        }
+        let (engine, reference) = (self.clone(), reference.to_owned());
+        let (answer, answered) = oneshot::channel();
+        // A caller that goes must not leave it frozen.
+        self.shared.tasks.spawn(format!("commit {}", container.id.short()), async move {
+            let _ = answer.send(engine.commit(scope, &container, &reference, &edit).await);
+        });
+        answered.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, "the daemon ends")))
+    }
+
+    async fn commit(
+        &self,
+        scope: Scope,
+        container: &Arc<ContainerRecord>,
+        reference: &str,
+        edit: &ImageEdit,
+    ) -> Result<Arc<Image>> {
+        let named = |e: Error| e.context(format!("commit of container {}", container.id.short()));
+        let (layers, images) = (self.shared.ports.layers.clone(), self.shared.ports.images.clone());
+        if images.resolve(&container.image_id.to_string()).is_none() {
+            let message = format!("its image {} is not here any more", container.image_id);
+            return Err(named(Error::precondition(message)));
+        }
+        let read = async { images.pack(layers.rootfs_changes(&container.id).await?).await };
+        let all = std::slice::from_ref(container);
+        let layer = self.frozen(scope, container.pod.as_str(), all, read).await.map_err(named)?;
+        images.commit(&container.image_id, layer, edit, reference).await.map_err(named)
     }
 
     /// One cut of all of the pod's root file systems, called `name`.

@@ -87,6 +87,7 @@ impl Front {
             "phase": container.phase,
             "runDir": run_dir,
             "user": container.user,
+            "quota": container.quota,
         })
         .to_string()
     }

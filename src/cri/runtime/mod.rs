@@ -13,7 +13,6 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use super::image::{CHUNK, stream_of};
-use super::status::unimplemented;
 use super::{Front, convert, to_wire};
 use crate::api::v1;
 use crate::core::error::Error;
@@ -266,12 +265,13 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 
-    async fn checkpoint_pod(&self, _: Request<v1::CheckpointPodRequest>) -> Answer<v1::CheckpointPodResponse> {
-        Err(unimplemented("CheckpointPod"))
+    async fn checkpoint_pod(&self, request: Request<v1::CheckpointPodRequest>) -> Answer<v1::CheckpointPodResponse> {
+        self.checkpoint_of_pod(request.into_inner()).await?;
+        Ok(Response::new(v1::CheckpointPodResponse {}))
     }
 
-    async fn restore_pod(&self, _: Request<v1::RestorePodRequest>) -> Answer<v1::RestorePodResponse> {
-        Err(unimplemented("RestorePod"))
+    async fn restore_pod(&self, request: Request<v1::RestorePodRequest>) -> Answer<v1::RestorePodResponse> {
+        Ok(Response::new(self.restore_of_pod(request.into_inner()).await?))
     }
 
     type GetContainerEventsStream = events::Events;

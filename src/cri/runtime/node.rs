@@ -38,6 +38,7 @@ impl Front {
             runtime = runtime.or_else(|| Some((t.reason.clone(), t.message.clone())));
         }
         let storage = trouble.map(|t| (t.reason, t.message));
+        let weakness = self.engine.layers().weakness().map(|w| (w.reason, w.message));
         let handler = |name: &str, c: crate::core::backend::Capabilities| v1::RuntimeHandler {
             name: name.into(),
             features: Some(v1::RuntimeHandlerFeatures {
@@ -54,6 +55,7 @@ impl Front {
                     condition("RuntimeReady", runtime),
                     condition("NetworkReady", network),
                     condition("StorageReady", storage),
+                    condition("UnpackingConfined", weakness),
                 ],
             }),
             runtime_handlers: handlers.collect(),

@@ -4,8 +4,8 @@
 //! plugin may write its file at any time. **Blocks on the disk.** A file that can't be used takes only its own devices
 //! away, and is named when one of them might have been meant. Nothing is kept, nothing is changed.
 
-mod names;
-mod spec;
+pub mod names;
+pub mod spec;
 
 use std::io::Read;
 

@@ -6,6 +6,7 @@
 //! container's group may go on holding processes. A crash between leaves an empty group, which goes with the next start of
 //! the daemon or with the container.
 
+use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
@@ -73,6 +74,22 @@ impl Hierarchy {
                     super::kill(group, deadline)?;
                 }
                 remove(std::slice::from_ref(group));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, killing nobody, for those of `containers` that have a group below one of `parents`. Each parent's folder is
+    /// read once: there may be a thousand containers on record, and few in groups.
+    pub fn end_idle_execs(&self, parents: &[Parent], containers: &[ContainerId]) -> Result<(), CgroupError> {
+        let Some(any) = parents.first() else { return Ok(()) };
+        let named = |c: &ContainerId| any.container(c).file_name().map(str::to_owned);
+        let ids: HashMap<String, &ContainerId> = containers.iter().filter_map(|c| Some((named(c)?, c))).collect();
+        for parent in parents {
+            for folder in children(&self.parent(parent).kill)? {
+                if let Some(id) = folder.file_name().and_then(|name| ids.get(name)) {
+                    self.end_execs(parent, id, None)?;
+                }
             }
         }
         Ok(())

@@ -1,4 +1,8 @@
-//! Thaws a container's cgroup, which a checkpoint that was killed may have left frozen. Blocks shortly.
+//! Freezes and thaws a container's cgroup. Blocks shortly. A crash leaves it frozen or not.
+
+use std::time::{Duration, Instant};
+
+use camino::Utf8Path;
 
 use super::manage::put;
 use super::{CgroupError, Driver, Hierarchy, Mode, Parent};
@@ -7,18 +11,30 @@ use crate::core::ids::ContainerId;
 impl Hierarchy {
     /// Lets a container's processes run on; one that is gone, or was not frozen, is success.
     pub fn thaw(&self, parent: &Parent, container: &ContainerId) -> Result<(), CgroupError> {
+        self.freeze(parent, container, false)
+    }
+
+    /// Stops all of a container's processes where they are and waits until they are, or lets them run on. One that is gone
+    /// is success.
+    pub fn freeze(&self, parent: &Parent, container: &ContainerId, frozen: bool) -> Result<(), CgroupError> {
         let relative = parent.container(container);
-        let (root, file, value) = match (self.mode, &self.unified, self.legacy.get("freezer")) {
-            (Mode::Unified, Some(root), _) => (root, "cgroup.freeze", "0"),
-            (_, _, Some(root)) => (root, "freezer.state", "THAWED"),
-            _ => return Ok(()),
+        let (root, file, value) = match (self.mode, &self.unified, self.legacy.get("freezer"), frozen) {
+            (Mode::Unified, Some(root), _, false) => (root, "cgroup.freeze", "0"),
+            (Mode::Unified, Some(root), _, true) => (root, "cgroup.freeze", "1"),
+            (_, _, Some(root), false) => (root, "freezer.state", "THAWED"),
+            (_, _, Some(root), true) => (root, "freezer.state", "FROZEN"),
+            (.., false) => return Ok(()),
+            (.., true) => return Err(CgroupError::io("freeze", &relative)(std::io::ErrorKind::Unsupported.into())),
         };
         let folder = root.join(relative);
         let inner = (parent.driver() == Driver::Systemd).then(|| folder.join("container"));
         for folder in inner.into_iter().chain([folder]) {
             match put(&folder, file, value) {
-                Err(CgroupError::Io { source, .. }) if super::manage::is_gone(&source) => {}
+                Err(CgroupError::Io { source, .. }) if super::manage::is_gone(&source) => continue,
                 other => other?,
+            }
+            if frozen {
+                return wait_frozen(&folder);
             }
         }
         Ok(())
@@ -28,6 +44,25 @@ impl Hierarchy {
     #[cfg(test)]
     fn freezer(&self) -> Option<camino::Utf8PathBuf> {
         if self.mode == Mode::Unified { self.unified.clone() } else { self.legacy.get("freezer").cloned() }
+    }
+}
+
+/// How long processes may take to come to a point where they can be stopped.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn wait_frozen(folder: &Utf8Path) -> Result<(), CgroupError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+        let v2 = read("cgroup.events").lines().any(|line| line == "frozen 1");
+        let gone = !folder.try_exists().unwrap_or(false);
+        if v2 || read("freezer.state").trim() == "FROZEN" || gone {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            return Err(CgroupError::io("freeze", folder)(std::io::ErrorKind::TimedOut.into()));
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

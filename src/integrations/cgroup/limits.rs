@@ -17,6 +17,30 @@ use crate::core::spec::Resources;
 const PERIOD: i64 = 100_000;
 
 impl Hierarchy {
+    /// Writes files of a group, by its path from the hierarchies' roots, each where its controller is: the part of the
+    /// name before the first dot. Limits of which one must not exceed the other are written in whichever order works.
+    pub fn set(&self, group: &Utf8Path, files: &[(String, String)]) -> Result<(), CgroupError> {
+        let mut refused: Vec<(&Utf8Path, &(String, String), CgroupError)> = Vec::new();
+        for setting in files {
+            let (file, value) = setting;
+            let controller = file.split('.').next().unwrap_or_default();
+            let root = match (self.mode, &self.unified, self.legacy.get(controller)) {
+                (Mode::Unified, Some(root), _) | (_, _, Some(root)) => root,
+                _ => {
+                    let none = io::Error::new(io::ErrorKind::NotFound, "no controller of this host has it");
+                    return Err(CgroupError::Io { step: "write", path: group.join(file), source: none });
+                }
+            };
+            if let Err(e) = put(&root.join(group), file, value) {
+                refused.push((root.as_path(), setting, e));
+            }
+        }
+        for (root, (file, value), first) in refused {
+            put(&root.join(group), file, value).map_err(|_| first)?;
+        }
+        Ok(())
+    }
+
     /// Writes what is given of `limits` into the pod's parent group. False: the group is not ours (the kubelet's, or
     /// systemd's), and nothing was written.
     pub fn limit_parent(&self, parent: &Parent, pod: &PodId, limits: &Resources) -> Result<bool, CgroupError> {
@@ -214,7 +238,7 @@ mod tests {
         struct Cleanup<'a>(&'a Hierarchy, &'a Parent, &'a PodId);
         impl Drop for Cleanup<'_> {
             fn drop(&mut self) {
-                let _ = self.0.remove_parent(self.1, self.2);
+                let _ = self.0.remove_parent(self.1, self.2, std::time::Duration::ZERO);
             }
         }
         let asked = Resources { memory_limit: 64 << 20, cpu_quota: 20_000, cpu_period: 100_000, ..Default::default() };

@@ -1,7 +1,8 @@
 //! Makes, empties and removes cgroups, and gives the daemon's own unit its two halves.
 //!
 //! Called through [`Hierarchy`] by the backends and at start. Everything blocks and may be repeated. Only folders with
-//! our mark (an extended attribute with the pod's id) are ever removed; a crash leaves empty groups with that mark.
+//! our mark (an extended attribute with the pod's id), and those named after our containers, are ever removed; a crash leaves
+//! empty groups of both kinds.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{CgroupError, Driver, Hierarchy, Mode, Parent};
-use crate::core::ids::PodId;
+use crate::core::ids::{ContainerId, PodId};
 
 /// Extended attribute of groups that we made: the pod's id.
 pub(super) const MARK: &str = "trusted.lxcri.pod";
@@ -44,14 +45,17 @@ impl Hierarchy {
     }
 
     /// Removes what [`Hierarchy::create_parent`] and [`Hierarchy::create_init`] made for this pod, once it is empty of
-    /// processes; a caller's own groups stay. Nothing there is success.
-    pub fn remove_parent(&self, parent: &Parent, pod: &PodId) -> Result<(), CgroupError> {
+    /// processes; a caller's own groups stay. Nothing there is success. What is in the init's group is killed, for up to
+    /// `patience`: an init whose monitor died before it told of it is known by its group alone.
+    pub fn remove_parent(&self, parent: &Parent, pod: &PodId, patience: Duration) -> Result<(), CgroupError> {
         if parent.driver() == Driver::Systemd {
             return Ok(());
         }
         for root in self.roots() {
             if let Some(init) = parent.init(pod) {
-                remove_marked(&root.join(init), pod)?;
+                let init = root.join(init);
+                kill(&init, patience)?;
+                remove_marked(&init, pod)?;
             }
             let mut relative = Some(parent.relative());
             while let Some(path) = relative.filter(|p| !p.as_str().is_empty()) {
@@ -62,6 +66,43 @@ impl Hierarchy {
             }
         }
         Ok(())
+    }
+
+    /// Ends what a container's groups hold, for up to `patience`, in every hierarchy: a runtime that was killed over making
+    /// them knows of none, and may have put the process into some only. Nothing there is success.
+    pub fn kill_container(
+        &self,
+        parent: &Parent,
+        container: &ContainerId,
+        patience: Duration,
+    ) -> Result<(), CgroupError> {
+        self.everywhere(&parent.container(container)).iter().try_for_each(|folder| kill(folder, patience))
+    }
+
+    /// Removes a container's groups, and those below them, where its runtime has left them empty; one that is not stays and
+    /// is an error. With systemd nothing is done: it removes a scope once that is empty.
+    pub fn remove_container(&self, parent: &Parent, container: &ContainerId) -> Result<(), CgroupError> {
+        if parent.driver() == Driver::Systemd {
+            return Ok(());
+        }
+        self.everywhere(&parent.container(container)).iter().try_for_each(|folder| remove_tree(folder))
+    }
+
+    /// Groups that are made in `group` from now on get its CPUs and memory nodes, as liblxc takes for granted on v1. One that
+    /// is not there (yet), or v2, which always does so, is success.
+    pub fn let_cpuset_be_inherited(&self, group: &Utf8Path) -> Result<(), CgroupError> {
+        let Some(root) = self.legacy.get("cpuset") else { return Ok(()) };
+        let folder = root.join(group);
+        match folder.try_exists() {
+            Ok(true) => put(&folder, "cgroup.clone_children", "1"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The folder in every hierarchy that has it.
+    fn everywhere(&self, relative: &Utf8Path) -> Vec<Utf8PathBuf> {
+        let folders = self.roots().into_iter().map(|root| root.join(relative));
+        folders.filter(|folder| folder.try_exists().unwrap_or(true)).collect()
     }
 
     /// Makes `relative` and the folders to it. `inner`: children get controllers from it, too.
@@ -214,6 +255,11 @@ fn remove_marked(folder: &Utf8Path, pod: &PodId) -> Result<bool, CgroupError> {
         Err(e) if is_gone(&e) => return Ok(true),
         Err(e) => return Err(CgroupError::io("read the mark of cgroup", folder)(e)),
     }
+    remove_empty(folder)
+}
+
+/// Removes the group once no process is in it; false: groups below it keep it.
+fn remove_empty(folder: &Utf8Path) -> Result<bool, CgroupError> {
     let until = Instant::now() + EMPTY;
     loop {
         match std::fs::remove_dir(folder) {
@@ -231,6 +277,18 @@ fn remove_marked(folder: &Utf8Path, pod: &PodId) -> Result<bool, CgroupError> {
             Err(e) => return Err(CgroupError::io("remove cgroup", folder)(e)),
         }
     }
+}
+
+/// Removes the group and all below it, deepest first.
+fn remove_tree(folder: &Utf8Path) -> Result<(), CgroupError> {
+    let mut all = vec![folder.to_owned()];
+    let mut next = 0;
+    while let Some(folder) = all.get(next) {
+        let below = children(folder)?;
+        all.extend(below);
+        next += 1;
+    }
+    all.iter().rev().try_for_each(|folder| remove_empty(folder).map(drop))
 }
 
 /// Gives the group's children every controller that it has itself. One that can't be given (a group with processes,
@@ -277,6 +335,8 @@ pub(super) fn put(folder: &Utf8Path, name: &str, value: &str) -> Result<(), Cgro
 mod tests {
     use super::*;
     use crate::core::ids::ContainerId;
+
+    const LONG: Duration = Duration::from_secs(5);
 
     /// A process in groups of its own, killed and the groups removed whatever happens.
     struct Sleeper {
@@ -344,15 +404,48 @@ mod tests {
         let sleeper = Sleeper::start(&init);
         assert!(processes(&folders.kill).unwrap().contains(&(sleeper.pid() as i32)));
 
-        // In use: it stays, and says so. Another pod's call touches nothing.
-        assert!(host.remove_parent(&parent, &pod).is_err());
-        host.remove_parent(&parent, &PodId::new()).unwrap();
+        // Another pod's call touches nothing.
+        host.remove_parent(&parent, &PodId::new(), LONG).unwrap();
         assert!(init.iter().all(|f| f.try_exists().unwrap()));
-        kill(&folders.kill, Duration::from_secs(5)).unwrap();
-        kill(&folders.kill.join("gone"), Duration::from_secs(5)).unwrap();
+        assert!(processes(&folders.kill).unwrap().contains(&(sleeper.pid() as i32)));
+        kill(&folders.kill, LONG).unwrap();
+        kill(&folders.kill.join("gone"), LONG).unwrap();
+        assert!(processes(&folders.kill).unwrap().is_empty());
         drop(sleeper);
-        host.remove_parent(&parent, &pod).unwrap();
-        host.remove_parent(&parent, &pod).unwrap();
+        // An init that nobody knows of goes with its group.
+        let unknown = Sleeper::start(&init);
+        host.remove_parent(&parent, &pod, LONG).unwrap();
+        drop(unknown);
+        host.remove_parent(&parent, &pod, LONG).unwrap();
+        assert!(clean.0.iter().all(|f| !f.try_exists().unwrap()), "{:?}", clean.0);
+    }
+
+    #[test]
+    fn a_container_that_no_runtime_knows_goes_by_its_groups() {
+        let host = Hierarchy::detect().unwrap();
+        let (pod, id) = (PodId::new(), ContainerId::new());
+        let name = format!("lxcri-test-{}", &pod.as_str()[..12]);
+        let parent = Parent::new(Driver::Cgroupfs, &format!("/{name}"), &pod).unwrap();
+        let clean = cleanup(&host, &name);
+        host.create_parent(&parent, &pod).unwrap();
+        // The process came into one hierarchy, and not the one that is asked for processes otherwise.
+        let listed = host.container(&parent, &id).kill;
+        let folders: Vec<_> = host.roots().into_iter().map(|root| root.join(parent.container(&id))).collect();
+        for folder in &folders {
+            std::fs::create_dir_all(folder.join("init")).unwrap();
+            inherit_cpuset(folder).unwrap();
+            inherit_cpuset(&folder.join("init")).unwrap();
+        }
+        let inner = folders.iter().rfind(|f| **f != listed).unwrap_or(&listed).join("init");
+        let sleeper = Sleeper::start(std::slice::from_ref(&inner));
+        host.remove_container(&parent, &id).unwrap_err();
+        host.kill_container(&parent, &id, LONG).unwrap();
+        drop(sleeper);
+        host.remove_container(&parent, &id).unwrap();
+        assert!(folders.iter().all(|f| !f.try_exists().unwrap()), "{folders:?}");
+        host.kill_container(&parent, &id, LONG).unwrap();
+        host.remove_container(&parent, &id).unwrap();
+        host.remove_parent(&parent, &pod, LONG).unwrap();
         assert!(clean.0.iter().all(|f| !f.try_exists().unwrap()), "{:?}", clean.0);
     }
 
@@ -365,7 +458,7 @@ mod tests {
         host.roots().iter().for_each(|root| std::fs::create_dir(root.join(&name)).unwrap());
         let parent = Parent::new(Driver::Cgroupfs, &format!("/{name}"), &pod).unwrap();
         host.create_parent(&parent, &pod).unwrap();
-        host.remove_parent(&parent, &pod).unwrap();
+        host.remove_parent(&parent, &pod, LONG).unwrap();
         assert!(clean.0.iter().all(|f| f.try_exists().unwrap()));
         let slice = Parent::new(Driver::Systemd, "", &pod).unwrap();
         host.create_parent(&slice, &pod).unwrap();

@@ -247,6 +247,7 @@ mod tests {
         MountInfo {
             id: 1,
             parent: 0,
+            device: "0:30".into(),
             root: "/".into(),
             target: target.into(),
             shared: false,

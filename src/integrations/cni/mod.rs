@@ -29,7 +29,7 @@ pub use error::CniError;
 use self::cache::{Attachment, Cache, NetnsId};
 use self::conf::{Fingerprint, NetworkConf};
 use self::exec::{Runner, Verb};
-use crate::core::error::{Error, Result};
+use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::PodId;
 use crate::core::ports::{NetworkNotReady, NetworkRequest, NetworkResult, PodNetwork};
 use crate::integrations::netns;
@@ -38,6 +38,10 @@ use crate::integrations::netns;
 const IFNAME: &str = "eth0";
 /// How long an answer of STATUS counts. Kubelets ask every few seconds.
 const STATUS_FRESH: Duration = Duration::from_secs(15);
+/// How long pods wait for a GC of the plugins; then it is broken off.
+const GC_PATIENCE: Duration = Duration::from_secs(3);
+/// How often GC looks for a moment without an ADD.
+const GC_LOOK: Duration = Duration::from_millis(50);
 /// Deadline of a STATUS run: the caller's own status waits for it.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -99,8 +103,11 @@ pub struct Cni {
     pods: Mutex<HashMap<PodId, Weak<tokio::sync::Mutex<()>>>>,
     /// Pods connected by this process: alive, even if a list for garbage collection was made before them.
     attached: Mutex<BTreeSet<PodId>>,
-    /// Held shared by ADD and alone by the plugins' GC, which frees what it is not told of.
+    /// Held shared by ADD and alone by the plugins' GC, which frees what it is not told of. GC never waits in its queue,
+    /// where the next ADD would wait behind it.
     gc: tokio::sync::RwLock<()>,
+    /// How many ADDs wait for a GC.
+    held_up: tokio::sync::watch::Sender<usize>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -124,6 +131,7 @@ impl Cni {
             pods: Mutex::default(),
             attached: Mutex::default(),
             gc: tokio::sync::RwLock::default(),
+            held_up: tokio::sync::watch::Sender::new(0),
         })
     }
 
@@ -370,18 +378,72 @@ impl Cni {
         if conf.version < Version(1, 1, 0) || conf.disable_gc {
             return Ok(());
         }
-        let _no_add = self.gc.write().await;
+        let _no_add = self.no_add().await?;
         live.extend(locked(&self.attached).iter().cloned());
         let valid: Vec<Value> = live.iter().map(|pod| json!({"containerID": pod, "ifname": IFNAME})).collect();
-        let mut first = Ok(());
-        for plugin in 0..conf.plugins.len() {
-            let mut input: Map<String, Value> = conf.input(plugin, None, None);
-            input.insert("cni.dev/valid-attachments".into(), json!(valid));
-            if let Err(e) = self.runner().run(Verb::Gc, &conf, plugin, input, None).await {
-                first = first.and(Err(Error::from(e)));
+        let work = async {
+            let mut first = Ok(());
+            for plugin in 0..conf.plugins.len() {
+                let mut input: Map<String, Value> = conf.input(plugin, None, None);
+                input.insert("cni.dev/valid-attachments".into(), json!(valid));
+                if let Err(e) = self.runner().run(Verb::Gc, &conf, plugin, input, None).await {
+                    first = first.and(Err(Error::from(e)));
+                }
+            }
+            first
+        };
+        tokio::select! {
+            done = work => done,
+            () = self.pressed() => Err(Error::new(
+                Kind::Aborted,
+                format!("network {:?}: GC took more than {GC_PATIENCE:?} while pods wait to be connected", conf.name),
+            )),
+        }
+    }
+
+    /// A moment without ADDs. One that hangs must not make others wait, so this looks again and again.
+    async fn no_add(&self) -> Result<tokio::sync::RwLockWriteGuard<'_, ()>> {
+        let end = Instant::now() + self.config.plugin_timeout;
+        loop {
+            match self.gc.try_write() {
+                Ok(alone) => return Ok(alone),
+                Err(_) if Instant::now() < end => tokio::time::sleep(GC_LOOK).await,
+                Err(_) => return Err(Error::new(Kind::Unavailable, "pods are being connected all the time: no GC")),
             }
         }
-        first
+    }
+
+    /// For an ADD: no GC, or the end of one.
+    async fn no_gc(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        if let Ok(shared) = self.gc.try_read() {
+            return shared;
+        }
+        let _waiting = HeldUp::new(&self.held_up);
+        self.gc.read().await
+    }
+
+    /// An ADD has waited for GC for long enough.
+    async fn pressed(&self) {
+        let mut waiting = self.held_up.subscribe();
+        // The sender is ours: it is there.
+        let _ = waiting.wait_for(|n| *n > 0).await;
+        tokio::time::sleep(GC_PATIENCE).await;
+    }
+}
+
+/// An ADD that waits for GC.
+struct HeldUp<'a>(&'a tokio::sync::watch::Sender<usize>);
+
+impl<'a> HeldUp<'a> {
+    fn new(count: &'a tokio::sync::watch::Sender<usize>) -> Self {
+        count.send_modify(|n| *n += 1);
+        Self(count)
+    }
+}
+
+impl Drop for HeldUp<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
     }
 }
 
@@ -393,7 +455,7 @@ impl PodNetwork for Cni {
     }
 
     async fn add(&self, request: &NetworkRequest) -> Result<NetworkResult> {
-        let _no_gc = self.gc.read().await;
+        let _no_gc = self.no_gc().await;
         let _lock = self.lock(&request.pod).await;
         let result = self.try_add(request).await?;
         locked(&self.attached).insert(request.pod.clone());

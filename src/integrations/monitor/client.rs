@@ -23,13 +23,19 @@ use super::error::MonitorError;
 use super::watched::watch;
 use crate::core::error::Result;
 use crate::core::ids::{ContainerId, PodId};
-use crate::core::ports::{AttachEnd, ExecExit, Monitor, MonitorEvent};
+use crate::core::ports::{AttachEnd, ExecExit, Lent, Monitor, MonitorEvent};
 use crate::utils::tasks::TaskSet;
 
 /// Most calls are answered from memory.
 const QUICK: Duration = Duration::from_secs(30);
+/// What has to be answered at once: a monitor that is not stuck does it in microseconds.
+const AT_ONCE: Duration = Duration::from_secs(10);
 /// On top of the programs' own deadlines.
 const MARGIN: Duration = Duration::from_secs(60);
+/// An answer that takes longer than this has the monitor asked whether it is there.
+const QUIET: Duration = Duration::from_secs(10);
+/// It says so in this time, or it hangs.
+const PING: Duration = Duration::from_secs(15);
 /// A program's deadline when the plan says none (see monitor.proto).
 const PROGRAM: Duration = Duration::from_secs(120);
 /// Events that may wait for the engine; then the reader waits, too.
@@ -53,7 +59,7 @@ struct Shared {
 struct Waiting {
     /// The reader has ended: nothing will be answered.
     gone: bool,
-    calls: HashMap<u64, oneshot::Sender<Body>>,
+    calls: HashMap<u64, oneshot::Sender<(Body, Vec<OwnedFd>)>>,
     execs: HashMap<String, oneshot::Sender<v1::ExecExited>>,
     attaches: HashMap<String, oneshot::Sender<v1::AttachEnded>>,
 }
@@ -100,6 +106,17 @@ impl Shared {
         fds: &[BorrowedFd<'_>],
         after: Duration,
     ) -> Result<Body, MonitorError> {
+        self.call_for(operation, op, fds, after).await.map(|(body, _)| body)
+    }
+
+    /// The same for an answer with descriptors.
+    async fn call_for(
+        &self,
+        operation: &'static str,
+        op: Op,
+        fds: &[BorrowedFd<'_>],
+        after: Duration,
+    ) -> Result<(Body, Vec<OwnedFd>), MonitorError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let (tell, told) = oneshot::channel();
         {
@@ -115,10 +132,40 @@ impl Shared {
             self.send(&Request { id, op: Some(op) }, fds).await?;
             told.await.map_err(|_| self.gone())
         });
-        match answer.await {
-            Ok(Ok(Body::Error(error))) => Err(error.into()),
-            Ok(result) => result,
-            Err(_) => Err(MonitorError::Silent { pod: self.pod.to_string(), operation, after }),
+        tokio::select! {
+            answer = answer => match answer {
+                Ok(Ok((Body::Error(error), _))) => Err(error.into()),
+                Ok(result) => result,
+                Err(_) => Err(self.silent(operation, after)),
+            },
+            // Programs have their time, the monitor itself has none to lose.
+            () = self.hangs() => Err(self.silent(operation, QUIET + PING)),
+        }
+    }
+
+    fn silent(&self, operation: &'static str, after: Duration) -> MonitorError {
+        MonitorError::Silent { pod: self.pod.to_string(), operation, after }
+    }
+
+    /// Ends when the monitor does not answer at all.
+    async fn hangs(&self) {
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+            let (tell, told) = oneshot::channel();
+            self.waiting().calls.insert(id, tell);
+            let _forget = Forget(|| drop(self.waiting().calls.remove(&id)));
+            let hello = Op::Hello(v1::Hello { version: lxcri_monitor_proto::VERSION });
+            let ping = async {
+                self.send(&Request { id, op: Some(hello) }, &[]).await.ok()?;
+                told.await.ok()
+            };
+            match timeout(PING, ping).await {
+                Err(_) => return,
+                Ok(Some(_)) => {}
+                // The connection is gone, which the call hears for itself.
+                Ok(None) => std::future::pending().await,
+            }
         }
     }
 
@@ -129,13 +176,12 @@ impl Shared {
         }
     }
 
-    async fn read(&self) -> Result<Reply, MonitorError> {
+    async fn read(&self) -> Result<(Reply, Vec<OwnedFd>), MonitorError> {
         loop {
             let mut guard = self.socket.readable().await.map_err(|e| self.host(e))?;
             match wire::recv::<Reply>(self.socket.get_ref()) {
                 Err(WireError::NotReady) => guard.clear_ready(),
-                // Descriptors that come with a reply belong to a version that we do not speak.
-                result => return result.map(|(reply, _)| reply).map_err(|e| self.wire(e)),
+                result => return result.map_err(|e| self.wire(e)),
             }
         }
     }
@@ -144,8 +190,8 @@ impl Shared {
     async fn serve(self: Arc<Self>, events: mpsc::Sender<MonitorEvent>) {
         loop {
             match self.read().await {
-                Ok(reply) => {
-                    match self.take(reply) {
+                Ok((reply, fds)) => {
+                    match self.take(reply, fds) {
                         // Only for the log, and as often as a disk fills up: it must never keep an answer waiting
                         // that the engine waits for, nor take the room of ends.
                         Some(MonitorEvent::LogTrouble(..)) if events.capacity() <= EVENTS / 2 => {}
@@ -173,11 +219,11 @@ impl Shared {
     }
 
     /// Gives an answer to who waits for it; what is left is an event for the engine.
-    fn take(&self, reply: Reply) -> Option<MonitorEvent> {
+    fn take(&self, reply: Reply, fds: Vec<OwnedFd>) -> Option<MonitorEvent> {
         let body = reply.body?;
         if reply.id != 0 {
             if let Some(tell) = self.waiting().calls.remove(&reply.id) {
-                let _ = tell.send(body);
+                let _ = tell.send((body, fds));
             }
             return None;
         }
@@ -205,6 +251,7 @@ impl Shared {
                 Some(MonitorEvent::ContainerExited(container(e.id)?, e.exit.unwrap_or_else(unknown_exit)))
             }
             Body::InitExited(e) => Some(MonitorEvent::InitExited(e.exit.unwrap_or_else(unknown_exit))),
+            Body::StdinClosed(c) => Some(MonitorEvent::StdinClosed(container(c.container_id)?)),
             Body::LogTrouble(t) => Some(MonitorEvent::LogTrouble(container(t.container_id)?, t.message)),
             // Events of a newer monitor.
             _ => None,
@@ -295,7 +342,7 @@ impl Monitor for Client {
 
     async fn signal(&self, container: &ContainerId, signal: i32, all: bool) -> Result<()> {
         let op = Op::Signal(v1::SignalContainer { id: container.to_string(), signal, all });
-        match self.shared.done("SignalContainer", op, QUICK).await {
+        match self.shared.done("SignalContainer", op, AT_ONCE).await {
             Err(MonitorError::Refused { code: v1::ErrorCode::ErrorNotFound, .. }) => Ok(()),
             result => Ok(result?),
         }
@@ -332,13 +379,15 @@ impl Monitor for Client {
                 return Err(error.into());
             }
         }
-        let exited = match limit {
-            None => told.await,
-            Some(after) => timeout(after, told).await.map_err(|_| MonitorError::Silent {
-                pod: self.shared.pod.to_string(),
-                operation: "Exec",
-                after,
-            })?,
+        let ended = async {
+            match limit {
+                None => Ok(told.await),
+                Some(after) => timeout(after, told).await.map_err(|_| self.shared.silent("Exec", after)),
+            }
+        };
+        let exited = tokio::select! {
+            ended = ended => ended?,
+            () = self.shared.hangs() => return Err(self.shared.silent("Exec", QUIET + PING).into()),
         };
         let exited = exited.map_err(|_| self.shared.gone())?;
         kill.armed = false;
@@ -386,6 +435,46 @@ impl Monitor for Client {
     async fn close_stdin(&self, container: &ContainerId) -> Result<()> {
         let op = Op::CloseStdin(v1::CloseStdin { container_id: container.to_string() });
         Ok(self.shared.done("CloseStdin", op, QUICK).await?)
+    }
+
+    async fn lend(&self, container: &ContainerId) -> Result<Lent> {
+        let op = Op::Lend(v1::Lend { container_id: container.to_string() });
+        let (body, fds) = self.shared.call_for("Lend", op, &[], AT_ONCE).await?;
+        let Body::Lent(lent) = body else { return Err(self.shared.nonsense("Lend").into()) };
+        let wanted = [lent.has_stdin, lent.has_stdout, lent.has_stderr, lent.has_terminal, lent.has_pidfd];
+        if fds.len() != wanted.iter().filter(|w| **w).count() {
+            return Err(self.shared.nonsense("Lend").into());
+        }
+        let mut fds = fds.into_iter();
+        let [stdin, stdout, stderr, terminal, pidfd] = wanted.map(|wanted| if wanted { fds.next() } else { None });
+        Ok(Lent { stdin, stdout, stderr, terminal, pidfd })
+    }
+
+    async fn adopt(&self, mut adopt: v1::AdoptContainer, lent: &Lent) -> Result<()> {
+        let fds = [&lent.stdin, &lent.stdout, &lent.stderr, &lent.terminal, &lent.pidfd];
+        let [has_stdin, has_stdout, has_stderr, has_terminal, has_pidfd] = fds.map(Option::is_some);
+        adopt.streams = Some(v1::Lent { has_stdin, has_stdout, has_stderr, has_terminal, has_pidfd });
+        let fds: Vec<BorrowedFd<'_>> = fds.into_iter().flatten().map(AsFd::as_fd).collect();
+        match self.shared.call("AdoptContainer", Op::Adopt(adopt), &fds, MARGIN).await? {
+            Body::Created(_) => Ok(()),
+            _ => Err(self.shared.nonsense("AdoptContainer").into()),
+        }
+    }
+
+    async fn adopt_init(&self, pid: i32, start_time: u64, pidfd: BorrowedFd<'_>) -> Result<()> {
+        let op = Op::AdoptInit(v1::AdoptInit { pid, pid_start_time: start_time });
+        match self.shared.call("AdoptInit", op, &[pidfd], AT_ONCE).await? {
+            Body::Done(_) => Ok(()),
+            _ => Err(self.shared.nonsense("AdoptInit").into()),
+        }
+    }
+
+    async fn ping(&self) -> Result<()> {
+        let op = Op::Hello(v1::Hello { version: lxcri_monitor_proto::VERSION });
+        match self.shared.call("Hello", op, &[], AT_ONCE).await? {
+            Body::Hello(_) => Ok(()),
+            _ => Err(self.shared.nonsense("Hello").into()),
+        }
     }
 
     async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()> {

@@ -89,6 +89,8 @@ pub(super) fn start(
         .stdout(Stdio::null())
         .stderr(Stdio::from(log.map_err(failed)?))
         .kill_on_drop(false);
+    #[cfg(feature = "failpoints")]
+    command.envs(std::env::var_os("LXCRI_FAILPOINT_FILE").map(|file| ("LXCRI_FAILPOINT_FILE", file)));
     // SAFETY: only system calls on numbers that are open until spawn returns; no allocation.
     unsafe {
         command.pre_exec(move || {

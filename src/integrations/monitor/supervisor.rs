@@ -20,6 +20,7 @@ use super::watched::watch;
 use crate::core::error::{Error, Result};
 use crate::core::ids::PodId;
 use crate::core::ports::{MonitorLink, Supervisor};
+use crate::fail_point;
 use crate::utils::tasks::TaskSet;
 
 /// A monitor says Hello in this time, or does not answer.
@@ -96,15 +97,20 @@ impl MonitorSupervisor {
         }
         spawn::make_folder(&folder)?;
         let listener = spawn::listen(&folder)?;
+        fail_point!("monitor_spawn.bound");
         let mut child = spawn::start(&self.config.program, pod, &folder, &listener, pod_info)?;
         // From here on only the monitor has it: when it dies, connecting is refused.
         drop(listener);
+        fail_point!("monitor_spawn.started");
         if let (Some(cgroup), Some(pid)) = (&self.config.cgroup, child.id())
             && let Err(error) = spawn::enter_cgroup(cgroup, pod, pid)
         {
             let _ = child.kill().await;
             return Err(error);
         }
+        // Taken while it can't have been reaped: this very process.
+        let pidfd = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let pidfd = pidfd.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
         let (tell, mut ended) = oneshot::channel();
         let name = pod.clone();
         self.config.tasks.spawn_cancellable("monitor process", async move {
@@ -121,7 +127,10 @@ impl MonitorSupervisor {
                         Err(MonitorError::Stillborn { pod: pod.to_string(), status, words })
                     }
                     _ => {
-                        self.kill(pod).await;
+                        if let Some(pidfd) = &pidfd {
+                            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+                        }
+                        self.end(pod).await;
                         Err(error)
                     }
                 }
@@ -131,7 +140,7 @@ impl MonitorSupervisor {
     }
 
     /// Kills the pod's monitor, found by its arguments, and waits for its end.
-    async fn kill(&self, pod: &PodId) {
+    async fn end(&self, pod: &PodId) {
         let folder = self.folder(pod);
         let (name, below) = (pod.clone(), folder.clone());
         // All of /proc is read.
@@ -142,7 +151,7 @@ impl MonitorSupervisor {
             if !is_monitor(pid, pod, &folder) {
                 continue;
             }
-            tracing::warn!(%pod, pid = pid.as_raw_pid(), "killing a monitor that does not answer");
+            tracing::warn!(%pod, pid = pid.as_raw_pid(), "killing a monitor");
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             if let Ok(pidfd) = watch(pidfd, tokio::io::Interest::READABLE) {
                 let _ = timeout(DEATH, pidfd.readable()).await;
@@ -213,7 +222,7 @@ impl Supervisor for MonitorSupervisor {
         match self.link(pod).await {
             Ok(_) => return Err(Error::precondition(format!("pod {pod}: its monitor runs"))),
             Err(MonitorError::NotRunning { .. }) => {}
-            Err(_) => self.kill(pod).await,
+            Err(_) => self.end(pod).await,
         }
         let folder = self.folder(pod);
         for name in [spawn::SOCKET, spawn::LOG] {
@@ -229,6 +238,11 @@ impl Supervisor for MonitorSupervisor {
         if let Some(cgroup) = &self.config.cgroup {
             let _ = std::fs::remove_dir(cgroup.join(pod.as_str()));
         }
+        Ok(())
+    }
+
+    async fn kill(&self, pod: &PodId) -> Result<()> {
+        self.end(pod).await;
         Ok(())
     }
 }

@@ -241,6 +241,7 @@ async fn attached_clients_get_output_and_a_slow_one_is_cut() {
     std::io::Write::write_all(&mut input, b"typed\n").expect("write");
     drop(input);
     link.monitor.close_stdin(&id).await.expect("close_stdin");
+    assert_eq!(next(&mut link).await, MonitorEvent::StdinClosed(id.clone()));
     assert_eq!(link.monitor.resize(&id, None, 1, 1).await.err().map(|e| e.kind()), Some(Kind::FailedPrecondition));
     assert!(matches!(next(&mut link).await, MonitorEvent::ContainerExited(..)));
     let want: String = (1..=100_000).map(|n| format!("{n}\n")).collect();

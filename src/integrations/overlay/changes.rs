@@ -25,7 +25,7 @@ const ENTRIES_MAX: usize = 4_000_000;
 pub(super) fn list(upper: &Utf8Path) -> Result<RootfsChanges> {
     let folder = mountattr::view(upper.as_std_path()).map_err(|e| Error::io(format!("a view of {upper}"), e.into()))?;
     let base = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
-    let mut found = RootfsChanges { folder, changed: Vec::new(), deleted: Vec::new(), opaque: Vec::new() };
+    let mut found = RootfsChanges { folder, changed: Vec::new(), deleted: Vec::new(), opaque: Vec::new(), user: None };
     let (mut opaque, mut todo) = (BTreeSet::new(), vec![PathBuf::new()]);
     while let Some(relative) = todo.pop() {
         let folder = base.join(&relative);
@@ -40,7 +40,7 @@ pub(super) fn list(upper: &Utf8Path) -> Result<RootfsChanges> {
             let relative = relative.join(entry.file_name());
             let Ok(meta) = entry.metadata() else { continue };
             if meta.file_type().is_char_device() && meta.rdev() == 0 {
-                found.deleted.push(format!("/{}", relative.to_string_lossy()));
+                found.deleted.push(absolute(&relative));
                 continue;
             }
             if meta.is_dir() {
@@ -58,11 +58,15 @@ pub(super) fn list(upper: &Utf8Path) -> Result<RootfsChanges> {
             }
         }
     }
-    found.opaque = opaque.iter().map(|p| format!("/{}", p.to_string_lossy())).collect();
+    found.opaque = opaque.iter().map(|p| absolute(p)).collect();
     // A folder before what is in it.
     found.changed.sort();
     found.deleted.sort();
     Ok(found)
+}
+
+fn absolute(path: &Path) -> Vec<u8> {
+    [b"/", path.as_os_str().as_bytes()].concat()
 }
 
 fn bytes(path: &Path) -> Vec<u8> {
@@ -93,7 +97,7 @@ mod tests {
         xattr::set(upper.join("a/b"), OPAQUE, b"y").unwrap();
         let found = list(upper).unwrap();
         assert_eq!(found.changed, ["a", "a/b", "a/link", "a/new"].map(|p| p.as_bytes().to_vec()));
-        assert_eq!((&found.deleted[..], &found.opaque[..]), (&["/a/gone".to_owned()][..], &["/a/b".to_owned()][..]));
+        assert_eq!((&found.deleted[..], &found.opaque[..]), (&[b"/a/gone".to_vec()][..], &[b"/a/b".to_vec()][..]));
         assert!(list(&upper.join("none")).is_err());
     }
 

@@ -24,9 +24,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
-use crate::core::ports::{LayerStore, RootfsChanges, RootfsOptions, Usage};
+use crate::core::ports::{LayerStore, RootfsChanges, RootfsOptions, StorageTrouble, Usage};
 use crate::core::spec::{IdMapping, UserNamespace};
-use crate::integrations::layers::unpack::{Limits, Whiteouts, unpack};
+use crate::fail_point;
+use crate::integrations::layers::confined::{Place, Unpacker};
+use crate::integrations::layers::unpack::{Limits, Whiteouts};
 use crate::utils::beneath;
 use crate::utils::tasks::TaskSet;
 
@@ -44,6 +46,8 @@ pub struct OverlayOptions {
     pub limits: Limits,
     /// Mount the old way, as on kernels before 6.8, even if this one can do better.
     pub legacy_mount: bool,
+    /// Who unpacks.
+    pub unpacker: Unpacker,
 }
 
 struct Inner {
@@ -176,8 +180,11 @@ impl Inner {
         }
         let folder = self.unique("tmp", container.as_str());
         let lower = meta.chains.last().map(|top| self.layer_fs(top)).unwrap_or_default();
-        let made = state::make_rootfs(&folder, &lower, &meta)
-            .and_then(|()| state::rename(&folder, &self.container(&container)));
+        let made = state::make_rootfs(&folder, &lower, &meta).and_then(|()| {
+            fail_point!("overlay.rootfs.made");
+            state::rename(&folder, &self.container(&container))
+        });
+        fail_point!("overlay.rootfs.renamed");
         if let Err(e) = made {
             // If that fails too, the next start removes it.
             let _ = beneath::remove_tree(folder.as_std_path());
@@ -230,9 +237,13 @@ impl Inner {
         let fs = folder.join("fs");
         state::make_folder(folder, 0o700)?;
         state::make_folder(&fs, 0o755)?;
-        let unpacked = unpack(fs.as_std_path(), tar, Whiteouts::Overlay, &self.options.limits)
-            .map_err(|e| Error::from(e).context(format!("layer {chain}")))?;
+        fail_point!("overlay.layer.folder");
+        let place = Place::Folder(fs.as_std_path());
+        let unpacked = self.options.unpacker.unpack(place, tar, Whiteouts::Overlay, &self.options.limits);
+        let unpacked = unpacked.map_err(|e| e.context(format!("layer {chain}")))?;
+        fail_point!("overlay.layer.unpacked");
         verify()?;
+        fail_point!("overlay.layer.verified");
         if let Some(parent) = parent {
             let parents = self.ancestry(parent).ok_or_else(|| {
                 Error::precondition(format!("layer {chain}: its parent {parent} is not in the overlay store"))
@@ -297,12 +308,40 @@ impl OverlayStore {
         }
         Ok(Arc::new(Self(store)))
     }
+
+    /// All that a committed layer has, its root folder's attributes included (".").
+    pub async fn layer_changes(&self, chain: &Digest) -> Result<RootfsChanges> {
+        if !self.0.state().layers.contains_key(chain) {
+            return Err(Error::not_found(format!("layer {chain} is not in the overlay store")));
+        }
+        let folder = self.0.layer_fs(chain);
+        let mut changes = blocking(move || changes::list(&folder)).await?;
+        changes.changed.insert(0, b".".to_vec());
+        Ok(changes)
+    }
+
+    /// How a container's root file system was asked for: its layers, base first, and the rest.
+    pub fn rootfs_layers(&self, container: &ContainerId) -> Result<(Vec<Digest>, RootfsOptions)> {
+        let state = self.0.state();
+        let meta = match state.rootfs.get(container) {
+            Some(Some(meta)) => meta,
+            Some(None) => return Err(Error::precondition("its root file system's record can't be read")),
+            None => return Err(Error::not_found(format!("container {} has no root file system", container.short()))),
+        };
+        let user = meta.user.clone().unwrap_or_default();
+        let volumes = meta.volumes.clone();
+        Ok((meta.chains.clone(), RootfsOptions { uid_map: user.uids, gid_map: user.gids, volumes, quota: 0 }))
+    }
 }
 
 #[async_trait]
 impl LayerStore for OverlayStore {
     fn driver(&self) -> &'static str {
         "overlay"
+    }
+
+    fn weakness(&self) -> Option<StorageTrouble> {
+        self.0.options.unpacker.weakness()
     }
 
     async fn has(&self, chain: &Digest) -> Result<bool> {
@@ -490,11 +529,25 @@ impl LayerStore for OverlayStore {
     }
 
     async fn rootfs_changes(&self, container: &ContainerId) -> Result<RootfsChanges> {
-        if !self.0.state().rootfs.contains_key(container) {
-            return Err(Error::not_found(format!("container {} has no root file system", container.short())));
-        }
+        let user = match self.0.state().rootfs.get(container) {
+            Some(Some(meta)) => meta.user.clone(),
+            Some(None) => return Err(Error::precondition("its root file system's record can't be read")),
+            None => return Err(Error::not_found(format!("container {} has no root file system", container.short()))),
+        };
         let upper = self.0.container(container).join("fs");
-        blocking(move || changes::list(&upper)).await
+        blocking(move || Ok(RootfsChanges { user, ..changes::list(&upper)? })).await
+    }
+
+    async fn write_rootfs(&self, container: &ContainerId, layer: std::fs::File) -> Result<()> {
+        // A mount of its own: the unpacker closes it to devices.
+        let mount = self.mount_rootfs(container).await?;
+        let (unpacker, limits) = (self.0.options.unpacker.clone(), self.0.options.limits);
+        blocking(move || {
+            let source = std::io::BufReader::with_capacity(256 << 10, layer);
+            unpacker.unpack(Place::Mount(&mount), source, Whiteouts::Apply, &limits).map(drop)
+        })
+        .await
+        .map_err(|e| e.context(format!("files of container {}", container.short())))
     }
 
     fn mountpoint(&self) -> Utf8PathBuf {

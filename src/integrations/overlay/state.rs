@@ -19,6 +19,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::Usage;
 use crate::core::spec::UserNamespace;
+use crate::fail_point;
 use crate::utils::atomic::{self, Durability};
 
 /// What is known of a committed layer.
@@ -166,7 +167,9 @@ pub(super) fn commit_layer(root: &Utf8Path, folder: &Utf8Path, chain: &Digest, m
     write(&folder.join("layer.json"), meta, Durability::Process)?;
     let handle = File::open(folder).map_err(|e| Error::io(format!("opening {folder}"), e))?;
     rustix::fs::syncfs(&handle).map_err(|e| Error::io(format!("syncing {folder}"), e.into()))?;
+    fail_point!("overlay.layer.synced");
     rename(folder, &root.join("layers").join(chain.hex()))?;
+    fail_point!("overlay.layer.renamed");
     sync_folder(&root.join("layers"))
 }
 

@@ -208,7 +208,8 @@ fn upstream(reference: &Reference) -> Vec<Host> {
     schemes.iter().filter_map(|(scheme, fallback)| host(scheme, *fallback)).collect()
 }
 
-fn parse(path: &Utf8Path, text: &str, reference: &Reference) -> Result<Vec<Host>, HostsError> {
+/// As [`hosts_for`] with the `text` of the file that is called `path`.
+pub fn parse(path: &Utf8Path, text: &str, reference: &Reference) -> Result<Vec<Host>, HostsError> {
     let parse_error = |e: toml::de::Error| HostsError::Parse { path: path.to_owned(), source: Box::new(e) };
     let file: File = toml::from_str(text).map_err(parse_error)?;
     let mut hosts = Vec::new();

@@ -1,7 +1,7 @@
 //! Fakes behind the engine's ports: a world in memory that can be told to fail or to hang, and that outlives an engine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::core::ports::*;
 use crate::core::records::{PodRecord, ResolvedUser, Resource, SandboxFacts};
 use crate::core::spec::{ContainerConfig, Resources, SandboxConfig};
 use crate::core::stats::*;
+use crate::utils::pidfd::ProcessId;
 
 /// A container as the fake monitor holds it.
 #[derive(Clone, Default)]
@@ -31,6 +32,8 @@ pub(super) struct FakeContainer {
 pub(super) struct FakeMonitorState {
     pub(super) info: Vec<u8>,
     pub(super) containers: BTreeMap<String, FakeContainer>,
+    /// Pid of the pod's init, as it tells it; 0: none.
+    pub(super) init: i32,
     pub(super) events: Option<mpsc::Sender<MonitorEvent>>,
 }
 
@@ -42,6 +45,8 @@ pub(super) struct World {
     pub(super) rootfs: Mutex<BTreeSet<ContainerId>>,
     /// Name of the step that fails next, once.
     pub(super) fail: Mutex<Option<&'static str>>,
+    /// Name of the step that fails whenever it is tried.
+    pub(super) broken: Mutex<Option<&'static str>>,
     /// Name of the step that hangs until cancelled.
     pub(super) hang: Mutex<Option<&'static str>>,
     pub(super) reached: Notify,
@@ -51,7 +56,11 @@ pub(super) struct World {
     pub(super) limits: Mutex<Vec<Resources>>,
     /// Measurements of what containers have written.
     pub(super) measured: AtomicUsize,
-    clock: AtomicI64,
+    pub(super) clock: AtomicI64,
+    /// Init of the pods that are made.
+    pub(super) init: Mutex<Option<ProcessId>>,
+    /// Containers that the backend was told to remove without a monitor.
+    pub(super) removed: Mutex<BTreeSet<ContainerId>>,
 }
 
 pub(super) fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -66,7 +75,8 @@ impl World {
         }
         let panics = locked(&self.panic).take_if(|f| *f == name).is_some();
         assert!(!panics, "{name} panics");
-        match locked(&self.fail).take_if(|f| *f == name) {
+        let broken = *locked(&self.broken) == Some(name);
+        match locked(&self.fail).take_if(|f| *f == name).or(broken.then_some(name)) {
             Some(_) => Err(Error::new(Kind::Unavailable, format!("{name} fails"))),
             None => Ok(()),
         }
@@ -129,7 +139,7 @@ impl Backend for FakeBackend {
         journal.note(vec![Resource { kind: "unit".into(), name: pod.id.to_string() }]).await?;
         locked(&self.0.units).insert(pod.id.clone());
         match cancel.run_until_cancelled(self.0.step("sandbox")).await {
-            Some(done) => done.map(|()| SandboxFacts::default()),
+            Some(done) => done.map(|()| SandboxFacts { init: locked(&self.0.init).clone(), ..SandboxFacts::default() }),
             None => Err(Error::new(Kind::Aborted, "cancelled")),
         }
     }
@@ -142,7 +152,8 @@ impl Backend for FakeBackend {
         Ok(monitor_v1::Exec { exec_id: context.exec_id.into(), ..Default::default() })
     }
     fn end_exec(&self, _: &PodRecord, _: &ContainerId, _: &Utf8Path, _: &str) {}
-    async fn remove_container(&self, _: &PodRecord, _: &ContainerId) -> Result<()> {
+    async fn remove_container(&self, _: &PodRecord, container: &ContainerId) -> Result<()> {
+        locked(&self.0.removed).insert(container.clone());
         Ok(())
     }
     async fn teardown(&self, pod: &PodRecord, _: &Utf8Path) -> Result<()> {
@@ -277,6 +288,7 @@ impl FakeSupervisor {
         };
         let hello = monitor_v1::HelloReply {
             pod_info: state.info.clone(),
+            init_pid: state.init,
             containers: state.containers.iter().map(report).collect(),
             ..Default::default()
         };
@@ -301,6 +313,10 @@ impl Supervisor for FakeSupervisor {
         Ok(locked(&self.0.monitors).keys().cloned().collect())
     }
     async fn cleanup(&self, pod: &PodId) -> Result<()> {
+        locked(&self.0.monitors).remove(pod);
+        Ok(())
+    }
+    async fn kill(&self, pod: &PodId) -> Result<()> {
         locked(&self.0.monitors).remove(pod);
         Ok(())
     }
@@ -361,8 +377,25 @@ impl Monitor for FakeMonitor {
     async fn start_init(&self, _: monitor_v1::StartInit) -> Result<i32> {
         Ok(1)
     }
+    async fn adopt(&self, adopt: monitor_v1::AdoptContainer, _: &Lent) -> Result<()> {
+        self.world.step("adopt").await?;
+        let plan = adopt.plan.unwrap_or_default();
+        let phase = match adopt.running {
+            true => monitor_v1::ContainerPhase::PhaseRunning,
+            false => monitor_v1::ContainerPhase::PhaseCreated,
+        };
+        let c = FakeContainer { phase: phase.into(), exit: None, info: plan.info };
+        self.with(|s| s.containers.insert(plan.id, c)).map(drop)
+    }
+    async fn adopt_init(&self, pid: i32, _: u64, _: BorrowedFd<'_>) -> Result<()> {
+        self.with(|s| s.init = pid)
+    }
     async fn set_pod_info(&self, pod_info: Vec<u8>) -> Result<()> {
         self.with(|s| s.info = pod_info)
+    }
+    async fn ping(&self) -> Result<()> {
+        self.world.step("ping").await?;
+        self.with(|_| ())
     }
     async fn shutdown(&self, _: bool) -> Result<()> {
         locked(&self.world.monitors).remove(&self.pod);

@@ -2,6 +2,7 @@
 
 mod fakes;
 mod observe;
+mod recovery;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use camino::Utf8Path;
 use fakes::*;
 
 use super::*;
-use crate::core::ports::MonitorEvent;
+use crate::core::ports::{MonitorEvent, NoFdStore};
 use crate::core::state::ContainerPhase;
 
 struct Bench {
@@ -21,18 +22,24 @@ struct Bench {
 }
 
 fn engine_on(world: &Arc<World>, dir: &Utf8Path, boot: &str) -> (Engine, TaskSet) {
+    engine_with(vec![Arc::new(FakeBackend(world.clone()))], world, dir, boot)
+}
+
+fn engine_with(backends: Vec<Arc<dyn Backend>>, world: &Arc<World>, dir: &Utf8Path, boot: &str) -> (Engine, TaskSet) {
     let tasks = TaskSet::new("test");
     let config = EngineConfig {
         state: dir.join("state"),
         default_handler: "fake".into(),
+        container_quota: 0,
         exec_drain: Duration::from_secs(1),
         boot_id: boot.into(),
     };
     let ports = Ports {
-        backends: vec![Arc::new(FakeBackend(world.clone()))],
+        backends,
         layers: Arc::new(FakeLayers(world.clone())),
         images: Arc::new(FakeImages),
         supervisor: Arc::new(FakeSupervisor(world.clone())),
+        parked: Arc::new(NoFdStore),
         clock: world.clone(),
     };
     let records = RecordStore::open(&dir.join("root")).expect("records");
@@ -281,6 +288,8 @@ async fn a_stop_that_is_cut_off_is_no_success() {
 async fn a_pod_that_can_have_no_more_containers_is_not_ready() {
     let mut b = Bench::new();
     let (now, later) = (b.pod("now").await, b.pod("later").await);
+    // No other monitor can be had.
+    *locked(&b.world.broken) = Some("spawn");
     let events = locked(&b.world.monitors).remove(&now).and_then(|m| m.events).expect("connected");
     events.send(MonitorEvent::Gone).await.expect("heard");
     let not_ready = async |b: &Bench, id: &PodId| {
@@ -297,6 +306,49 @@ async fn a_pod_that_can_have_no_more_containers_is_not_ready() {
     locked(&b.world.monitors).remove(&later);
     b.restart("boot-1").await;
     not_ready(&b, &later).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_turns_no_life_around() {
+    let b = Bench::new();
+    let pod = b.pod("a").await;
+    for (name, jump) in [("back", -3_600_000_000_000), ("ahead", 86_400_000_000_000), ("before-1970", -2 << 60)] {
+        let c = b.running(&pod, name).await;
+        b.world.clock.fetch_add(jump, std::sync::atomic::Ordering::Relaxed);
+        b.world.end(&pod, &c, 3).await;
+        b.until(&c, ContainerPhase::Exited).await;
+        let record = b.engine.container(Scope::Cri, c.as_str()).expect("listed");
+        assert!(record.finished_at >= record.started_at && record.finished_at > 0, "{name}: {record:?}");
+        assert_eq!(record.exit.as_ref().expect("ended").code, 3);
+    }
+    b.engine.remove_sandbox(Scope::Cri, pod.as_str()).await.expect("remove");
+    assert_eq!((b.world.left(), b.records_left()), ((0, 0, 0), 0));
+}
+
+#[tokio::test]
+async fn another_monitor_takes_a_pod_over() {
+    let mut b = Bench::new();
+    let pod = b.pod("a").await;
+    let c = b.running(&pod, "c").await;
+    let die = |b: &Bench| locked(&b.world.monitors).remove(&pod).and_then(|m| m.events);
+    die(&b).expect("connected").send(MonitorEvent::Gone).await.expect("heard");
+    // Containers can be made again, and the one that runs is known to the new monitor.
+    let d = b.running(&pod, "d").await;
+    b.world.end(&pod, &c, 5).await;
+    b.until(&c, ContainerPhase::Exited).await;
+    let exit = |b: &Bench, id: &ContainerId| b.engine.container(Scope::Cri, id.as_str()).expect("known").exit.clone();
+    assert_eq!(exit(&b, &c).expect("ended").code, 5);
+    // Daemon and monitor at once.
+    b.tasks.shutdown().await;
+    die(&b);
+    let report = b.restart("boot-1").await;
+    assert_eq!((report.pods, report.running), (1, 1));
+    b.world.end(&pod, &d, 6).await;
+    b.until(&d, ContainerPhase::Exited).await;
+    assert_eq!(exit(&b, &d).expect("ended").code, 6);
+    assert_eq!(b.engine.pod(Scope::Cri, pod.as_str()).expect("listed").phase, PodPhase::Ready);
+    b.engine.remove_sandbox(Scope::Cri, pod.as_str()).await.expect("remove");
+    assert_eq!((b.world.left(), b.records_left()), ((0, 0, 0), 0));
 }
 
 #[tokio::test]

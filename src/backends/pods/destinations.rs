@@ -15,7 +15,7 @@ use crate::utils::beneath::Root;
 const LINKS_MAX: u32 = 40;
 
 /// Replaces the destinations of all bind mounts by the places that they are in `root`.
-pub(super) fn resolve_all(root: &Root, mut spec: Spec) -> Spec {
+pub(in crate::backends) fn resolve_all(root: &Root, mut spec: Spec) -> Spec {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in mounts.iter_mut().filter(|m| m.typ().as_deref() == Some("bind")) {
         if let Some(place) = mount.destination().to_str().and_then(|path| resolve(root, path)) {

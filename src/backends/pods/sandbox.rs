@@ -1,5 +1,5 @@
-//! The crun pod: pinned namespaces, /dev/shm, its files, its cgroup, its network, and for a shared PID namespace its
-//! init. Each is noted in the journal before it is made; [`CrunBackend::take_down`] works from those notes.
+//! A pod on the node: pinned namespaces, /dev/shm, its files, its cgroup, its network, and for a shared PID namespace its
+//! init. Each is noted in the journal before it is made; [`NodePods::take_down`] works from those notes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
-use super::{CrunBackend, PATH, files};
+use super::{NodePods, files};
 use crate::core::backend::Journal;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
@@ -15,7 +15,8 @@ use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{Monitor, NetworkRequest, NetworkResult, monitor_v1};
 use crate::core::records::{PodRecord, Resource, SandboxFacts};
 use crate::core::spec::NamespaceMode;
-use crate::integrations::cgroup::{self, Driver, Parent};
+use crate::fail_point;
+use crate::integrations::cgroup::Parent;
 use crate::integrations::mounts;
 use crate::integrations::netns::{Pinned, Wanted};
 use crate::utils::atomic::{self, Durability};
@@ -24,10 +25,10 @@ use crate::utils::process::Spawn;
 
 /// Size of a pod's /dev/shm in bytes.
 const SHM: u64 = 64 << 20;
-/// How long the start waits for networks of pods that are gone.
-const NETWORK_SWEEP: Duration = Duration::from_secs(5);
+/// How long the start waits for programs that take garbage away.
+const SWEEP: Duration = Duration::from_secs(3);
 /// How long killed processes may take to leave a cgroup.
-pub(super) const KILL: Duration = Duration::from_secs(10);
+pub(in crate::backends) const KILL: Duration = Duration::from_secs(10);
 
 const CGROUP: &str = "cgroup";
 const NAMESPACES: &str = "namespaces";
@@ -57,8 +58,8 @@ impl Shape {
     }
 }
 
-impl CrunBackend {
-    pub(super) async fn make_sandbox(
+impl NodePods {
+    pub(in crate::backends) async fn make_sandbox(
         &self,
         pod: &PodRecord,
         pod_dir: &Utf8Path,
@@ -78,8 +79,10 @@ impl CrunBackend {
             notes.push(resource(NETWORK, self.pins.netns_path(&pod.id)));
         }
         journal.note(notes).await?;
+        fail_point!("sandbox.noted");
         let (hierarchy, parent_in, id) = (self.hierarchy.clone(), parent.clone(), pod.id.clone());
         blocking(move || Ok(hierarchy.create_parent(&parent_in, &id)?)).await?;
+        fail_point!("sandbox.cgroup");
         let (resources, overhead) = (&pod.config.resources, &pod.config.overhead);
         self.change_pod_limits(pod, resources, overhead)
             .await
@@ -98,27 +101,32 @@ impl CrunBackend {
                 },
             )
             .await?;
+        fail_point!("sandbox.pinned");
         if shape.ipc {
             let path = shm.clone();
             blocking(move || Ok(mounts::mount_shm(path.as_std_path(), SHM, owner)?)).await?;
         }
-        let pidns = match shape.shared_pids {
-            true => Some(self.start_init(pod, &parent, &pinned, monitor, journal).await?),
-            false => None,
+        fail_point!("sandbox.shm");
+        let (pidns, init) = match shape.shared_pids {
+            true => Some(self.start_init(pod, &parent, &pinned, monitor, journal).await?).unzip(),
+            false => (None, None),
         };
         let network = match shape.net {
             true => self.connect(pod, cancel).await?,
             false => NetworkResult::default(),
         };
+        fail_point!("sandbox.connected");
         {
             let (pod, pod_dir, network) = (pod.clone(), pod_dir.to_owned(), network.clone());
             blocking(move || write_files(&pod, &pod_dir, owner, &network)).await?;
         }
+        fail_point!("sandbox.files");
         Ok(SandboxFacts {
             netns: pinned.net,
             ipcns: pinned.ipc,
             utsns: pinned.uts,
             pidns,
+            init,
             userns: pinned.user,
             shm: shape.ipc.then_some(shm),
             cgroup_parent: parent.relative().to_string(),
@@ -152,7 +160,7 @@ impl CrunBackend {
         pinned: &Pinned,
         monitor: &dyn Monitor,
         journal: &mut dyn Journal,
-    ) -> Result<Utf8PathBuf> {
+    ) -> Result<(Utf8PathBuf, ProcessId)> {
         let (hierarchy, parent, id) = (self.hierarchy.clone(), parent.clone(), pod.id.clone());
         let cgroups = blocking(move || Ok(hierarchy.create_init(&parent, &id)?)).await?;
         let path = |p: &Option<Utf8PathBuf>| p.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -160,13 +168,16 @@ impl CrunBackend {
             cgroups: cgroups.iter().map(ToString::to_string).collect(),
             namespaces: vec![path(&pinned.user), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
         };
+        fail_point!("sandbox.init_cgroup");
         let pid = monitor.start_init(request).await?;
+        fail_point!("sandbox.init_started");
         let identity =
             ProcessId::of(pid).map_err(|e| Error::io(format!("the init of pod {} (pid {pid})", pod.id), e))?;
         journal
             .note(vec![resource(INIT, format!("{}:{}:{}", identity.pid, identity.start_time, identity.boot_id))])
             .await?;
-        Ok(self.pins.pin_pid(&pod.id, pid).await?)
+        fail_point!("sandbox.init_noted");
+        Ok((self.pins.pin_pid(&pod.id, pid).await?, identity))
     }
 
     async fn connect(&self, pod: &PodRecord, cancel: &CancellationToken) -> Result<NetworkResult> {
@@ -195,9 +206,10 @@ impl CrunBackend {
     }
 
     /// Takes down what the notes name, the network first (its plugins need the netns); goes on after a failure.
-    pub(super) async fn take_down(&self, pod: &PodRecord, _pod_dir: &Utf8Path) -> Result<()> {
+    pub(in crate::backends) async fn take_down(&self, pod: &PodRecord, _pod_dir: &Utf8Path) -> Result<()> {
         let mut first = Ok(());
         for note in pod.resources.iter().rev() {
+            fail_point!("teardown.step");
             let done = match note.kind.as_str() {
                 NETWORK => self.network.del(&self.network_request(pod)?).await,
                 INIT => end_init(&note.name),
@@ -208,7 +220,7 @@ impl CrunBackend {
                 NAMESPACES => self.pins.unpin(&pod.id).await.map_err(Error::from),
                 CGROUP => {
                     let (hierarchy, parent, id) = (self.hierarchy.clone(), self.parent(pod)?, pod.id.clone());
-                    blocking(move || Ok(hierarchy.remove_parent(&parent, &id)?)).await
+                    blocking(move || Ok(hierarchy.remove_parent(&parent, &id, KILL)?)).await
                 }
                 other => {
                     Err(Error::internal(format!("pod {} owns a {other:?}, which this version does not know", pod.id)))
@@ -222,91 +234,103 @@ impl CrunBackend {
         first
     }
 
-    /// Kills and removes a container that no monitor holds.
-    pub(super) async fn force_remove(&self, parent: &Parent, container: &ContainerId) -> Result<()> {
-        let folders = self.hierarchy.container(parent, container);
-        blocking(move || Ok(cgroup::kill(&folders.kill, KILL)?)).await?;
-        self.delete(container).await
+    /// Kills what is in a container's groups, known to its runtime or not: one that was killed over making it has written
+    /// nothing down.
+    pub(in crate::backends) async fn kill_container(&self, parent: &Parent, container: &ContainerId) -> Result<()> {
+        let (hierarchy, at, id) = (self.hierarchy.clone(), parent.clone(), container.clone());
+        blocking(move || Ok(hierarchy.kill_container(&at, &id, KILL)?)).await
     }
 
-    async fn delete(&self, container: &ContainerId) -> Result<()> {
-        let known = self.root().join(container.as_str());
-        if !known.try_exists().map_err(|e| Error::io(format!("look at {known}"), e))? {
-            return Ok(());
-        }
-        let root = self.root();
-        let mut args = vec!["--root", root.as_str()];
-        if self.config.driver == Driver::Systemd {
-            args.push("--systemd-cgroup");
-        }
-        args.extend(["delete", "--force", container.as_str()]);
-        Spawn::new(self.config.program.as_str(), args).env("PATH", PATH).deadline(self.config.timeout).run_ok().await?;
-        Ok(())
+    /// Removes a container's groups, where its runtime has left them empty.
+    pub(in crate::backends) async fn remove_groups(&self, parent: &Parent, container: &ContainerId) -> Result<()> {
+        let (hierarchy, at, id) = (self.hierarchy.clone(), parent.clone(), container.clone());
+        blocking(move || Ok(hierarchy.remove_container(&at, &id)?)).await
     }
 
-    /// Removes what no pod of `pods` and no container of `containers` claims.
-    pub(super) async fn sweep(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
+    /// Removes what no pod of `pods` and no container of `containers` claims; `deletes`: containers of the runtime's, and the
+    /// calls that remove them.
+    pub(in crate::backends) async fn sweep(
+        &self,
+        pods: &[PodRecord],
+        containers: &[ContainerId],
+        deletes: Vec<(Spawn, ContainerId)>,
+    ) -> Result<()> {
         let live: Vec<PodId> = pods.iter().map(|p| p.id.clone()).collect();
-        let root = self.root();
-        let known = blocking(move || {
-            std::fs::create_dir_all(&root).map_err(|e| Error::io(format!("make {root}"), e))?;
-            let entries = root.read_dir_utf8().map_err(|e| Error::io(format!("list {root}"), e))?;
-            Ok(entries.flatten().filter_map(|e| e.file_name().parse::<ContainerId>().ok()).collect::<Vec<_>>())
-        })
-        .await?;
-        for id in known.iter().filter(|id| !containers.contains(id)) {
-            tracing::info!(container = id.as_str(), "removing a container of crun's that nobody claims");
-            self.delete(id).await?;
-        }
         // Groups of execs that an earlier daemon had made and not begun.
         let (hierarchy, claimed) = (self.hierarchy.clone(), containers.to_vec());
         let parents: Vec<_> = pods.iter().filter_map(|p| self.parent(p).ok()).collect();
-        blocking(move || {
-            for parent in &parents {
-                claimed.iter().try_for_each(|id| hierarchy.end_execs(parent, id, None))?;
+        blocking(move || Ok(hierarchy.end_idle_execs(&parents, &claimed)?)).await?;
+        let gone = self.gone_networks(&live).await?;
+        let (network, pins, state) = (self.network.clone(), self.pins.clone(), self.config.state.clone());
+        self.outside(async move {
+            let first = run_deletes(deletes).await;
+            network.gc(&live).await?;
+            for pod in gone {
+                tracing::info!(pod = pod.as_str(), "removing namespaces that nobody claims");
+                let shm = state.join("pods").join(pod.as_str()).join("shm");
+                blocking(move || Ok(mounts::unmount(shm.as_std_path())?)).await?;
+                pins.unpin(&pod).await.map_err(Error::from)?;
             }
-            Ok(())
+            first
         })
-        .await?;
-        self.sweep_networks(live).await
+        .await
     }
 
-    /// Networks of pods that are gone, then their namespaces. A plugin that hangs (a node whose network's own pods are
-    /// not up yet) has a minute for each pod, and they may need this daemon to come up: beyond [`NETWORK_SWEEP`] this
-    /// goes on beside all else. Pods that are made meanwhile are the network's to spare; their namespaces are not listed.
-    async fn sweep_networks(&self, live: Vec<PodId>) -> Result<()> {
-        let gone: Vec<PodId> = self.pins.list().await.map_err(Error::from)?.into_iter().map(|(pod, _)| pod).collect();
-        let gone: Vec<PodId> = gone.into_iter().filter(|pod| !live.contains(pod)).collect();
-        let (network, pins, state) = (self.network.clone(), self.pins.clone(), self.config.state.clone());
+    /// The same for a second runtime: its containers alone.
+    pub(in crate::backends) async fn sweep_containers(&self, deletes: Vec<(Spawn, ContainerId)>) -> Result<()> {
+        self.outside(run_deletes(deletes)).await
+    }
+
+    /// Pods whose namespaces are pinned and that are not `live`.
+    async fn gone_networks(&self, live: &[PodId]) -> Result<Vec<PodId>> {
+        let pinned = self.pins.list().await.map_err(Error::from)?;
+        Ok(pinned.into_iter().map(|(pod, _)| pod).filter(|pod| !live.contains(pod)).collect())
+    }
+
+    /// What needs programs: containers of the runtime's that nobody claims, networks of pods that are gone, then their
+    /// namespaces. A runtime or a plugin that hangs (a node whose network's own pods are not up yet) has a minute for each,
+    /// and they may need this daemon to come up: beyond [`SWEEP`] this goes on beside all else. Pods that are made meanwhile
+    /// are the network's to spare; their containers and namespaces are not listed.
+    async fn outside(&self, work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
         let (tell, told) = tokio::sync::oneshot::channel();
-        self.tasks.spawn_cancellable("networks of pods that are gone", async move {
-            let work = async {
-                network.gc(&live).await?;
-                for pod in gone {
-                    tracing::info!(pod = pod.as_str(), "removing namespaces that nobody claims");
-                    let shm = state.join("pods").join(pod.as_str()).join("shm");
-                    blocking(move || Ok(mounts::unmount(shm.as_std_path())?)).await?;
-                    pins.unpin(&pod).await.map_err(Error::from)?;
-                }
-                Ok(())
-            };
+        self.tasks.spawn_cancellable("garbage outside", async move {
             // Nobody waits any more: it is said here.
             if let Err(Err(e)) = tell.send(work.await) {
                 let e: Error = e;
                 tracing::warn!(why = e.chain(), "garbage is kept");
             }
         });
-        match tokio::time::timeout(NETWORK_SWEEP, told).await {
+        match tokio::time::timeout(SWEEP, told).await {
             Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(Error::internal("the daemon ends while networks are collected")),
+            Ok(Err(_)) => Err(Error::internal("the daemon ends while garbage is collected")),
             Err(_) => {
-                tracing::warn!(
-                    "taking back networks of pods that are gone takes long and goes on while pods are served"
-                );
+                tracing::warn!("collecting garbage takes long and goes on while pods are served");
                 Ok(())
             }
         }
     }
+}
+
+/// Containers of a runtime that nobody claims; `folder` has one entry for each that it knows, and is made.
+pub(in crate::backends) async fn unclaimed(folder: Utf8PathBuf, claimed: &[ContainerId]) -> Result<Vec<ContainerId>> {
+    let known = blocking(move || {
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(format!("make {folder}"), e))?;
+        let entries = folder.read_dir_utf8().map_err(|e| Error::io(format!("list {folder}"), e))?;
+        Ok(entries.flatten().filter_map(|e| e.file_name().parse::<ContainerId>().ok()).collect::<Vec<_>>())
+    })
+    .await?;
+    Ok(known.into_iter().filter(|id| !claimed.contains(id)).collect())
+}
+
+async fn run_deletes(deletes: Vec<(Spawn, ContainerId)>) -> Result<()> {
+    let mut first = Ok(());
+    for (delete, id) in deletes {
+        tracing::info!(container = id.as_str(), "removing a container of the runtime's that nobody claims");
+        if let Err(e) = delete.run_ok().await {
+            first = first.and(Err(Error::from(e)));
+        }
+    }
+    first
 }
 
 /// The pod's own files; `owner`: whose they are, so that the pod's root may change them. Blocks.

@@ -15,7 +15,7 @@ use crate::integrations::netns;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// 127.0.0.1, then ::1 when nobody listens there.
-pub(super) async fn dial(pod: &PodRecord, port: u16) -> Result<TcpStream> {
+pub(in crate::backends) async fn dial(pod: &PodRecord, port: u16) -> Result<TcpStream> {
     let facts = pod.facts.as_ref().ok_or_else(|| Error::precondition(format!("pod {} is not made yet", pod.id)))?;
     let connected = match &facts.netns {
         Some(path) => netns::in_netns(path, move || connect(port)).await?,

@@ -1,34 +1,31 @@
-//! Use of pods and containers: their cgroups, and the interfaces in the pods' network namespaces; and new limits.
+//! Use of pods and containers: their cgroups, and the interfaces in the pods' network namespaces; and new limits of pods.
 //!
 //! All readings of a call are made on one thread for blocking work and one in the namespaces. Interfaces are read once a
-//! second at most. A change of limits is one call of the OCI runtime; a crash after it leaves the limits changed.
+//! second at most. A crash in a change of limits leaves a part of them changed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 
-use super::{CrunBackend, PATH};
+use super::NodePods;
 use crate::backends::oci::linux;
-use crate::core::backend::UpdateContext;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::PodId;
-use crate::core::records::PodRecord;
+use crate::core::records::{ContainerRecord, PodRecord};
 use crate::core::spec::Resources;
 use crate::core::stats::{NetworkSample, PodSample, StatsTarget, StatsWanted};
 use crate::integrations::cgroup::{self, Depth, Driver, Parent};
 use crate::integrations::netns;
-use crate::utils::atomic::{self, Durability};
-use crate::utils::process::Spawn;
 
 /// How long a pod's counters are good.
 const TRAFFIC_FRESH: Duration = Duration::from_secs(1);
 
 /// Counters of pods' interfaces, read last.
 #[derive(Debug, Default)]
-pub(super) struct TrafficCache(Mutex<HashMap<PodId, (Instant, NetworkSample)>>);
+pub(in crate::backends) struct TrafficCache(Mutex<HashMap<PodId, (Instant, NetworkSample)>>);
 
 impl TrafficCache {
     /// Values that are fresh; what is old is dropped, so that the cache never outgrows the pods.
@@ -48,8 +45,12 @@ fn now_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-impl CrunBackend {
-    pub(super) async fn read_stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {
+impl NodePods {
+    pub(in crate::backends) async fn read_stats(
+        &self,
+        targets: Vec<StatsTarget>,
+        wanted: StatsWanted,
+    ) -> Result<Vec<PodSample>> {
         let network = async {
             match wanted.pods {
                 true => self.traffic(&targets).await,
@@ -111,25 +112,20 @@ impl CrunBackend {
         known
     }
 
-    pub(super) async fn change_limits(&self, update: UpdateContext<'_>) -> Result<()> {
-        let UpdateContext { pod, container, run_dir, asked, merged } = update;
-        let id = container.id.as_str();
-        let limits = linux::update(asked, merged, &self.host_now(merged))?;
-        let text = serde_json::to_vec(&limits).map_err(|e| Error::because(Kind::Internal, "encode limits", e))?;
-        let (file, log) = (run_dir.join("update.json"), run_dir.join("crun.log"));
-        atomic::write(file.as_std_path(), &text, 0o600, Durability::Process)
-            .map_err(|e| Error::io(format!("write {file}"), e))?;
-        let call = self.call(&log, 0, &["update", "--resources", file.as_str(), id]);
-        let done = Spawn::new(&call.path, &call.args).env("PATH", PATH).deadline(self.config.timeout).run_ok().await;
-        let _ = std::fs::remove_file(&file);
-        done.map_err(|e| with_log(e.into(), &log))?;
+    /// A container's new oom_score_adj, where one is asked for.
+    pub(in crate::backends) async fn change_oom_score(
+        &self,
+        parent: &Parent,
+        container: &ContainerRecord,
+        asked: &Resources,
+    ) -> Result<()> {
         match asked.oom_score_adj {
             Some(score) if score != 0 && asked.oom_score_adj != container.config.resources.oom_score_adj => {
-                let folder = self.hierarchy.container(&self.parent(pod)?, &container.id).kill;
+                let folder = self.hierarchy.container(parent, &container.id).kill;
                 let allowed = blocking(move || Ok(cgroup::set_oom_score_adj(&folder, score)?)).await?;
                 if !allowed {
                     tracing::warn!(
-                        container = id,
+                        container = container.id.as_str(),
                         score,
                         "oom_score_adj can't be lowered that far: no CAP_SYS_RESOURCE"
                     );
@@ -140,7 +136,7 @@ impl CrunBackend {
         }
     }
 
-    pub(super) async fn change_pod_limits(
+    pub(in crate::backends) async fn change_pod_limits(
         &self,
         pod: &PodRecord,
         resources: &Resources,
@@ -188,15 +184,6 @@ fn with_overhead(resources: &Resources, overhead: &Resources) -> Resources {
         memory_limit: sum(resources.memory_limit, overhead.memory_limit),
         memory_swap_limit: sum(resources.memory_swap_limit, overhead.memory_limit.max(overhead.memory_swap_limit)),
         ..resources.clone()
-    }
-}
-
-/// The runtime writes its reason into its log; what it says on stderr may be nothing.
-fn with_log(e: Error, log: &Utf8Path) -> Error {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    match text.lines().last() {
-        Some(line) => e.context(format!("the OCI runtime says {:?}", line.chars().take(500).collect::<String>())),
-        None => e,
     }
 }
 

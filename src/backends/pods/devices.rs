@@ -13,7 +13,7 @@ use crate::core::spec::Device;
 use crate::integrations::cdi;
 
 /// What the named devices change in the container, their nodes looked up.
-pub(super) fn cdi(folders: &[Utf8PathBuf], names: &[cdi::DeviceName]) -> Result<Vec<DeviceEdits>> {
+pub(in crate::backends) fn cdi(folders: &[Utf8PathBuf], names: &[cdi::DeviceName]) -> Result<Vec<DeviceEdits>> {
     let edits = cdi::resolve(folders, names)?;
     let with_nodes = |edits: cdi::Edits| {
         let nodes = edits.device_nodes.iter().map(cdi_node).collect::<Result<_>>()?;
@@ -66,7 +66,7 @@ fn cdi_node(d: &cdi::DeviceNode) -> Result<(LinuxDevice, String)> {
     Ok((node, access.to_owned()))
 }
 
-pub(super) fn requested_device(d: &Device, found: &mut Vec<(LinuxDevice, String)>) -> Result<()> {
+pub(in crate::backends) fn requested_device(d: &Device, found: &mut Vec<(LinuxDevice, String)>) -> Result<()> {
     let path = Utf8Path::new(&d.host_path)
         .canonicalize_utf8()
         .map_err(|e| Error::because(Kind::InvalidArgument, format!("device {:?}", d.host_path), e))?;
@@ -85,7 +85,7 @@ pub(super) fn requested_device(d: &Device, found: &mut Vec<(LinuxDevice, String)
 }
 
 /// All device nodes below a folder, but terminals and what every container has of its own.
-pub(super) fn host_devices(
+pub(in crate::backends) fn host_devices(
     folder: &Utf8Path,
     to: &Utf8Path,
     permissions: &str,

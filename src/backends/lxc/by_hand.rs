@@ -1,0 +1,425 @@
+//! Containers that people make by hand, beside those of pods: create, start, stop, delete, list, info and exec.
+//!
+//! Called by `backend lxc ...` and by whoever uses this crate as a library; no daemon is needed, and none touches these
+//! containers. Made of a template of liblxc's, or of a folder that holds a root file system, which stays its owner's. They
+//! live below `<root>/lxc` and are liblxc's own in every way: `lxc-start -P` and the like work. Containers of pods are listed
+//! and shown, and all else is refused by name: they belong to their pods. A crash leaves what liblxc's own call leaves.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+
+use super::{LxcConfig, PATH};
+use crate::core::blocking::blocking;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::utils::atomic::{self, Durability};
+use crate::utils::process::{Output, Spawn};
+
+/// A template may fetch a distribution.
+const CREATE: Duration = Duration::from_secs(1800);
+/// Longest name; it is a cgroup's and a host's, too.
+const NAME_MAX: usize = 63;
+/// In the folder of a container whose root file system is somebody else's.
+const FOREIGN_ROOT: &str = "lxcri-root";
+const CONFIG: &str = "config";
+
+/// What a container is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A template of liblxc's, by name or path, and its arguments.
+    Template(String, Vec<String>),
+    /// A folder with a root file system. It is neither copied nor ever removed.
+    Root(Utf8PathBuf),
+}
+
+/// A container to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct New {
+    /// Letters, digits and `-_.`.
+    pub name: String,
+    /// What of.
+    pub source: Source,
+    /// Configuration to begin with; None: the node's default for liblxc, if there is one.
+    pub config: Option<Utf8PathBuf>,
+    /// More lines of it.
+    pub set: Vec<(String, String)>,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Info {
+    /// Its name; of a pod's container the id.
+    pub name: String,
+    /// As liblxc has it: RUNNING, STOPPED, FROZEN, ...
+    pub state: String,
+    /// Pid of its init; 0: it does not run.
+    pub pid: i32,
+    /// It is a pod's.
+    pub of_pod: bool,
+    /// Where its configuration is.
+    pub config: Utf8PathBuf,
+}
+
+/// The containers of a node.
+#[derive(Debug, Clone)]
+pub struct ByHand {
+    config: LxcConfig,
+    folder: Utf8PathBuf,
+    pods: Utf8PathBuf,
+}
+
+impl ByHand {
+    /// `root` and `state`: the daemon's folders.
+    pub fn new(config: LxcConfig, root: &Utf8Path, state: &Utf8Path) -> Self {
+        Self { config, folder: root.join("lxc"), pods: state.join("lxc") }
+    }
+
+    /// Makes one.
+    pub async fn create(&self, new: &New) -> Result<()> {
+        check_name(&new.name)?;
+        if self.at(&self.folder, &new.name)?.is_some() {
+            return Err(Error::new(Kind::AlreadyExists, format!("container {:?} is there already", new.name)));
+        }
+        let mut more = Vec::new();
+        if let Some(path) = &new.config {
+            if !path.is_absolute() || !path.is_file() {
+                return Err(Error::invalid(format!("configuration {path} is no file with an absolute path")));
+            }
+            more.extend(["--config".to_owned(), path.to_string()]);
+        }
+        for (key, value) in &new.set {
+            more.extend(["--set".to_owned(), line(key, value)?]);
+        }
+        match &new.source {
+            Source::Root(path) => {
+                let path = real_folder(path)?;
+                more.extend(["--root".to_owned(), path.to_string()]);
+            }
+            Source::Template(name, arguments) => {
+                if name.is_empty() || name.chars().any(char::is_control) {
+                    return Err(Error::invalid(format!("template {name:?}: no name of one")));
+                }
+                more.extend(["--".to_owned(), name.clone()]);
+                more.extend(arguments.iter().cloned());
+            }
+        }
+        let root = match &new.source {
+            Source::Root(path) => Some(path.clone()),
+            Source::Template(..) => None,
+        };
+        let folder = self.folder.join(&new.name);
+        let at = folder.clone();
+        // Before there is a configuration: no crash may make it look like a container whose root file system goes with it.
+        blocking(move || note(&at, root.as_deref())).await?;
+        let made = self.call("make", &new.name, more, CREATE).await;
+        if made.is_err() && self.at(&self.folder, &new.name)?.is_none() {
+            // What is not empty is liblxc's to tell of.
+            let removed = blocking(move || {
+                let _ = std::fs::remove_file(folder.join(FOREIGN_ROOT));
+                let _ = std::fs::remove_dir(&folder);
+                Ok(())
+            });
+            removed.await?;
+        }
+        made.map(drop)
+    }
+
+    /// Starts it; one that runs is refused.
+    pub async fn start(&self, name: &str) -> Result<()> {
+        let info = self.own(name).await?;
+        if info.state != "STOPPED" {
+            return Err(Error::precondition(format!("container {name:?} is {}", info.state)));
+        }
+        self.call("run", name, Vec::new(), self.config.timeout).await.map(drop)
+    }
+
+    /// Asks its init to end and kills it after `grace`. One that does not run is success.
+    pub async fn stop(&self, name: &str, grace: Duration) -> Result<()> {
+        if self.own(name).await?.state == "STOPPED" {
+            return Ok(());
+        }
+        let seconds = i32::try_from(grace.as_secs()).map_err(|_| Error::invalid("a grace period of years"))?;
+        self.call("halt", name, vec![seconds.to_string()], self.config.timeout + grace).await.map(drop)
+    }
+
+    /// Removes it, and its root file system if a template made that. One that runs is refused, unless `force`: then it is
+    /// killed.
+    pub async fn delete(&self, name: &str, force: bool) -> Result<()> {
+        let info = self.own(name).await?;
+        if info.state != "STOPPED" && info.state != "BROKEN" {
+            if !force {
+                return Err(Error::precondition(format!("container {name:?} is {}: stop it first", info.state)));
+            }
+            self.stop(name, Duration::ZERO).await?;
+        }
+        let folder = self.folder.join(name);
+        let note = folder.join(FOREIGN_ROOT);
+        if !note.try_exists().map_err(|e| Error::io(format!("look at {note}"), e))? {
+            return self.call("destroy", name, Vec::new(), CREATE).await.map(drop);
+        }
+        blocking(move || {
+            // The root file system is not in it: what is there is liblxc's, files and empty folders. The note goes last.
+            let failed = |e| Error::io(format!("remove {folder}"), e);
+            for entry in folder.read_dir_utf8().map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                match entry.file_name() {
+                    FOREIGN_ROOT => {}
+                    _ if entry.file_type().map_err(failed)?.is_dir() => {
+                        std::fs::remove_dir(entry.path()).map_err(failed)?
+                    }
+                    _ => std::fs::remove_file(entry.path()).map_err(failed)?,
+                }
+            }
+            std::fs::remove_file(folder.join(FOREIGN_ROOT)).map_err(failed)?;
+            std::fs::remove_dir(&folder).map_err(|e| Error::io(format!("remove {folder}"), e))
+        })
+        .await
+    }
+
+    /// All of them, by name, and those of pods.
+    pub async fn list(&self) -> Result<Vec<Info>> {
+        let mut all = Vec::new();
+        for (folder, of_pod) in [(&self.folder, false), (&self.pods, true)] {
+            let names = names(folder.clone()).await?;
+            all.extend(self.states(folder, names, of_pod).await?);
+        }
+        Ok(all)
+    }
+
+    /// One of them.
+    pub async fn info(&self, name: &str) -> Result<Info> {
+        check_name(name)?;
+        for (folder, of_pod) in [(&self.folder, false), (&self.pods, true)] {
+            if self.at(folder, name)?.is_some() {
+                let mut found = self.states(folder, vec![name.to_owned()], of_pod).await?;
+                return found.pop().ok_or_else(|| Error::internal(format!("liblxc does not tell of {name:?}")));
+            }
+        }
+        Err(Error::not_found(format!("container {name:?}: there is none")))
+    }
+
+    /// Program and arguments that run `command` in it, with the streams, terminal and signals of whoever runs them; their exit
+    /// code is the command's own.
+    pub async fn exec(&self, name: &str, command: &[String], env: &[String]) -> Result<(Utf8PathBuf, Vec<String>)> {
+        let info = self.own(name).await?;
+        if info.state != "RUNNING" {
+            return Err(Error::precondition(format!("container {name:?} is {}", info.state)));
+        }
+        if command.is_empty() {
+            return Err(Error::invalid("no command"));
+        }
+        let mut arguments = self.arguments("attach", name);
+        for line in env.iter().map(String::as_str).chain([concat_path()]) {
+            if !line.contains('=') || line.contains('\0') {
+                return Err(Error::invalid("environment: not of the form KEY=VALUE"));
+            }
+            arguments.extend(["--env".to_owned(), line.to_owned()]);
+        }
+        arguments.push("--".to_owned());
+        arguments.extend(command.iter().cloned());
+        Ok((self.config.helper.clone(), arguments))
+    }
+
+    /// One that people made; a pod's is refused by name.
+    async fn own(&self, name: &str) -> Result<Info> {
+        match self.info(name).await? {
+            info if !info.of_pod => Ok(info),
+            _ => Err(Error::precondition(format!(
+                "container {name} is a pod's: use the verbs stop, rm and exec, or its kubelet"
+            ))),
+        }
+    }
+
+    fn at(&self, folder: &Utf8Path, name: &str) -> Result<Option<Utf8PathBuf>> {
+        let file = folder.join(name).join(CONFIG);
+        let there = file.try_exists().map_err(|e| Error::io(format!("look at {file}"), e))?;
+        Ok(there.then_some(file))
+    }
+
+    async fn states(&self, folder: &Utf8Path, names: Vec<String>, of_pod: bool) -> Result<Vec<Info>> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut arguments = vec!["states".to_owned(), "--lxcpath".to_owned(), folder.to_string()];
+        self.library(&mut arguments);
+        arguments.extend(names);
+        let output = self.run(arguments, self.config.timeout).await?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let of = |line: &str| {
+            let mut words = line.split(' ');
+            let (name, state, pid) = (words.next()?, words.next()?, words.next()?.parse().ok()?);
+            let config = folder.join(name).join(CONFIG);
+            Some(Info { name: name.to_owned(), state: state.to_owned(), pid, of_pod, config })
+        };
+        text.lines()
+            .map(|line| of(line).ok_or_else(|| Error::internal(format!("the helper's answer {line:?}"))))
+            .collect()
+    }
+
+    fn library(&self, arguments: &mut Vec<String>) {
+        if !self.config.library.is_empty() {
+            arguments.extend(["--library".to_owned(), self.config.library.clone()]);
+        }
+    }
+
+    fn arguments(&self, verb: &str, name: &str) -> Vec<String> {
+        let mut arguments = [verb, "--lxcpath", self.folder.as_str(), "--name", name].map(String::from).to_vec();
+        self.library(&mut arguments);
+        arguments
+    }
+
+    async fn call(&self, verb: &str, name: &str, more: Vec<String>, deadline: Duration) -> Result<Output> {
+        let mut arguments = self.arguments(verb, name);
+        let log = tempfile();
+        arguments.extend(["--log".to_owned(), log.to_string()]);
+        arguments.extend(more);
+        let done = self.run(arguments, deadline).await;
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let _ = std::fs::remove_file(&log);
+        done.map_err(|e| match said.trim() {
+            "" => e,
+            said => e.context(format!("{verb} container {name:?}: {}", tail(said))),
+        })
+    }
+
+    async fn run(&self, arguments: Vec<String>, deadline: Duration) -> Result<Output> {
+        let helper = &self.config.helper;
+        if !helper.try_exists().unwrap_or(false) {
+            return Err(Error::precondition(format!("helper {helper} (handlers.lxc) is not there")));
+        }
+        Ok(Spawn::new(helper.as_str(), arguments)
+            .env("PATH", PATH)
+            .env("HOME", "/root")
+            .deadline(deadline)
+            .run_ok()
+            .await?)
+    }
+}
+
+/// Writes into a container's folder whose its root file system is; None: its own.
+fn note(folder: &Utf8Path, root: Option<&Utf8Path>) -> Result<()> {
+    let above = folder.parent().unwrap_or(folder);
+    let wanted = if root.is_some() { folder } else { above };
+    std::fs::create_dir_all(wanted).map_err(|e| Error::io(format!("make {wanted}"), e))?;
+    let file = folder.join(FOREIGN_ROOT);
+    match root {
+        Some(root) => atomic::write(file.as_std_path(), root.as_str().as_bytes(), 0o600, Durability::Machine)
+            .map_err(|e| Error::io(format!("write {file}"), e)),
+        None => match std::fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(format!("remove {file}"), e)),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn concat_path() -> &'static str {
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
+/// Where one call's log goes; nothing else has that name.
+fn tempfile() -> Utf8PathBuf {
+    Utf8Path::new("/run").join(format!("proxmox-lxcri-lxc-{}.log", ContainerId::new()))
+}
+
+/// The last lines, as much as an error can have.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(8);
+    lines[from..].join("; ").chars().take(1500).collect()
+}
+
+async fn names(folder: Utf8PathBuf) -> Result<Vec<String>> {
+    blocking(move || {
+        let entries = match folder.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io(format!("list {folder}"), e)),
+        };
+        let name = |entry: camino::Utf8DirEntry| {
+            let name = entry.file_name().to_owned();
+            (check_name(&name).is_ok() && entry.path().join(CONFIG).is_file()).then_some(name)
+        };
+        let mut names: Vec<String> = entries.flatten().filter_map(name).collect();
+        names.sort();
+        Ok(names)
+    })
+    .await
+}
+
+/// What is safe as a folder, a cgroup and an argument. The ids of pods' containers fit, too.
+fn check_name(name: &str) -> Result<()> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let id = name.parse::<ContainerId>().is_ok();
+    if name.is_empty() || name.len() > NAME_MAX && !id || !name.bytes().all(good) || name.starts_with(['.', '-']) {
+        return Err(Error::invalid(format!(
+            "container {name:?}: a name is up to {NAME_MAX} letters, digits, '-', '_' and '.', and begins with no '.' or '-'"
+        )));
+    }
+    // liblxc takes numbers for pids.
+    if name.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Error::invalid(format!("container {name:?}: a name of digits alone is a pid to liblxc")));
+    }
+    Ok(())
+}
+
+fn line(key: &str, value: &str) -> Result<String> {
+    if !super::lines::is_key(key) || !key.starts_with("lxc.") {
+        return Err(Error::invalid(format!("{key:?} is no key of a liblxc configuration")));
+    }
+    let mut lines = super::lines::Lines::default();
+    lines.put(key, value)?;
+    Ok(format!("{key}={value}"))
+}
+
+fn real_folder(path: &Utf8Path) -> Result<Utf8PathBuf> {
+    if !path.is_absolute() {
+        return Err(Error::invalid(format!("root file system {path} is not an absolute path")));
+    }
+    let named = |e| Error::because(Kind::InvalidArgument, format!("root file system {path}"), e);
+    let real = path.canonicalize_utf8().map_err(named)?;
+    if !real.is_dir() {
+        return Err(Error::invalid(format!("root file system {path} is no folder")));
+    }
+    if real == "/" || real.as_str().chars().any(char::is_control) {
+        return Err(Error::invalid(format!("root file system {path:?} can't be a container's")));
+    }
+    Ok(real)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_and_lines_that_would_do_harm_are_refused() {
+        for bad in ["", ".", "..", "a/b", "-n", "a b", "a\nb", "123", "ä", &"x".repeat(64)] {
+            assert_eq!(check_name(bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad:?}");
+        }
+        for good in ["a", "web-1", "x.y_z", ContainerId::new().as_str()] {
+            check_name(good).unwrap();
+        }
+        assert_eq!(line("lxc.uts.name", "x").unwrap(), "lxc.uts.name=x");
+        for (key, value) in
+            [("uts", "x"), ("lxc.a b", "x"), ("lxc.uts.name", "x\nlxc.hook.start = /x"), ("lxc.x=y", "z")]
+        {
+            assert!(line(key, value).is_err(), "{key} {value:?}");
+        }
+        for bad in ["relative", "/", "/etc/passwd", "/no/such"] {
+            assert_eq!(real_folder(bad.into()).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_leads_out_of_the_folder(name in "\\PC*") {
+            if check_name(&name).is_ok() {
+                let path = Utf8Path::new("/f").join(&name);
+                prop_assert_eq!(path.parent().unwrap().as_str(), "/f");
+                prop_assert_eq!(path.components().count(), 3);
+            }
+        }
+    }
+}

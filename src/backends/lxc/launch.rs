@@ -1,0 +1,256 @@
+//! Launch plans: writes what liblxc and the first process are told, and says which calls of the helper run them.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{Mode, OFlags};
+
+use super::{LxcBackend, plan, seccomp, system};
+use crate::backends::pods::launch::{Calls, Prepared, exec_process, write};
+use crate::core::backend::{ExecContext, Launch, LaunchContext};
+use crate::core::blocking::blocking;
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::core::ports::monitor_v1;
+use crate::core::records::PodRecord;
+use crate::fail_point;
+use crate::integrations::cgroup::{Driver, Parent};
+use crate::utils::beneath;
+
+/// Folders that liblxc needs in a root file system that it may not write to.
+const POINTS: [&str; 3] = ["dev", "proc", "sys"];
+
+impl LxcBackend {
+    pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
+        let mut prepared = self.pods.prepare(&context, true).await?;
+        let LaunchContext { run_dir, id, config, .. } = context;
+        let lacking = || Error::internal("a spec without a process");
+        let args = prepared.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
+        let system = system::is_init(&args);
+        if system {
+            let with_boot = system::with_boot(config);
+            if let Some(config) = &with_boot {
+                prepared = self.pods.prepare(&LaunchContext { config, ..context }, true).await?;
+            }
+            system::prepare(&mut prepared, &context, args.first().map_or("", String::as_str))?;
+        }
+        let mut process = prepared.spec.process().clone().ok_or_else(lacking)?;
+        process.set_terminal(Some(system || config.tty));
+        self.make_points(&context, &prepared).await?;
+        let program = plan::process(&prepared.spec, &process)?;
+        let policy = run_dir.join("seccomp");
+        let filter = prepared.spec.linux().as_ref().and_then(|l| l.seccomp().clone());
+        if let Some(profile) = &filter {
+            write(&policy, seccomp::policy(profile)?.as_bytes())?;
+        }
+        let cgroup = self.cgroup(&prepared.parent, id);
+        let is_folder = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
+        let (text, staged) = plan::configuration(&plan::Input {
+            spec: &prepared.spec,
+            rootfs: context.rootfs_mount_point,
+            cgroup: &cgroup,
+            holder_cgroup: &self.holders.join(id.as_str()),
+            pivot: &self.leaving(id),
+            // Where also the root of a user namespace may pass.
+            stage: &self.lxcpath().join(id.as_str()).join("mounts"),
+            seccomp: filter.is_some().then_some(policy.as_path()),
+            cgroup_v2: self.pods.host.cgroup_v2,
+            apparmor: self.pods.host.apparmor,
+            lxcfs: self.lxcfs().as_deref(),
+            system,
+            is_folder: &is_folder,
+        })?;
+        if let Some(above) = cgroup.parent() {
+            self.pods.hierarchy.let_cpuset_be_inherited(above)?;
+        }
+        let folder = self.lxcpath().join(id.as_str());
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(format!("make {folder}"), e))?;
+        write(&folder.join("config"), text.as_bytes())?;
+        // Execs are planned from it.
+        prepared.spec.set_mounts(None);
+        let spec =
+            serde_json::to_vec(&prepared.spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
+        write(&run_dir.join("config.json"), &spec)?;
+        let file = run_dir.join("init.plan");
+        write(&file, &program.encode().map_err(Error::invalid)?)?;
+        fail_point!("create.bundle");
+
+        let at = |name: &str| run_dir.join(name);
+        let (pid_file, status, log) = (at("pid"), at("status"), at("lxc.log"));
+        let console = self.pods.console_socket(id.as_str());
+        let mut create = vec!["create".to_owned()];
+        let mut option = |name: &str, value: &str| create.extend([format!("--{name}"), value.to_owned()]);
+        option("plan", file.as_str());
+        option("init", self.config.init.as_str());
+        option("pid-file", pid_file.as_str());
+        option("start", at("start").as_str());
+        option("status", status.as_str());
+        for root in self.pods.hierarchy.roots() {
+            option("cgroup", root.join(self.entry(id)).as_str());
+        }
+        for stage in &staged {
+            option("stage-at", stage.place.as_str());
+            option("stage-attributes", &stage.attributes.to_string());
+            option("stage-recursive", if stage.recursive { "1" } else { "0" });
+            if let Some(users) = &stage.idmap {
+                option("stage-users", users);
+            }
+            option("stage", &stage.source);
+        }
+        let terminal = config.tty || system;
+        if terminal {
+            option("console-socket", console.as_str());
+        }
+        let create = self.scoped(self.call(id.as_str(), &log, create), &prepared.parent, id);
+        let start = vec!["start".to_owned(), at("start").to_string()];
+        let folders = self.pods.hierarchy.container(&prepared.parent, id);
+        let calls = Calls {
+            create,
+            start: self.call(id.as_str(), &log, start),
+            delete: self.call(id.as_str(), &log, self.delete_arguments(&prepared.parent, id, &pid_file)),
+            pid_file,
+            status_file: status.to_string(),
+            cgroups: monitor_v1::Cgroups {
+                memory: self.memory_folder(&folders.memory),
+                kill: folders.kill.to_string(),
+            },
+            terminal,
+        };
+        let plan = self.pods.monitor_plan(&context, &prepared, calls);
+        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal })
+    }
+
+    /// With systemd the processes are in a group below the scope, as crun has it, and so are the limits.
+    fn memory_folder(&self, folder: &Utf8Path) -> String {
+        match (folder.as_str(), self.pods.config.driver) {
+            ("", _) => String::new(),
+            (_, Driver::Cgroupfs) => folder.to_string(),
+            (_, Driver::Systemd) => folder.join(super::INNER).to_string(),
+        }
+    }
+
+    /// Where mounts go has to be there when the root file system can't be written to.
+    async fn make_points(&self, context: &LaunchContext<'_>, prepared: &Prepared) -> Result<()> {
+        if !context.config.security.readonly_rootfs {
+            return Ok(());
+        }
+        let is_folder = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
+        let mut points: Vec<(String, bool)> = POINTS.iter().map(|p| (p.to_string(), true)).collect();
+        for m in prepared.spec.mounts().iter().flatten() {
+            let Some(place) = m.destination().to_str() else { continue };
+            let bind = m.typ().as_deref() == Some("bind");
+            let source = m.source().as_ref().and_then(|s| s.to_str()).unwrap_or_default();
+            points.push((place.trim_start_matches('/').to_owned(), !bind || is_folder(source)));
+        }
+        let rootfs = context.rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate a descriptor", e))?;
+        blocking(move || {
+            let root = beneath::Root::from_fd(rootfs);
+            for (place, folder) in points {
+                // What can't be made is inside of another mount, or is told by liblxc.
+                let _ = root.make_point(&place, folder);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Group of the helper until liblxc has made its own.
+    fn entry(&self, id: &ContainerId) -> Utf8PathBuf {
+        self.holders.join(format!("{id}.new"))
+    }
+
+    /// Group above the one that liblxc moves itself to at the end.
+    fn leaving(&self, id: &ContainerId) -> Utf8PathBuf {
+        self.holders.join(format!("{id}.end"))
+    }
+
+    pub(super) fn delete_arguments(&self, parent: &Parent, id: &ContainerId, pid_file: &Utf8Path) -> Vec<String> {
+        let mut arguments = vec!["delete".to_owned(), "--pid-file".to_owned(), pid_file.to_string()];
+        // Beside the daemon's own unit the group of all of them is ours to take away, too.
+        let all = (self.holders.components().count() == 1).then(|| self.holders.clone());
+        let prune = all.map(|group| ("--prune", group));
+        // Who makes groups and processes goes first: it may be at it, when all that had started it were killed.
+        let remove = [self.entry(id), self.holders.join(id.as_str()), parent.container(id), self.leaving(id)];
+        let remove = remove.map(|group| ("--remove", group));
+        for (option, group) in remove.into_iter().chain(prune) {
+            for root in self.pods.hierarchy.roots() {
+                arguments.extend([option.to_owned(), root.join(&group).to_string()]);
+            }
+        }
+        arguments
+    }
+
+    pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+        let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
+        let (spec, process) = exec_process(run_dir, &container.id, command, tty).await?;
+        let mut program = plan::process(&spec, &process)?;
+        program.nodes.clear();
+        let files = ExecFiles::of(run_dir, exec_id);
+        write(&files.plan, &program.encode().map_err(Error::invalid)?)?;
+        let console = self.pods.console_socket(exec_id);
+        let mut verb = vec!["exec".to_owned()];
+        let mut option = |name: &str, value: &str| verb.extend([format!("--{name}"), value.to_owned()]);
+        option("plan", files.plan.as_str());
+        option("pid-file", files.pid.as_str());
+        if tty {
+            option("console-socket", console.as_str());
+        }
+        let (_, folders) = self.pods.hierarchy.create_exec(&self.pods.parent(pod)?, &container.id, exec_id)?;
+        for folder in &folders {
+            option("cgroup", folder.as_str());
+        }
+        Ok(monitor_v1::Exec {
+            container_id: container.id.to_string(),
+            exec_id: exec_id.to_string(),
+            program: Some(self.call(container.id.as_str(), &files.log, verb)),
+            pid_file: files.pid.to_string(),
+            terminal: tty,
+            console_socket: if tty { console.to_string() } else { String::new() },
+            cgroups: folders.into_iter().map(String::from).collect(),
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        let files = ExecFiles::of(run_dir, exec_id);
+        for path in [files.plan, files.pid, files.log] {
+            let _ = std::fs::remove_file(path);
+        }
+        // The monitor has done it, unless it never heard of the exec.
+        if let Ok(parent) = self.pods.parent(pod) {
+            self.pods.hierarchy.remove_exec(&parent, container, exec_id);
+        }
+    }
+}
+
+/// Whether the first process has been let run: it is not our own any more, or the word for that is under way. Blocks.
+pub(super) fn has_started(run_dir: &Utf8Path) -> Result<bool> {
+    let fifo = run_dir.join("start");
+    // `start` takes it away when it has written.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let waiting = match rustix::fs::open(fifo.as_std_path(), flags, Mode::empty()) {
+        Ok(fd) => rustix::io::ioctl_fionread(&fd).map_err(|e| Error::io(format!("look into {fifo}"), e.into()))? == 0,
+        Err(rustix::io::Errno::NOENT) => return Ok(true),
+        Err(e) => return Err(Error::io(format!("open {fifo}"), e.into())),
+    };
+    let path = run_dir.join("pid");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(format!("read {path}"), e))?;
+    let pid = text.split_whitespace().next().unwrap_or_default();
+    // Executed by descriptor, with descriptors as arguments: no program of an image is.
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.trim_end_matches('\0').split('\0');
+    let by_descriptor = words.next().is_some_and(|w| w.starts_with("/proc/self/fd/"));
+    let ours = by_descriptor && words.all(|w| w.parse::<u32>().is_ok());
+    Ok(!(waiting && ours))
+}
+
+struct ExecFiles {
+    plan: Utf8PathBuf,
+    pid: Utf8PathBuf,
+    log: Utf8PathBuf,
+}
+
+impl ExecFiles {
+    fn of(run_dir: &Utf8Path, exec_id: &str) -> Self {
+        let file = |kind: &str| run_dir.join(format!("exec-{exec_id}.{kind}"));
+        Self { plan: file("plan"), pid: file("pid"), log: file("log") }
+    }
+}

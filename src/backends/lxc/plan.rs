@@ -1,0 +1,470 @@
+//! From an OCI spec to what liblxc and the container's first process are told.
+//!
+//! Pure: what must be looked up is in [`Input`]. liblxc gets namespaces, root file system, mounts, cgroup and seccomp; the
+//! process itself (user, capabilities, limits, labels, terminal) is for our own first process, in all versions of liblxc
+//! alike. What neither can do is refused by name.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use lxcri_lxc::plan::{Limit, Node, Plan};
+use oci_spec::runtime::{
+    Capabilities, LinuxCapabilities, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Process,
+    Spec,
+};
+
+use super::limits;
+use super::lines::Lines;
+use crate::core::caps::CapSet;
+use crate::core::error::{Error, Kind, Result};
+
+/// Everything that a configuration is made from.
+pub struct Input<'a> {
+    /// The container.
+    pub spec: &'a Spec,
+    /// Where its root file system is mounted.
+    pub rootfs: &'a Utf8Path,
+    /// Its cgroup, from the hierarchies' roots.
+    pub cgroup: &'a Utf8Path,
+    /// Cgroup of the process that liblxc runs in.
+    pub holder_cgroup: &'a Utf8Path,
+    /// Group below which liblxc leaves that process when the container has ended.
+    pub pivot: &'a Utf8Path,
+    /// Folder for mounts that the helper makes.
+    pub stage: &'a Utf8Path,
+    /// File of the seccomp policy.
+    pub seccomp: Option<&'a Utf8Path>,
+    /// cgroup v2 alone.
+    pub cgroup_v2: bool,
+    /// The kernel has AppArmor on.
+    pub apparmor: bool,
+    /// Folder where lxcfs is mounted, if it runs.
+    pub lxcfs: Option<&'a Utf8Path>,
+    /// Its entry point is an init: a system container.
+    pub system: bool,
+    /// Whether a path of the node is a folder.
+    pub is_folder: &'a dyn Fn(&str) -> bool,
+}
+
+/// Flags that take something away.
+const FLAGS: [&str; 7] = ["nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow", "relatime"];
+/// Numbers of those in mount_setattr(2), for what liblxc has no way to ask for.
+fn attribute(flag: &str) -> Option<u64> {
+    Some(match flag {
+        "ro" | "rro" => libc::MOUNT_ATTR_RDONLY,
+        "nosuid" => libc::MOUNT_ATTR_NOSUID,
+        "nodev" => libc::MOUNT_ATTR_NODEV,
+        "noexec" => libc::MOUNT_ATTR_NOEXEC,
+        "noatime" => libc::MOUNT_ATTR_NOATIME,
+        "nodiratime" => libc::MOUNT_ATTR_NODIRATIME,
+        "nosymfollow" => libc::MOUNT_ATTR_NOSYMFOLLOW,
+        _ => return None,
+    })
+}
+
+/// A mount that the helper makes with its flags, for liblxc to take it from there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staged {
+    /// Where it is from.
+    pub source: String,
+    /// Where liblxc takes it.
+    pub place: Utf8PathBuf,
+    /// Flags for mount_setattr(2).
+    pub attributes: u64,
+    /// Of everything that is mounted below, too.
+    pub recursive: bool,
+    /// The ids in it are those of this user namespace.
+    pub idmap: Option<String>,
+}
+
+/// The files of lxcfs.
+const LXCFS: [&str; 6] = ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime"];
+
+/// liblxc's configuration, and the mounts that the helper has to make first.
+pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
+    let mut staged = Vec::new();
+    let mut lines = Lines::default();
+    let linux = input.spec.linux().clone().unwrap_or_default();
+    let root = input.spec.root().clone().unwrap_or_default();
+    lines.put("lxc.rootfs.path", &format!("dir:{}", input.rootfs))?;
+    if root.readonly().unwrap_or(false) {
+        lines.put("lxc.rootfs.options", "ro")?;
+    }
+    if linux.rootfs_propagation().as_deref() == Some("rshared") {
+        return Err(Error::new(
+            Kind::Unimplemented,
+            "a Bidirectional mount: liblxc makes all mounts of a container dependent on the node's",
+        ));
+    }
+    // Streams are the descriptors that we give; terminals are made inside.
+    lines.put("lxc.console.path", "none")?;
+    lines.put("lxc.tty.max", "0")?;
+    // The container outlives the process that liblxc runs in.
+    lines.put("lxc.monitor.signal.pdeath", "0")?;
+    namespaces(&linux, input.cgroup_v2, &mut lines)?;
+    for (kind, map) in [('u', linux.uid_mappings()), ('g', linux.gid_mappings())] {
+        for m in map.iter().flatten() {
+            lines.put("lxc.idmap", &format!("{kind} {} {} {}", m.container_id(), m.host_id(), m.size()))?;
+        }
+    }
+    let own_dev = mounts(input, &linux, &mut lines, &mut staged)?;
+    lines.put("lxc.autodev", if own_dev { "1" } else { "0" })?;
+    lines.put("lxc.pty.max", if own_dev { "1024" } else { "0" })?;
+    lines.put("lxc.cgroup.dir.container", input.cgroup.as_str())?;
+    lines.put("lxc.cgroup.dir.monitor", input.holder_cgroup.as_str())?;
+    lines.put("lxc.cgroup.dir.monitor.pivot", input.pivot.as_str())?;
+    if let Some(resources) = linux.resources() {
+        let prefix = if input.cgroup_v2 { "lxc.cgroup2" } else { "lxc.cgroup" };
+        for (allow, rule) in limits::devices(resources.devices().as_deref().unwrap_or_default(), true) {
+            lines.put(&format!("{prefix}.devices.{}", if allow { "allow" } else { "deny" }), &rule)?;
+        }
+        for (file, value) in limits::settings(resources, input.cgroup_v2)? {
+            lines.put(&format!("{prefix}.{file}"), &value)?;
+        }
+    }
+    if let Some(policy) = input.seccomp {
+        lines.put("lxc.seccomp.profile", policy.as_str())?;
+    }
+    if input.apparmor {
+        // The first process sets the label of the program.
+        lines.put("lxc.apparmor.profile", "unconfined")?;
+    }
+    let process = input.spec.process().clone().unwrap_or_default();
+    if process.no_new_privileges().unwrap_or(false) {
+        lines.put("lxc.no_new_privs", "1")?;
+    }
+    Ok((lines.finish(), staged))
+}
+
+fn namespaces(linux: &oci_spec::runtime::Linux, cgroup_v2: bool, lines: &mut Lines) -> Result<()> {
+    let all = linux.namespaces().clone().unwrap_or_default();
+    let find = |kind| all.iter().find(|n| n.typ() == kind);
+    let mut keep = Vec::new();
+    for (kind, word) in [
+        (LinuxNamespaceType::Network, "net"),
+        (LinuxNamespaceType::Ipc, "ipc"),
+        (LinuxNamespaceType::Uts, "uts"),
+        (LinuxNamespaceType::Pid, "pid"),
+        (LinuxNamespaceType::User, "user"),
+        (LinuxNamespaceType::Cgroup, "cgroup"),
+    ] {
+        match (find(kind), word) {
+            (Some(found), _) => {
+                if let Some(path) = found.path() {
+                    let path = path.to_str().ok_or_else(|| Error::invalid("a namespace's path is not UTF-8"))?;
+                    lines.put(&format!("lxc.namespace.share.{word}"), path)?;
+                }
+            }
+            // On v1 the spec never asks for one, which liblxc's mounts of the hierarchies go by.
+            (None, "cgroup") if !cgroup_v2 => {}
+            (None, word) => keep.push(word),
+        }
+    }
+    // Whatever is in no list is made anew, time among it.
+    keep.push("time");
+    lines.put("lxc.namespace.keep", &keep.join(" "))
+}
+
+/// Mount entries; whether /dev is liblxc's to make.
+fn mounts(
+    input: &Input<'_>,
+    linux: &oci_spec::runtime::Linux,
+    lines: &mut Lines,
+    staged: &mut Vec<Staged>,
+) -> Result<bool> {
+    let list = input.spec.mounts().clone().unwrap_or_default();
+    let text = |m: &Mount| m.destination().to_str().map(str::to_owned);
+    let mut own_dev = false;
+    for m in &list {
+        let place = text(m).ok_or_else(|| Error::invalid("a mount's place is not UTF-8"))?;
+        let kind = m.typ().clone().unwrap_or_else(|| "bind".into());
+        let options = m.options().clone().unwrap_or_default();
+        match (kind.as_str(), place.as_str()) {
+            ("tmpfs", "/dev") => own_dev = true,
+            ("devpts", "/dev/pts") => {}
+            ("cgroup", _) => cgroups(input, &options, lines)?,
+            ("bind", _) => bind(input, m, &place, &options, lines, staged)?,
+            (kind, _) => {
+                let mut words: Vec<&str> = options.iter().map(String::as_str).collect();
+                words.push("create=dir");
+                lines.mount(kind, &place, kind, &words)?;
+            }
+        }
+    }
+    for path in linux.masked_paths().iter().flatten() {
+        let (source, kind, options): (_, _, &[&str]) = match (input.is_folder)(path) {
+            true => ("tmpfs", "tmpfs", &["ro", "nosuid", "nodev", "noexec", "size=0k", "optional"]),
+            false => ("/dev/null", "none", &["bind", "optional"]),
+        };
+        lines.mount(source, path, kind, options)?;
+    }
+    for path in linux.readonly_paths().iter().flatten() {
+        lines.mount(path.trim_start_matches('/'), path, "none", &["rbind", "ro", "relative", "optional"])?;
+    }
+    if let Some(folder) = input.lxcfs {
+        let taken = |path: &str| list.iter().any(|m| text(m).as_deref() == Some(path));
+        for file in LXCFS.iter().filter(|f| !taken(&format!("/proc/{f}"))) {
+            lines.mount(
+                folder.join("proc").join(file).as_str(),
+                &format!("proc/{file}"),
+                "none",
+                &["bind", "optional"],
+            )?;
+        }
+    }
+    Ok(own_dev)
+}
+
+fn cgroups(input: &Input<'_>, options: &[String], lines: &mut Lines) -> Result<()> {
+    let ro = options.iter().any(|o| o == "ro") && !input.system;
+    lines.put("lxc.mount.auto", if ro { "cgroup:ro:force" } else { "cgroup:rw:force" })
+}
+
+fn bind(
+    input: &Input<'_>,
+    m: &Mount,
+    place: &str,
+    options: &[String],
+    lines: &mut Lines,
+    staged: &mut Vec<Staged>,
+) -> Result<()> {
+    let source = m.source().as_ref().and_then(|s| s.to_str()).unwrap_or_default();
+    let kind = if (input.is_folder)(source) { "create=dir" } else { "create=file" };
+    let has = |word: &str| options.iter().any(|o| o == word);
+    let flags = FLAGS.iter().any(|flag| has(flag));
+    let idmap = if has("ridmap") || has("idmap") { Some(own_users(input, m, place)?) } else { None };
+    // liblxc mounts as who is root inside, and folders of the node may be closed to that.
+    let linux = input.spec.linux().as_ref();
+    let closed = linux.and_then(|l| l.uid_mappings().as_ref()).is_some_and(|maps| !maps.is_empty());
+    // liblxc sets flags of a bind mount only together with `ro`, and never of what is mounted below. The pod's /dev/shm has
+    // its flags where it comes from.
+    if !closed && idmap.is_none() && !has("rro") && (!flags || has("ro") || place == "/dev/shm") {
+        let words: Vec<&str> = options.iter().map(String::as_str).chain([kind]).collect();
+        return lines.mount(source, place, "none", &words);
+    }
+    let at = input.stage.join(staged.len().to_string());
+    let attributes = options.iter().filter_map(|o| attribute(o)).fold(0, |all, one| all | one);
+    let recursive = has("rro") || has("ridmap");
+    staged.push(Staged { source: source.to_owned(), place: at.clone(), attributes, recursive, idmap });
+    let done = |o: &&str| attribute(o).is_some() || matches!(*o, "rw" | "ridmap" | "idmap");
+    let words: Vec<&str> = options.iter().map(String::as_str).filter(|o| !done(o)).chain([kind]).collect();
+    lines.mount(at.as_str(), place, "none", &words)
+}
+
+/// The container's user namespace, for a mount that has its ids.
+fn own_users(input: &Input<'_>, m: &Mount, place: &str) -> Result<String> {
+    let linux = input.spec.linux().as_ref();
+    let (uids, gids) = linux.map_or((&None, &None), |l| (l.uid_mappings(), l.gid_mappings()));
+    if m.uid_mappings() != uids || m.gid_mappings() != gids {
+        return Err(Error::new(
+            Kind::Unimplemented,
+            format!("mount at {place:?}: it can't have other ids than its pod"),
+        ));
+    }
+    let users = linux.and_then(|l| l.namespaces().as_ref()?.iter().find(|n| n.typ() == LinuxNamespaceType::User));
+    let path = users.and_then(|n| n.path().as_ref()?.to_str());
+    path.map(str::to_owned).ok_or_else(|| Error::internal(format!("mount at {place:?}: no user namespace")))
+}
+
+/// The container's process.
+pub fn process(spec: &Spec, process: &Process) -> Result<Plan> {
+    let user = process.user();
+    let set = |names: &Capabilities| CapSet::of(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let caps = process.capabilities().as_ref();
+    let bits = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        caps.and_then(|caps| of(caps).as_ref()).map_or(Ok(CapSet(0)), set)
+    };
+    let linux = spec.linux().clone().unwrap_or_default();
+    let inside = linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty());
+    let devices = linux.devices().clone().unwrap_or_default();
+    if inside && let Some(device) = devices.first() {
+        return Err(Error::new(
+            Kind::Unimplemented,
+            format!("device {} in a user namespace: liblxc can make no device nodes there", device.path().display()),
+        ));
+    }
+    Ok(Plan {
+        args: process.args().clone().unwrap_or_default(),
+        env: process.env().clone().unwrap_or_default(),
+        cwd: process.cwd().to_str().unwrap_or("/").to_owned(),
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+        bounding: bits(LinuxCapabilities::bounding)?.0,
+        permitted: bits(LinuxCapabilities::permitted)?.0,
+        inheritable: bits(LinuxCapabilities::inheritable)?.0,
+        ambient: bits(LinuxCapabilities::ambient)?.0,
+        no_new_privs: process.no_new_privileges().unwrap_or(false),
+        limits: process
+            .rlimits()
+            .iter()
+            .flatten()
+            .map(|l| Limit { resource: number(l.typ()), soft: l.soft(), hard: l.hard() })
+            .collect(),
+        oom_score_adj: process.oom_score_adj(),
+        apparmor: process.apparmor_profile().clone(),
+        selinux: process.selinux_label().clone(),
+        terminal: process.terminal().unwrap_or(false),
+        nodes: devices.iter().map(node).collect::<Result<_>>()?,
+    })
+}
+
+fn node(device: &LinuxDevice) -> Result<Node> {
+    let kind = match device.typ() {
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        _ => libc::S_IFCHR,
+    };
+    let path = device.path().to_str().filter(|p| p.starts_with('/') && !p.split('/').any(|part| part == ".."));
+    let path = path.ok_or_else(|| Error::invalid(format!("device {}: not a path", device.path().display())))?;
+    let number = |n: i64| u32::try_from(n).map_err(|_| Error::invalid(format!("device {path}: number {n}")));
+    Ok(Node {
+        path: path.to_owned(),
+        mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}
+
+fn number(kind: PosixRlimitType) -> u32 {
+    match kind {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, MountBuilder, RootBuilder};
+    use proptest::prelude::*;
+
+    fn configured(spec: &Spec) -> Result<String> {
+        staged(spec).map(|(text, _)| text)
+    }
+
+    fn staged(spec: &Spec) -> Result<(String, Vec<Staged>)> {
+        configuration(&Input {
+            spec,
+            rootfs: "/run/x/rootfs/mnt".into(),
+            cgroup: "kubepods/pod1/c1".into(),
+            holder_cgroup: "holders/c1".into(),
+            pivot: "holders".into(),
+            stage: "/run/x/mounts".into(),
+            seccomp: Some("/run/x/seccomp".into()),
+            cgroup_v2: true,
+            apparmor: false,
+            lxcfs: Some("/var/lib/lxcfs".into()),
+            system: false,
+            is_folder: &|path| !path.contains("file"),
+        })
+    }
+
+    fn bind_of(source: &str, place: &str, options: &[&str]) -> Mount {
+        let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        MountBuilder::default().source(source).destination(place).typ("bind").options(options).build().unwrap()
+    }
+
+    fn spec(mounts: Vec<Mount>) -> Spec {
+        let joined = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network).path("/run/netns/cni-1");
+        let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid);
+        let namespaces = vec![joined.build().unwrap(), own.build().unwrap()];
+        let linux = LinuxBuilder::default()
+            .namespaces(namespaces)
+            .masked_paths(vec!["/proc/kcore-file".into(), "/proc/acpi".into()])
+            .readonly_paths(vec!["/proc/sys".into()])
+            .build()
+            .unwrap();
+        let mut spec = Spec::default();
+        spec.set_linux(Some(linux));
+        spec.set_mounts(Some(mounts));
+        spec.set_root(Some(RootBuilder::default().path("/x").readonly(true).build().unwrap()));
+        spec
+    }
+
+    #[test]
+    fn what_is_asked_for_is_in_it() {
+        let text = configured(&spec(vec![
+            bind_of("/data/a b", "/mnt/x y", &["rbind", "rslave", "ro", "nosuid"]),
+            bind_of("/etc/file", "/etc/hosts", &["rbind", "rprivate", "rw"]),
+            bind_of("/shm", "/dev/shm", &["rbind", "nosuid", "rw", "rprivate"]),
+        ]))
+        .unwrap();
+        for line in [
+            "lxc.rootfs.path = dir:/run/x/rootfs/mnt",
+            "lxc.rootfs.options = ro",
+            "lxc.namespace.share.net = /run/netns/cni-1",
+            "lxc.namespace.keep = ipc uts user cgroup time",
+            "lxc.mount.entry = /data/a\\040b mnt/x\\040y none rbind,rslave,ro,nosuid,create=dir 0 0",
+            "lxc.mount.entry = /etc/file etc/hosts none rbind,rprivate,rw,create=file 0 0",
+            "lxc.mount.entry = /shm dev/shm none rbind,nosuid,rw,rprivate,create=dir 0 0",
+            "lxc.mount.entry = /dev/null proc/kcore-file none bind,optional 0 0",
+            "lxc.mount.entry = proc/sys proc/sys none rbind,ro,relative,optional 0 0",
+            "lxc.mount.entry = /var/lib/lxcfs/proc/meminfo proc/meminfo none bind,optional 0 0",
+            "lxc.cgroup.dir.container = kubepods/pod1/c1",
+            "lxc.monitor.signal.pdeath = 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn flags_that_liblxc_would_not_set_are_the_helpers() {
+        let (text, staged) = staged(&spec(vec![
+            bind_of("/a", "/b", &["rbind", "rprivate", "rro"]),
+            bind_of("/c/file", "/d", &["rbind", "rslave", "rw", "noexec", "nosuid"]),
+        ]))
+        .unwrap();
+        let both = libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NOSUID;
+        let of = |source: &str, n: &str, attributes, recursive| Staged {
+            source: source.into(),
+            place: Utf8Path::new("/run/x/mounts").join(n),
+            attributes,
+            recursive,
+            idmap: None,
+        };
+        assert_eq!(staged, [of("/a", "0", libc::MOUNT_ATTR_RDONLY, true), of("/c/file", "1", both, false)]);
+        for line in [
+            "lxc.mount.entry = /run/x/mounts/0 b none rbind,rprivate,create=dir 0 0",
+            "lxc.mount.entry = /run/x/mounts/1 d none rbind,rslave,create=file 0 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_liblxc_lacks_is_named() {
+        let mut shared = spec(vec![]);
+        let mut linux = shared.linux().clone().unwrap();
+        linux.set_rootfs_propagation(Some("rshared".into()));
+        shared.set_linux(Some(linux));
+        assert!(configured(&shared).unwrap_err().chain().contains("Bidirectional"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_forges_a_line(source in "/[^\0]*", place in "/[^\0]*") {
+            let plain = configured(&spec(vec![bind_of("/a", "/b", &["rbind"])])).unwrap();
+            if let Ok(text) = configured(&spec(vec![bind_of(&source, &place, &["rbind"])])) {
+                let keys = |text: &str| -> Vec<String> {
+                    text.split('\n').map(|l| l.split('=').next().unwrap_or_default().to_owned()).collect()
+                };
+                prop_assert_eq!(keys(&text), keys(&plain));
+            }
+        }
+    }
+}
