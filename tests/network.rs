@@ -92,10 +92,12 @@ impl World {
     /// `NAME.say-VERB` (its output).
     fn fake(&self, name: &str) {
         let script = r#"#!/bin/sh
-d=/run/lxcri/plugins n=${0##*/} v=$CNI_COMMAND
+d=/run/lxcri/plugins n=${0##*/} v=$CNI_COMMAND hang=0
+# Before the log: a test that has seen a call there may take the file away.
+[ -e $d/$n.hang-$v ] && hang=1
 printf '%s %s netns=%s if=%s args=%s\n' "$n" "$v" "$CNI_NETNS" "$CNI_IFNAME" "$CNI_ARGS" >> $d/log
 cat > $d/$n.$v.in
-[ -e $d/$n.hang-$v ] && sleep 100
+[ $hang = 1 ] && sleep 100
 [ -e $d/$n.fail-$v ] && { cat $d/$n.fail-$v; echo "stderr of $n" >&2; exit 1; }
 [ -e $d/$n.say-$v ] && { cat $d/$n.say-$v; exit 0; }
 [ $v = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}'
@@ -342,6 +344,69 @@ fn a_hanging_plugin_is_killed() {
         world.remove("plugins/slow.hang-ADD");
         cni.add(&pod).await.unwrap();
         assert_eq!(world.calls(), "slow ADD, slow DEL, slow ADD");
+    });
+}
+
+#[test]
+fn every_verb_that_hangs_is_killed_and_holds_up_no_other_pod() {
+    in_world(|world| async move {
+        world.chain("1.1.0", &["one"]);
+        world.write("plugins/one.say-ADD", r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24"}]}"#);
+        let short = Cni::new(CniConfig { plugin_timeout: Duration::from_millis(300), ..world.config() });
+        let pod = world.pod().await;
+        short.add(&pod).await.unwrap();
+        for verb in ["STATUS", "CHECK", "GC", "DEL"] {
+            world.write(&format!("plugins/one.hang-{verb}"), "");
+            let begun = Instant::now();
+            let said = match verb {
+                "STATUS" => short.status().await.unwrap_err().message,
+                "CHECK" => short.check(&pod).await.unwrap_err().chain(),
+                "GC" => short.gc(&[]).await.unwrap_err().chain(),
+                _ => short.del(&pod).await.unwrap_err().chain(),
+            };
+            assert!(said.contains(&format!("{verb} of plugin \"one\"")) && said.contains("killed"), "{said}");
+            assert!(begun.elapsed() < Duration::from_secs(10), "{verb}: {:?}", begun.elapsed());
+            world.remove(&format!("plugins/one.hang-{verb}"));
+        }
+        short.del(&pod).await.unwrap();
+        world.calls();
+
+        // Pods do not wait for a GC that hangs.
+        let cni = world.cni();
+        world.write("plugins/one.hang-GC", "");
+        let begun = Instant::now();
+        let (gc, added) = tokio::join!(cni.gc(&[]), async {
+            while !world.read("plugins/log").contains("one GC") {
+                tokio::task::yield_now().await;
+            }
+            cni.add(&pod).await
+        });
+        added.unwrap();
+        assert_eq!(gc.unwrap_err().kind(), Kind::Aborted);
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        world.remove("plugins/one.hang-GC");
+
+        // Nor for an ADD of another pod that a GC waits for.
+        let (slow, other) = (world.pod().await, world.pod().await);
+        world.calls();
+        world.write("plugins/one.hang-ADD", "");
+        let mut hung = std::pin::pin!(cni.add(&slow));
+        tokio::select! {
+            r = &mut hung => panic!("{r:?}"),
+            () = async { while world.read("plugins/log").is_empty() { tokio::task::yield_now().await } } => {}
+        }
+        world.remove("plugins/one.hang-ADD");
+        let begun = Instant::now();
+        tokio::select! {
+            biased;
+            r = &mut hung => panic!("{r:?}"),
+            r = cni.gc(&[]) => panic!("{r:?}"),
+            added = async {
+                tokio::time::sleep(Duration::from_millis(500)).await; // until GC looks for a moment without an ADD
+                cni.add(&other).await
+            } => drop(added.unwrap()),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     });
 }
 

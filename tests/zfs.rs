@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::crictl::{BUSYBOX, Crictl, read_log, stream_lines};
+use support::crictl::{BUSYBOX, Crictl, container_config, pod_config, read_log, stream_lines};
 use support::node::{Node, Options};
 use support::{daemon_program, describe, isolated, run, wait_for};
 
@@ -147,6 +147,140 @@ fn a_full_pool_is_told_and_leaves_nothing_half() {
         });
         let pod = crictl.run_pod("p");
         runs(&crictl, &pod, "c");
+        clean(&node);
+    });
+}
+
+/// A pod with a word about what its containers may write.
+fn run_limited(crictl: &Crictl, node: &Node, name: &str, limit: Option<&str>) -> String {
+    let mut config = pod_config(name, &node.pod_logs(name));
+    if let Some(limit) = limit {
+        config["annotations"]["lxcri.proxmox.com/ephemeral-storage"] = limit.into();
+    }
+    crictl.run(&["runp", &crictl.file(&format!("pod-{name}"), &config)])
+}
+
+#[test]
+fn a_container_writes_no_more_than_it_may() {
+    isolated("a_container_writes_no_more_than_it_may", || {
+        let options = Options { zfs_lines: "container_quota = \"24Mi\"".into(), ..options() };
+        let mut node = Node::start(options);
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let dir = node.dir.clone();
+        let create = |pod: &str, name: &str, script: &str| {
+            let file = crictl.file(&format!("{name}-c"), &container_config("c", BUSYBOX, script));
+            let pod_file = dir.join(format!("pod-{name}.json")).display().to_string();
+            crictl.try_run(&["create", "--no-pull", pod, &file, &pod_file])
+        };
+        // What it says can't be kept in a file of the same, full, root.
+        let fill = "said=$(dd if=/dev/urandom of=/big bs=64k count=640 2>&1); echo $?; wc -c < /big; \
+            echo \"$said\" | grep -ci quota";
+        // The node's default; the pod's own; none at all.
+        for (name, limit, most) in
+            [("default", None, Some(24 << 20)), ("own", Some("8Mi"), Some(8 << 20)), ("none", Some("0"), None)]
+        {
+            let pod = run_limited(&crictl, &node, name, limit);
+            let (made, id) = create(&pod, name, &format!("{fill}; echo still && sleep 1000"));
+            assert!(made, "{id}");
+            let id = id.trim();
+            crictl.run(&["start", id]);
+            let log = node.pod_logs(name).join("c/0.log");
+            let said = wait_for("what it could write", Duration::from_secs(120), || {
+                let lines = log.exists().then(|| stream_lines(&read_log(&log), "stdout"))?;
+                (lines.len() >= 3).then_some(lines)
+            });
+            let written: u64 = said[1].trim().parse().expect("bytes");
+            match most {
+                // A transaction that is under way may be written whole.
+                Some(most) => {
+                    assert!((most / 2..most + (12 << 20)).contains(&written), "{name}: {said:?}");
+                    assert_eq!((said[0].as_str(), said[2].as_str()), ("1", "1"), "{name}: {said:?}");
+                }
+                None => assert_eq!((said[0].as_str(), written), ("0", 40 << 20), "{name}: {said:?}"),
+            }
+            // The limit outlives the daemon, and what is full can be removed.
+            let limit = || zfs(&["get", "-Hp", "-o", "value", "refquota", &format!("tank/lxcri/containers/{id}")]);
+            let before = limit();
+            assert_eq!(before.trim() == "0", most.is_none(), "{before}");
+            // Both lists of ours show it.
+            let shown = match most {
+                Some(most) => format!(" {}.0Mi", most >> 20),
+                None => " -".into(),
+            };
+            for verb in ["ps", "stats"] {
+                let mut command = std::process::Command::new(support::daemon_program());
+                let out = command.arg("--local-socket").arg(node.local_socket()).arg(verb).output().expect(verb);
+                let said = String::from_utf8_lossy(&out.stdout).into_owned();
+                let line = said.lines().find(|l| l.starts_with(&id[..13]));
+                assert!(line.is_some_and(|l| l.contains(&shown)), "{verb}: {said}");
+            }
+            if name == "default" {
+                node.crash_daemon();
+                assert_eq!(limit(), before);
+            }
+            crictl.run(&["rmp", "-f", &pod]);
+        }
+        let pod = run_limited(&crictl, &node, "odd", Some("much"));
+        let (made, said) = create(&pod, "odd", "true");
+        assert!(!made && said.contains("InvalidArgument") && said.contains("ephemeral-storage"), "{said}");
+        assert!(said.contains("much"), "{said}");
+        crictl.run(&["rmp", "-f", &pod]);
+        clean(&node);
+    });
+}
+
+/// A pod with a user namespace is refused by name on zfs-fuse, which knows none.
+#[test]
+fn user_namespaces_are_refused_by_name() {
+    isolated("user_namespaces_are_refused_by_name", || {
+        let node = Node::start(options());
+        let crictl = node.crictl();
+        let info = crictl.json(&["info"]);
+        let handlers = info["runtimeHandlers"].as_array().expect("handlers");
+        assert!(handlers.iter().all(|h| h["features"]["user_namespaces"] != true), "{info}");
+        let map = serde_json::json!([{"host_id": 300_000, "container_id": 0, "length": 65_536}]);
+        let mut config = pod_config("u", &node.pod_logs("u"));
+        config["linux"]["security_context"]["namespace_options"] =
+            serde_json::json!({"pid": 1, "userns_options": {"mode": 0, "uids": map, "gids": map}});
+        let (made, said) = crictl.try_run(&["runp", &crictl.file("pod-u", &config)]);
+        assert!(!made && said.contains("zfs-fuse knows no user namespaces"), "{said}");
+        clean(&node);
+    });
+}
+
+#[test]
+fn a_checkpoint_has_what_a_container_changed() {
+    isolated("a_checkpoint_has_what_a_container_changed", || {
+        let node = Node::start(options());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let script = "echo new > /made; rm /etc/passwd; mkdir /d; ln -s /nowhere /d/link; echo x >> /etc/group; echo up; \
+            while :; do sleep 0.1; done";
+        let id = crictl.create(&pod, "p", "c", BUSYBOX, script);
+        crictl.run(&["start", &id]);
+        wait_for("its files", Duration::from_secs(30), || {
+            let log = node.pod_logs("p").join("c/0.log");
+            (log.exists() && !stream_lines(&read_log(&log), "stdout").is_empty()).then_some(())
+        });
+        let archive = node.dir.join("c.tar");
+        crictl.run(&["checkpoint", &format!("--export={}", archive.display()), &id]);
+        assert_eq!(crictl.container_state(&id), "CONTAINER_RUNNING");
+        let out = node.dir.join("out");
+        std::fs::create_dir(&out).expect("a folder");
+        run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(&out));
+        let deleted = std::fs::read_to_string(out.join("deleted.files")).expect("what is gone");
+        assert!(deleted.contains("\"/etc/passwd\""), "{deleted}");
+        let listed = run(Command::new("tar").arg("-tf").arg(out.join("rootfs-diff.tar")));
+        let listed: Vec<_> = listed.lines().map(|l| l.trim_end_matches('/')).collect();
+        for path in ["made", "d", "d/link", "etc/group"] {
+            assert!(listed.contains(&path), "{path}: {listed:?}");
+        }
+        assert!(!listed.contains(&"bin/busybox") && !listed.contains(&"etc/passwd"), "{listed:?}");
+        let made = run(Command::new("tar").arg("-xOf").arg(out.join("rootfs-diff.tar")).arg("made"));
+        assert_eq!(made, "new\n");
+        crictl.run(&["rmp", "-f", &pod]);
         clean(&node);
     });
 }

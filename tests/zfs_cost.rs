@@ -70,6 +70,7 @@ fn a_root_file_system_costs_a_clone_and_a_mount() {
                 folder: "/tmp/store/zfs".into(),
                 owner: "d".repeat(32),
                 limits: Limits::default(),
+            unpacker: proxmox_lxcri::integrations::layers::confined::Unpacker::Here,
                 health_interval: Duration::from_secs(60),
             };
             let store = ZfsStore::open(config, tasks.clone()).await.unwrap();

@@ -13,6 +13,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use proxmox_lxcri::core::ids::{ContainerId, Digest};
 use proxmox_lxcri::core::ports::{LayerStore, Usage};
 use proxmox_lxcri::integrations::images::{ImagesConfig, LocalImageStore};
+use proxmox_lxcri::integrations::layers::confined::{Confined, Landlock, Unpacker};
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use proxmox_lxcri::integrations::layers::unpack::Limits;
 use proxmox_lxcri::integrations::overlay::{OverlayOptions, OverlayStore};
@@ -298,7 +299,10 @@ impl World {
         let root = Utf8PathBuf::from_path_buf(dir.path().to_path_buf()).unwrap();
         let layers: Arc<dyn LayerStore> = match zfs() {
             true => ZfsStore::open(zfs_config(&root), tasks.clone()).await.unwrap(),
-            false => OverlayStore::open(root.join("overlay"), OverlayOptions::default(), tasks.clone()).unwrap(),
+            false => {
+                let options = OverlayOptions { unpacker: confined(&tasks), ..OverlayOptions::default() };
+                OverlayStore::open(root.join("overlay"), options, tasks.clone()).unwrap()
+            }
         };
         let config = ImagesConfig {
             root: root.join("images"),
@@ -306,6 +310,8 @@ impl World {
             default_registry: "docker.io".into(),
             max_concurrent_downloads: 3,
             progress_timeout: Duration::from_millis(1500),
+            unpacker: confined(&tasks),
+            bfc: Default::default(),
         };
         let images = LocalImageStore::open(config, layers.clone(), tasks.clone()).await.unwrap();
         Self { dir, layers, images, tasks }
@@ -376,6 +382,17 @@ impl World {
     }
 }
 
+/// Layers are unpacked as a daemon has it done: by processes of the program under test.
+pub fn confined(tasks: &TaskSet) -> Unpacker {
+    Unpacker::Confined(Arc::new(Confined {
+        program: env!("CARGO_BIN_EXE_proxmox-lxcri").into(),
+        require_landlock: false,
+        landlock: Landlock::Full,
+        patience: Duration::from_secs(60),
+        tasks: tasks.clone(),
+    }))
+}
+
 /// The tests run on the ZFS driver.
 pub fn zfs() -> bool {
     std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs")
@@ -389,6 +406,7 @@ fn zfs_config(root: &Utf8Path) -> ZfsStoreConfig {
         folder: root.join("zfs"),
         owner: "c".repeat(32),
         limits: Limits::default(),
+        unpacker: confined(&TaskSet::new("unpacking")),
         health_interval: Duration::from_secs(5),
     }
 }
@@ -396,7 +414,12 @@ fn zfs_config(root: &Utf8Path) -> ZfsStoreConfig {
 impl Drop for World {
     fn drop(&mut self) {
         if zfs() {
-            let _ = Command::new("/bin/umount").arg(self.dir.path().join("zfs")).output();
+            // The store's own, and what zfs-fuse keeps mounted beside it.
+            let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+            let ours = mounts.lines().filter_map(|l| l.split(' ').nth(1));
+            for at in ours.filter(|at| Path::new(at).starts_with(self.dir.path())) {
+                let _ = Command::new("/bin/umount").arg(at).output();
+            }
         }
     }
 }

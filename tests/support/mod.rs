@@ -13,6 +13,7 @@
 
 pub mod client;
 pub mod crictl;
+pub mod manager;
 pub mod node;
 pub mod snapshot;
 pub mod streams;
@@ -24,7 +25,14 @@ use std::time::{Duration, Instant};
 
 /// Runs `body` alone in the tests' environment. `name` is the test's path as `--exact` wants it.
 pub fn isolated(name: &str, body: impl FnOnce()) {
+    isolated_with(name, monitor_program, body);
+}
+
+/// The same with a monitor of the test's choice.
+pub fn isolated_with(name: &str, monitor: impl FnOnce() -> PathBuf, body: impl FnOnce()) {
     if std::env::var_os("LXCRI_TEST_ENV").is_some() {
+        // After the words "test NAME ... ": a figure begins its line.
+        println!();
         return body();
     }
     let root = repository();
@@ -41,9 +49,11 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
         .arg(std::env::var_os("LXCRI_TEST_ROOT").unwrap_or_else(|| "trixie".into()))
         .args(["--net", "--"])
         .arg(&test)
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env("LXCRI_BIN", daemon_program())
-        .env("LXCRI_MONITOR", monitor_program())
+        .env("LXCRI_MONITOR", monitor())
+        .env("LXCRI_LXC", lxc_helper())
+        .env("LXCRI_LXC_INIT", lxc_init())
         .env("LXCRI_CRI_TOOLS", tool("cri-tools", &[]))
         .env("LXCRI_IMAGES", tool("images", &[]))
         .env("LXCRI_ZFS_FUSE", tool("zfs-fuse", &[]))
@@ -79,14 +89,47 @@ pub fn daemon_program() -> PathBuf {
 
 /// The monitor: `LXCRI_MONITOR`, else built now.
 pub fn monitor_program() -> PathBuf {
-    if let Some(path) = std::env::var_os("LXCRI_MONITOR") {
+    static_program("LXCRI_MONITOR", "proxmox-lxcri-monitor", "proxmox-lxcri-monitor")
+}
+
+/// What becomes the first process of a liblxc container: `LXCRI_LXC_INIT`, else built now.
+pub fn lxc_init() -> PathBuf {
+    static_program("LXCRI_LXC_INIT", "proxmox-lxcri-lxc", "proxmox-lxcri-lxc-init")
+}
+
+/// The helper that loads liblxc: `LXCRI_LXC`, else built now.
+pub fn lxc_helper() -> PathBuf {
+    if let Some(path) = std::env::var_os("LXCRI_LXC") {
+        return path.into();
+    }
+    build(&["-p", "proxmox-lxcri-lxc", "--bin", "proxmox-lxcri-lxc"]);
+    target_folder().join("monitor/proxmox-lxcri-lxc")
+}
+
+fn static_program(variable: &str, package: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
     let target = "x86_64-unknown-linux-musl";
+    build(&["-p", package, "--bin", name, "--target", target]);
+    target_folder().join(target).join("monitor").join(name)
+}
+
+fn build(what: &[&str]) {
     run(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--profile", "monitor", "-p", "proxmox-lxcri-monitor", "--target", target])
+        .args(["build", "--quiet", "--profile", "monitor"])
+        .args(what)
         .current_dir(repository()));
-    target_folder().join(target).join("monitor/proxmox-lxcri-monitor")
+}
+
+/// A monitor with fail points, built now, beside the others.
+pub fn monitor_with_failpoints() -> PathBuf {
+    let folder = target_folder().join("failpoints");
+    run(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--quiet", "-p", "proxmox-lxcri-monitor", "--features", "failpoints", "--target-dir"])
+        .arg(&folder)
+        .current_dir(repository()));
+    folder.join("debug/proxmox-lxcri-monitor")
 }
 
 /// A path that [`isolated`] passed into the environment.

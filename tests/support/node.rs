@@ -19,16 +19,24 @@ pub struct Options {
     pub network: String,
     /// Put on a file system of its own of so many MiB: the folder that holds images and records.
     pub root_size_mib: Option<u32>,
+    /// Handler of pods that name none: where LXCRI_TEST_HANDLER says so "lxc", for every test.
+    pub handler: String,
     /// More lines of the table `[runtime]`.
     pub runtime: String,
+    /// More lines of the tables `[handlers.crun]`, `[network]` and `[images]`.
+    pub more_lines: [String; 3],
     /// More tables of the configuration.
     pub more_config: String,
     /// Layers are kept in a ZFS pool (`tank`, by zfs-fuse): where LXCRI_TEST_STORAGE=zfs, for every test.
     pub zfs: bool,
     /// The pool's size.
     pub pool_size: String,
+    /// File that says at which named point the daemon or a monitor dies.
+    pub failpoint_file: Option<PathBuf>,
     /// The programs `zfs` and `zpool`.
     pub zfs_programs: [String; 2],
+    /// More lines of the table `[images.zfs]`.
+    pub zfs_lines: String,
 }
 
 impl Default for Options {
@@ -38,11 +46,15 @@ impl Default for Options {
             plugin_dirs: vec!["/usr/lib/cni".into()],
             network: bridge_network(),
             root_size_mib: None,
+            handler: std::env::var("LXCRI_TEST_HANDLER").unwrap_or_else(|_| "crun".into()),
             runtime: String::new(),
+            more_lines: Default::default(),
             more_config: String::new(),
             zfs: std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs"),
             pool_size: "8G".into(),
+            failpoint_file: None,
             zfs_programs: ["/usr/sbin/zfs".into(), "/usr/sbin/zpool".into()],
+            zfs_lines: String::new(),
         }
     }
 }
@@ -65,6 +77,9 @@ pub struct Node {
     /// Everything of this node is below it.
     pub dir: PathBuf,
     daemon: Option<Child>,
+    failpoint_file: Option<PathBuf>,
+    /// Starts the daemon as systemd does, with what an earlier one has parked.
+    pub manager: Option<super::manager::Manager>,
     registry: i32,
     /// `127.0.0.1:<port>` of the registry.
     pub registry_address: String,
@@ -110,7 +125,8 @@ impl Node {
         }
         std::fs::write(dir.join("cni/10-test.conflist"), &options.network).expect("the network list");
         std::fs::write(dir.join("config.toml"), config(&dir, &options)).expect("config.toml");
-        Self { dir, daemon: None, registry, registry_address }
+        let failpoint_file = options.failpoint_file;
+        Self { dir, daemon: None, failpoint_file, manager: None, registry, registry_address }
     }
 
     /// The CRI socket.
@@ -135,26 +151,51 @@ impl Node {
 
     /// Starts the daemon and waits until it answers on its socket.
     pub fn start_daemon(&mut self) {
+        assert!(self.try_start_daemon(), "the daemon ended at its start");
+    }
+
+    /// Starts the daemon and waits until it answers on its socket, or (false) has ended.
+    pub fn try_start_daemon(&mut self) -> bool {
         let log = || File::options().create(true).append(true).open(self.log_file()).expect("the daemon's log");
-        let child = Command::new(super::daemon_program())
+        let program = super::daemon_program();
+        let mut command = self.manager.as_ref().map_or_else(|| Command::new(&program), |m| m.command(&program));
+        let child = command
             .args(["serve", "--config"])
             .arg(self.dir.join("config.toml"))
             .stdin(Stdio::null())
             .stdout(log())
             .stderr(log())
+            .envs(self.failpoint_file.as_ref().map(|f| ("LXCRI_FAILPOINT_FILE", f)))
             .spawn()
             .expect("the daemon starts");
         self.daemon = Some(child);
-        wait_for("the daemon's answer", Duration::from_secs(30), || {
-            let ended = self.daemon.as_mut().and_then(|d| d.try_wait().ok().flatten());
-            assert!(ended.is_none(), "the daemon ended: {ended:?}");
-            self.crictl().try_run(&["version"]).0.then_some(())
-        });
+        wait_for("the daemon's answer", Duration::from_secs(60), || {
+            if self.daemon_has_ended() {
+                return Some(false);
+            }
+            self.crictl().try_run(&["version"]).0.then_some(true)
+        })
+    }
+
+    /// Whether there is none, or one that has ended by itself or was killed by others.
+    pub fn daemon_has_ended(&mut self) -> bool {
+        let ended = self.daemon.as_mut().is_none_or(|d| d.try_wait().ok().flatten().is_some());
+        if ended {
+            self.daemon = None;
+        }
+        ended
     }
 
     /// The daemon's pid.
     pub fn daemon_pid(&self) -> u32 {
         self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
+    /// Ends the registry: nothing can be fetched any more.
+    pub fn stop_registry(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(std::mem::take(&mut self.registry)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 
     /// kill -9.
@@ -186,9 +227,7 @@ impl Drop for Node {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        if let Some(pid) = rustix::process::Pid::from_raw(self.registry) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
+        self.stop_registry();
         if std::thread::panicking() {
             self.keep_logs();
         }
@@ -245,22 +284,29 @@ root = "{dir}/lib"
 state = "{dir}/run"
 
 [runtime]
-default_handler = "crun"
+default_handler = "{handler}"
 cgroup_driver = "cgroupfs"
 monitor_path = "{monitor}"
 {runtime}
 
 [handlers.crun]
 path = "{crun}"
+{crun_lines}
+
+[handlers.lxc]
+helper = "{lxc}"
+init = "{lxc_init}"
 
 [network]
 plugin_dirs = [{plugins}]
 conf_dir = "{dir}/cni"
 embedded = false
+{network_lines}
 
 [images]
 config_path = ["{dir}/certs.d"]
 driver = "{driver}"
+{image_lines}
 
 [images.zfs]
 dataset = "tank/lxcri"
@@ -268,17 +314,25 @@ zfs_path = "{zfs}"
 zpool_path = "{zpool}"
 timeout = 40
 health_interval = 1
+{zfs_lines}
 
 {more}
 "#,
         driver = if options.zfs { "zfs" } else { "overlay" },
         zfs = options.zfs_programs[0],
         zpool = options.zfs_programs[1],
+        crun_lines = options.more_lines[0],
+        network_lines = options.more_lines[1],
+        image_lines = options.more_lines[2],
         more = options.more_config,
+        zfs_lines = options.zfs_lines,
         runtime = options.runtime,
         level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
         crun = options.crun,
+        handler = options.handler,
+        lxc = given("LXCRI_LXC").display(),
+        lxc_init = given("LXCRI_LXC_INIT").display(),
         plugins = quoted.join(", "),
     )
 }

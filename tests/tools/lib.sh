@@ -40,8 +40,15 @@ cached() {
 
 # Debian mirror, security mirror and keyring as apt on this machine has them.
 debian_mirror() {
-  local targets
-  targets=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2> /dev/null | sort -u || true)
+  local targets kept=$LXCRI_CACHE/apt-targets
+  # apt takes a second to tell, and every test asks several times: the answer is kept until apt's sources change.
+  if [ -s "$kept" ] && [ -z "$(find /etc/apt /var/lib/apt/lists -newer "$kept" -print -quit 2>&1)" ]; then
+    targets=$(cat "$kept")
+  else
+    targets=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2> /dev/null | sort -u || true)
+    mkdir -p "$LXCRI_CACHE"
+    [ -z "$targets" ] || { echo "$targets" > "$kept.$$" && mv "$kept.$$" "$kept"; }
+  fi
   mirror=$(grep -m1 -E '/debian/?$' <<< "$targets") || die "no Debian mirror in apt's sources"
   security=$(grep -m1 -E '/debian-security/?$' <<< "$targets" || echo "${mirror%/debian*}/debian-security")
   keyring=/usr/share/keyrings/debian-archive-keyring.gpg

@@ -14,7 +14,7 @@ use std::time::Instant;
 use super::cluster::Cluster;
 use super::ctx::Ctx;
 use super::{disk, gates, load, multi, one, shutdown, standalone};
-use crate::support::{daemon_program, monitor_program, repository, run, target_folder};
+use crate::support::{daemon_program, lxc_helper, lxc_init, monitor_program, repository, run, target_folder};
 
 /// A scenario in a cluster: it gets a namespace of its own.
 pub type Scenario = (&'static str, fn(&Ctx));
@@ -111,6 +111,8 @@ fn run_group(group: &str, filter: &str, monitor: &Path, tools: &[(&str, PathBuf)
         .env("RUST_BACKTRACE", "0")
         .env("LXCRI_BIN", daemon_program())
         .env("LXCRI_MONITOR", monitor)
+        .env("LXCRI_LXC", lxc_helper())
+        .env("LXCRI_LXC_INIT", lxc_init())
         .env("LXCRI_LOGS", &logs)
         .envs(tools.iter().map(|(k, v)| (*k, v)))
         .stdin(Stdio::null())

@@ -9,6 +9,7 @@ pub mod process;
 
 mod disk;
 mod gates;
+mod handlers;
 mod lifecycle;
 mod load;
 mod logs;

@@ -79,7 +79,7 @@ impl Node {
     /// Folders and configuration; nothing runs yet.
     pub fn prepare(plan: Plan) -> Self {
         let dir = PathBuf::from("/tmp").join(&plan.name);
-        for d in ["cni", "certs.d", "lib", "run", "kubelet", "manifests", "logs", "plugins"] {
+        for d in ["cni", "certs.d", "lib", "run", "kubelet", "manifests", "logs", "plugins", "bfc"] {
             std::fs::create_dir_all(dir.join(d)).expect("the node's folders");
         }
         if let Some(mib) = plan.root_mib {
@@ -291,6 +291,10 @@ state = "{dir}/run"
 cgroup_driver = "cgroupfs"
 monitor_path = "{monitor}"
 
+[handlers.lxc]
+helper = "{lxc}"
+init = "{lxc_init}"
+
 [network]
 plugin_dirs = ["/usr/lib/cni"]
 conf_dir = "{dir}/cni"
@@ -298,9 +302,15 @@ conf_dir = "{dir}/cni"
 
 [images]
 config_path = ["{dir}/certs.d"]
+
+[images.bfc]
+enabled = true
+directories = ["{dir}/bfc"]
 "#,
         level = std::env::var("LXCRI_TEST_LOG").unwrap_or_else(|_| "info,proxmox_lxcri=debug".into()),
         monitor = given("LXCRI_MONITOR").display(),
+        lxc = given("LXCRI_LXC").display(),
+        lxc_init = given("LXCRI_LXC_INIT").display(),
         dir = dir.display(),
     )
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::cluster::Cluster;
 use super::ctx::{Ctx, pod};
 use super::harness::{Runner, keep_up};
-use super::{lifecycle, logs, network, nodeops, probes, resources, security, stats, streams, volumes};
+use super::{handlers, lifecycle, logs, network, nodeops, probes, resources, security, stats, streams, volumes};
 
 /// Scenarios side by side: most wait most of the time.
 const WIDTH: usize = 10;
@@ -39,6 +39,7 @@ pub fn group(runner: &Runner) {
         security::SCENARIOS,
         network::SCENARIOS,
         stats::SCENARIOS,
+        handlers::SCENARIOS,
     ];
     runner.parallel(&cluster, WIDTH, &all.concat());
     for (name, body) in nodeops::SCENARIOS {

@@ -20,6 +20,8 @@ pub fn group(runner: &Runner) {
     runner.scenario("static_pod_runs_and_follows_its_file", || static_pod(&node));
     runner.scenario("restart_keeps_static_pods", || restart(&mut node));
     runner.scenario("local_pods_are_left_alone", || local_pod(&mut node));
+    // The last one: it ends the registry.
+    runner.scenario("bfc_pod_starts_without_a_registry", || bfc_pod(&node, registry));
     if runner.failed() {
         keep(&node.dir, "node");
     }
@@ -84,6 +86,32 @@ fn restart(node: &mut Node) {
     assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
     remove(node, "stays");
     wait_for("the pod's end", LIMIT, || (find(node, "stays").is_none() && sandboxes(node, "stays") == 0).then_some(()));
+}
+
+/// An air-gapped node: the image is in a container in a folder, and no registry answers.
+fn bfc_pod(node: &Node, registry: Registry) {
+    let out = node.dir.join("bfc/demo@1.bfc");
+    let mut pack = std::process::Command::new(crate::support::daemon_program());
+    pack.arg("--config").arg(node.dir.join("config.toml")).args(["bfc", "pack", BUSYBOX]).arg(&out);
+    run(&mut pack);
+    drop(registry);
+    // Whatever earlier pods have left: each layer has to come out of the container.
+    for image in node.crictl_json(&["images"])["images"].as_array().into_iter().flatten() {
+        run(&mut node.crictl(&["rmi", image["id"].as_str().expect("an id")]));
+    }
+    let (image, missing) = ("bfc.local/demo:1", node.crictl(&["pull", BUSYBOX]).output().expect("crictl"));
+    assert!(!missing.status.success(), "the registry still answers");
+    let script = "echo from a container file; sleep 1000";
+    let container = json!({"name": "c", "image": image, "command": ["sh", "-c", script], "imagePullPolicy": "Always"});
+    write(node, "gapped", &pod_with("gapped", json!({"containers": [container]})));
+    let pod = wait_ready(node, "gapped");
+    let status = &pod["status"]["containerStatuses"][0];
+    assert!(status["imageID"].as_str().is_some_and(|id| id.contains("sha256:")), "{status}");
+    assert_eq!(status["image"], image, "{status}");
+    remove(node, "gapped");
+    wait_for("the pod's end", LIMIT, || {
+        (find(node, "gapped").is_none() && sandboxes(node, "gapped") == 0).then_some(())
+    });
 }
 
 /// A pod of our own command line: the kubelet neither sees nor ends it, also not when it starts anew.

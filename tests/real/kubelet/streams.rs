@@ -34,7 +34,9 @@ fn exec(ctx: &Ctx) {
     let missing = ctx.output(&["exec", "p", "--", "/no/such/program"]);
     assert!(!missing.status.success(), "{}", describe(&missing));
     // A terminal at both ends: script(1) gives kubectl one.
-    let kubectl = ctx.command(&["exec", "-it", "p", "--", "sh", "-c", "tty; stty size; exit 5"]);
+    // Its size comes on a stream of its own, at or soon after the start, with every runtime.
+    let script = "tty; n=0; until stty size 2> /dev/null || [ $n = 100 ]; do n=$((n + 1)); sleep 0.1; done; exit 5";
+    let kubectl = ctx.command(&["exec", "-it", "p", "--", "sh", "-c", script]);
     let words: Vec<String> = std::iter::once(kubectl.get_program())
         .chain(kubectl.get_args())
         .map(|w| format!("'{}'", w.to_string_lossy()))

@@ -1,0 +1,528 @@
+//! The handler lxc with the real liblxc: what its containers are beside what `crictl_life` and critest try on every
+//! handler.
+//!
+//! Run by `cargo test --test lxc`, as root. A crash leaves nothing: see `support`.
+
+#![allow(clippy::disallowed_methods)] // tests call liblxc's own tools
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::crictl::{BUSYBOX, Crictl, container_config, pod_config, read_log, stream_lines};
+use support::node::{Node, Options};
+use support::{isolated, snapshot, wait_for};
+
+fn lxc_node() -> Node {
+    Node::start(Options { handler: "lxc".into(), ..Options::default() })
+}
+
+/// Creates a container from a configuration; its id, or what crictl said.
+fn create(crictl: &Crictl, pod_id: &str, pod: &str, config: &Value) -> Result<String, String> {
+    let name = config["metadata"]["name"].as_str().expect("a name");
+    let file = crictl.file(&format!("c-{name}"), config);
+    let (good, said) = crictl.try_run(&["create", "--no-pull", pod_id, &file, &crictl.pod_file(pod)]);
+    if good { Ok(said.trim().to_owned()) } else { Err(said) }
+}
+
+fn tool(node: &Node, program: &str, args: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.arg("-P").arg(node.dir.join("run/lxc")).args(args);
+    support::run(&mut command)
+}
+
+fn log_of(node: &Node, pod: &str, name: &str) -> Vec<String> {
+    stream_lines(&read_log(&node.pod_logs(pod).join(name).join("0.log")), "stdout")
+}
+
+/// Pids of the processes that liblxc runs in.
+fn holders() -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains("proxmox-lxcri-lxc create") {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+#[test]
+fn liblxcs_own_tools_see_the_container() {
+    isolated("liblxcs_own_tools_see_the_container", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let mut before = snapshot::take(&node);
+        let pod = crictl.run_pod("p");
+        assert_eq!(crictl.json(&["inspectp", &pod])["status"]["runtimeHandler"], "lxc");
+        let id = crictl.create(&pod, "p", "c", BUSYBOX, "trap 'exit 4' TERM; echo $$; while :; do sleep 0.05; done");
+        crictl.run(&["start", &id]);
+        wait_for("the program's pid", Duration::from_secs(20), || log_of(&node, "p", "c").first().cloned());
+        assert_eq!(log_of(&node, "p", "c"), ["1"], "the program is not the first process");
+        let pid = crictl.json(&["inspect", &id])["info"]["pid"].to_string();
+        assert!(tool(&node, "lxc-ls", &[]).contains(&id));
+        let info = tool(&node, "lxc-info", &["-n", &id]);
+        assert!(info.contains("RUNNING") && info.contains(&pid), "{info} lacks {pid}");
+        assert_eq!(tool(&node, "lxc-attach", &["-n", &id, "--", "/bin/sh", "-c", "echo $((40+2))"]).trim(), "42");
+        wait_for("no other process of liblxc's", Duration::from_secs(10), || (holders().len() == 1).then_some(()));
+
+        // Its parent dies: the container runs on, its end is still told truly, and nothing is left.
+        for holder in holders() {
+            let pid = rustix::process::Pid::from_raw(holder).expect("a pid");
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+        }
+        wait_for("the parent's end", Duration::from_secs(10), || holders().is_empty().then_some(()));
+        assert_eq!(crictl.container_state(&id), "CONTAINER_RUNNING");
+        let (good, said) = crictl.try_run(&["exec", "-s", &id, "true"]);
+        assert!(!good && said.contains("liblxc says that it does not run"), "{said}");
+        crictl.run(&["stop", "-t", "20", &id]);
+        assert_eq!(crictl.wait_exit(&id)["exitCode"], 4);
+        crictl.run(&["rmp", "-f", &pod]);
+        before.entry("interfaces").or_default().push("lxcri-t0".into());
+        snapshot::assert_back_to(&before, &node);
+    });
+}
+
+#[test]
+fn a_process_is_as_it_was_asked_for() {
+    isolated("a_process_is_as_it_was_asked_for", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let script = "id -u; id -g; id -G; pwd; grep -E 'CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp:' /proc/self/status; \
+                      cat /proc/self/oom_score_adj; echo \"$ODD\"; ls -l /proc/self/fd | wc -l; exec sleep 1000";
+        let mut config = container_config("c", BUSYBOX, script);
+        config["working_dir"] = json!("/made/here");
+        config["envs"] = json!([{"key": "ODD", "value": "a\nlxc.hook.start = /bin/false\t\"quoted\" 'too' # \\040"}]);
+        config["linux"]["resources"] = json!({"oom_score_adj": 321});
+        config["linux"]["security_context"] = json!({
+            "namespace_options": {"pid": 1},
+            "run_as_user": {"value": 1001}, "run_as_group": {"value": 1002}, "supplemental_groups": [7, 1234],
+            "no_new_privs": true, "seccomp": {"profile_type": 0},
+            "capabilities": {"drop_capabilities": ["ALL"], "add_capabilities": ["NET_BIND_SERVICE", "SETUID"],
+                             "add_ambient_capabilities": ["NET_BIND_SERVICE"]},
+        });
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        let seen = wait_for("the script's last line", Duration::from_secs(20), || {
+            let log = log_of(&node, "p", "c");
+            (log.len() >= 15).then_some(log)
+        });
+        let bind = format!("{:016x}", 1u64 << 10);
+        let both = format!("{:016x}", 1u64 << 10 | 1 << 7);
+        let expected = [
+            "1001".to_owned(),
+            "1002".to_owned(),
+            "1002 7 1234".to_owned(),
+            "/made/here".to_owned(),
+            format!("CapInh:\t{bind}"),
+            // grep is not the container's program: what it has comes from the ambient set.
+            format!("CapPrm:\t{bind}"),
+            format!("CapEff:\t{bind}"),
+            format!("CapBnd:\t{both}"),
+            format!("CapAmb:\t{bind}"),
+            "NoNewPrivs:\t1".to_owned(),
+            "Seccomp:\t2".to_owned(),
+            "321".to_owned(),
+            "a".to_owned(),
+            "lxc.hook.start = /bin/false\t\"quoted\" 'too' # \\040".to_owned(),
+        ];
+        assert_eq!(seen[..14], expected);
+        // Three streams, and what ls itself opens: nothing of the runtime's.
+        assert_eq!(seen[14].trim(), "5", "descriptors of the runtime are in the container: {seen:?}");
+
+        // An exec is the same, and in the container's namespaces and group.
+        let exec = crictl.run(&[
+            "exec",
+            "-s",
+            &id,
+            "sh",
+            "-c",
+            "id -G; pwd; grep -E 'CapBnd|Seccomp:' /proc/self/status; exit 0",
+        ]);
+        assert_eq!(exec, format!("1002 7 1234\n/made/here\nCapBnd:\t{both}\nSeccomp:\t2"));
+        let (good, said) = crictl.try_run(&["exec", "-s", &id, "/no/such/program"]);
+        assert!(!good && said.contains("/no/such/program"), "{said}");
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+#[test]
+fn new_limits_and_a_terminal() {
+    isolated("new_limits_and_a_terminal", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let mut config =
+            container_config("c", BUSYBOX, "tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three; exec sleep 1000");
+        config["tty"] = json!(true);
+        config["linux"]["resources"] =
+            json!({"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50_000, "cpu_period": 100_000});
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        let seen = wait_for("the script's last line", Duration::from_secs(20), || {
+            let log = log_of(&node, "p", "c");
+            (log.len() >= 2).then_some(log)
+        });
+        assert_eq!(seen.iter().map(|l| l.trim()).collect::<Vec<_>>(), ["/dev/pts/0", "three"]);
+        let group = |controller: &str, file: &str| {
+            let path = Path::new("/sys/fs/cgroup").join(controller).join("tests").join(&id).join(file);
+            std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).trim().to_owned()
+        };
+        assert_eq!(group("memory", "memory.limit_in_bytes"), (64 << 20).to_string());
+        assert_eq!(group("cpu", "cpu.cfs_quota_us"), "50000");
+        for memory in [128 << 20, 32 << 20] {
+            crictl.run(&["update", "--memory", &memory.to_string(), "--cpu-quota", "20000", &id]);
+            assert_eq!(group("memory", "memory.limit_in_bytes"), memory.to_string());
+            assert_eq!(group("cpu", "cpu.cfs_quota_us"), "20000");
+        }
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+#[test]
+fn what_it_can_not_do_is_refused_by_name() {
+    isolated("what_it_can_not_do_is_refused_by_name", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let refused = |config: &Value, words: &[&str]| {
+            let said = create(&crictl, &pod, "p", config).expect_err("refused");
+            assert!(words.iter().all(|w| said.contains(w)), "{said} lacks one of {words:?}");
+        };
+        let base = || container_config("c", BUSYBOX, "sleep 1000");
+        let mut config = base();
+        config["mounts"] = json!([{"host_path": "/tmp", "container_path": "/x", "propagation": 2}]);
+        refused(&config, &["Unimplemented", "Bidirectional"]);
+        std::fs::create_dir_all("/var/lib/kubelet/seccomp").expect("a folder");
+        std::fs::write("/var/lib/kubelet/seccomp/log.json", r#"{"defaultAction": "SCMP_ACT_LOG"}"#).expect("a profile");
+        let mut config = base();
+        config["linux"]["security_context"]["seccomp"] = json!({"profile_type": 2, "localhost_ref": "log.json"});
+        refused(&config, &["Unimplemented", "SCMP_ACT_LOG"]);
+        let mut config = base();
+        config["command"] = json!(["/no/such/program"]);
+        let id = create(&crictl, &pod, "p", &config).expect("created: StartContainer tells");
+        let (good, said) = crictl.try_run(&["start", &id]);
+        assert!(!good && said.contains("/no/such/program"), "{said}");
+        crictl.run(&["rm", "-f", &id]);
+
+        let id = create(&crictl, &pod, "p", &base()).expect("created");
+        crictl.run(&["start", &id]);
+        let (good, said) = crictl.try_run(&["checkpoint", "--export", "/tmp/archive.tar", &id]);
+        assert!(!good && said.contains("Unimplemented") && said.contains("handler lxc"), "{said}");
+        assert_eq!(crictl.container_state(&id), "CONTAINER_RUNNING");
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+#[test]
+fn a_user_namespace_and_mounts_with_flags() {
+    isolated("a_user_namespace_and_mounts_with_flags", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let users = json!({"mode": 0, "uids": [{"host_id": 300_000, "container_id": 0, "length": 65_536}],
+                           "gids": [{"host_id": 300_000, "container_id": 0, "length": 65_536}]});
+        let mut pod = pod_config("u", &node.pod_logs("u"));
+        pod["linux"]["security_context"]["namespace_options"]["userns_options"] = users.clone();
+        let pod_file = crictl.file("pod-u", &pod);
+        let pod_id = crictl.run(&["runp", &pod_file]);
+        let volume = node.dir.join("volume");
+        std::fs::create_dir_all(volume.join("below")).expect("a volume");
+        std::fs::write(volume.join("file"), "kept").expect("a file");
+        support::run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(volume.join("below")));
+        let script = "cat /proc/self/uid_map; id -u; stat -c %u /v/file; echo new > /v/new; \
+                      echo x > /ro/x || echo kept out; echo x > /ro/below/x || echo kept out there, too; exec sleep 1000";
+        let mut config = container_config("c", BUSYBOX, script);
+        config["linux"]["security_context"]["namespace_options"]["userns_options"] = users.clone();
+        config["mounts"] = json!([
+            {"host_path": volume, "container_path": "/v", "uidMappings": users["uids"], "gidMappings": users["gids"]},
+            {"host_path": volume, "container_path": "/ro", "readonly": true, "recursive_read_only": true},
+        ]);
+        let file = crictl.file("c-u", &config);
+        let id = crictl.run(&["create", "--no-pull", &pod_id, &file, &pod_file]);
+        crictl.run(&["start", &id]);
+        let seen = wait_for("the script's last line", Duration::from_secs(20), || {
+            let log = log_of(&node, "u", "c");
+            (log.len() >= 5).then_some(log)
+        });
+        let map = seen[0].split_whitespace().collect::<Vec<_>>();
+        assert_eq!(map, ["0", "300000", "65536"]);
+        // The volume's ids are the pod's: root's on disk, root's inside.
+        assert_eq!(seen[1..], ["0", "0", "kept out", "kept out there, too"]);
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::metadata(volume.join("new")).expect("the file").uid(), 0);
+        assert_eq!(crictl.run(&["exec", "-s", &id, "id", "-u"]), "0");
+        let pid = crictl.json(&["inspect", &id])["info"]["pid"].as_i64().expect("a pid");
+        assert_eq!(std::fs::metadata(format!("/proc/{pid}")).expect("the process").uid(), 300_000);
+        crictl.run(&["rmp", "-f", &pod_id]);
+        support::run(Command::new("umount").arg(volume.join("below")));
+    });
+}
+
+/// Writes a root file system with Debian's static busybox as everything.
+fn busybox_root(at: &Path) {
+    for folder in ["bin", "sbin", "etc", "dev", "proc", "sys", "tmp", "root", "run", "var"] {
+        std::fs::create_dir_all(at.join(folder)).expect("a folder");
+    }
+    std::fs::copy("/bin/busybox", at.join("bin/busybox")).expect("busybox");
+    for name in ["sh", "sleep", "cat", "id", "pwd", "echo", "kill"] {
+        std::os::unix::fs::symlink("busybox", at.join("bin").join(name)).expect("a link");
+    }
+    std::os::unix::fs::symlink("../bin/busybox", at.join("sbin/init")).expect("a link");
+    std::fs::write(at.join("etc/inittab"), "::respawn:/bin/sleep 1000\n").expect("inittab");
+}
+
+/// The seven verbs on containers that no pod has, and what they refuse.
+#[test]
+fn containers_made_by_hand() {
+    isolated("containers_made_by_hand", || {
+        let node = lxc_node();
+        let config = node.dir.join("config.toml");
+        let program = support::daemon_program();
+        let try_run = |args: &[&str]| {
+            let mut command = Command::new(&program);
+            let out =
+                command.args(["backend", "lxc", "--config"]).arg(&config).args(args).output().expect("the program");
+            let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+            (out.status.code(), said.trim().to_owned())
+        };
+        let good = |args: &[&str]| {
+            let (code, said) = try_run(args);
+            assert_eq!(code, Some(0), "{args:?}: {said}");
+            said
+        };
+        let refused = |args: &[&str], words: &str| {
+            let (code, said) = try_run(args);
+            assert!(code == Some(1) && said.contains(words), "{args:?}: {code:?}: {said}");
+        };
+        let root = node.dir.join("root");
+        busybox_root(&root);
+        let plain = node.dir.join("plain.conf");
+        std::fs::write(&plain, "lxc.net.0.type = empty\n").expect("a configuration");
+        let (root, plain) = (root.to_str().expect("UTF-8"), plain.to_str().expect("UTF-8"));
+
+        good(&["create", "one", "--root", root, "--file", plain, "--set", "lxc.uts.name=first"]);
+        refused(&["create", "one", "--root", root], "there already");
+        refused(&["create", "../x", "--root", root], "a name is up to");
+        refused(&["create", "two", "--root", "/"], "can't be a container's");
+        refused(
+            &["create", "two", "--root", root, "--set", "lxc.uts.name=a\nlxc.hook.start = /bin/false"],
+            "can't be in",
+        );
+        refused(&["create", "two", "--root", root, "--set", "lxc.no.such=1"], "refuses");
+        refused(&["create", "two"], "--template or --root");
+        assert!(good(&["list"]).contains("one") && good(&["info", "one"]).contains("STOPPED"));
+        refused(&["exec", "one", "true"], "STOPPED");
+        good(&["start", "one"]);
+        refused(&["start", "one"], "RUNNING");
+        let info: Value = serde_json::from_str(&good(&["info", "one"])).expect("JSON");
+        let pid = info["pid"].as_i64().filter(|p| *p > 0).expect("a pid");
+        assert!(std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|p| p.ends_with("busybox")));
+        // liblxc's own tools see it where it is.
+        let mut ls = Command::new("lxc-ls");
+        assert!(support::run(ls.arg("-P").arg(node.dir.join("lib/lxc"))).contains("one"));
+        assert_eq!(
+            good(&[
+                "exec",
+                "--env",
+                "A=b c",
+                "one",
+                "sh",
+                "-c",
+                "echo $A; cat /proc/1/comm; cat /proc/sys/kernel/hostname"
+            ]),
+            "b c\ninit\nfirst"
+        );
+        assert_eq!(try_run(&["exec", "one", "sh", "-c", "exit 7"]).0, Some(7));
+        assert_eq!(try_run(&["exec", "one", "sh", "-c", "kill -9 $$"]).0, Some(137));
+        let (code, said) = try_run(&["exec", "one", "/no/such"]);
+        assert!(code == Some(127) && said.contains("/no/such"), "{said}");
+        refused(&["delete", "one"], "stop it first");
+
+        // A pod's containers are seen, and nobody else's to touch.
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let id = crictl.create(&pod, "p", "c", BUSYBOX, "exec sleep 1000");
+        crictl.run(&["start", &id]);
+        let list = good(&["list"]);
+        assert!(list.lines().any(|l| l.contains(&id) && l.contains("RUNNING") && l.contains("a pod")), "{list}");
+        for verb in ["start", "stop", "delete"] {
+            refused(&[verb, &id], "is a pod's");
+        }
+        refused(&["exec", &id, "true"], "is a pod's");
+        crictl.run(&["rmp", "-f", &pod]);
+
+        good(&["stop", "--timeout", "20", "one"]);
+        good(&["stop", "one"]);
+        good(&["delete", "one"]);
+        refused(&["info", "one"], "there is none");
+        assert!(Path::new(root).join("bin/busybox").exists(), "a root file system that was not ours is gone");
+
+        // Nor does liblxc's own tool take it away.
+        good(&["create", "two", "--root", root, "--file", plain]);
+        support::run(Command::new("lxc-destroy").arg("-P").arg(node.dir.join("lib/lxc")).args(["-n", "two"]));
+        assert!(Path::new(root).join("bin/busybox").exists(), "lxc-destroy removed what was not the container's");
+
+        // By a template: its root file system goes with it.
+        good(&["create", "made", "--template", "busybox", "--file", plain]);
+        let made = node.dir.join("lib/lxc/made/rootfs");
+        assert!(made.join("bin").is_dir());
+        good(&["start", "made"]);
+        assert_eq!(good(&["exec", "made", "echo", "inside"]), "inside");
+        good(&["delete", "--force", "made"]);
+        assert!(!node.dir.join("lib/lxc/made").exists());
+        refused(&["create", "bad", "--template", "no-such-template", "--file", plain], "failed");
+    });
+}
+
+/// The same as a library, without a daemon.
+#[test]
+fn containers_made_by_a_library_call() {
+    isolated("containers_made_by_a_library_call", || {
+        use proxmox_lxcri::backends::lxc::LxcConfig;
+        use proxmox_lxcri::backends::lxc::by_hand::{ByHand, New, Source};
+
+        let dir = std::path::PathBuf::from("/tmp/by-hand");
+        let root = dir.join("root");
+        busybox_root(&root);
+        let path = |p: &Path| camino::Utf8PathBuf::from_path_buf(p.to_owned()).expect("UTF-8");
+        let config = LxcConfig {
+            helper: path(&support::given("LXCRI_LXC")),
+            init: path(&support::given("LXCRI_LXC_INIT")),
+            library: String::new(),
+            timeout: Duration::from_secs(30),
+            holders: "proxmox-lxcri-lxc".into(),
+        };
+        let containers = ByHand::new(config, &path(&dir.join("lib")), &path(&dir.join("run")));
+        support::client::block_on(async {
+            let new = New {
+                name: "one".into(),
+                source: Source::Root(path(&root)),
+                config: None,
+                set: vec![("lxc.net.0.type".into(), "empty".into())],
+            };
+            containers.create(&new).await.expect("create");
+            containers.create(&new).await.expect_err("it is there");
+            containers.start("one").await.expect("start");
+            let list = containers.list().await.expect("list");
+            assert!(list.len() == 1 && list[0].state == "RUNNING" && !list[0].of_pod, "{list:?}");
+            let command = ["sh", "-c", "echo $A; exit 3"].map(String::from);
+            let (program, arguments) = containers.exec("one", &command, &["A=b".into()]).await.expect("exec");
+            let out = Command::new(program).args(arguments).output().expect("the helper");
+            assert_eq!((out.status.code(), &*out.stdout), (Some(3), &b"b\n"[..]), "{}", support::describe(&out));
+            containers.stop("one", Duration::from_secs(10)).await.expect("stop");
+            assert_eq!(containers.info("one").await.expect("info").state, "STOPPED");
+            containers.delete("one", false).await.expect("delete");
+            containers.info("one").await.expect_err("it is gone");
+            // One that could not be made leaves nothing, and its name is free.
+            let bad = New { set: vec![("lxc.no.such".into(), "1".into())], ..new.clone() };
+            containers.create(&bad).await.expect_err("no such key");
+            assert!(!dir.join("lib/lxc/one").exists());
+        });
+        assert!(root.join("bin/busybox").exists());
+    });
+}
+
+/// A profile's words, one call each: allowed, an errno, another errno, killed, and by an argument.
+#[test]
+fn a_seccomp_profile_call_by_call() {
+    isolated("a_seccomp_profile_call_by_call", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        std::fs::create_dir_all("/var/lib/kubelet/seccomp").expect("a folder");
+        let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+            {"names": ["symlink", "symlinkat"], "action": "SCMP_ACT_ERRNO"},
+            {"names": ["sync"], "action": "SCMP_ACT_KILL"},
+            {"names": ["sethostname"], "action": "SCMP_ACT_TRAP"},
+            {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13,
+             "args": [{"index": 1, "value": 0o4000, "valueTwo": 0o4000, "op": "SCMP_CMP_MASKED_EQ"}]},
+            {"names": ["fchmodat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13,
+             "args": [{"index": 2, "value": 0o4000, "valueTwo": 0o4000, "op": "SCMP_CMP_MASKED_EQ"}]},
+            {"names": ["rmdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
+             "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]},
+        ]});
+        std::fs::write("/var/lib/kubelet/seccomp/calls.json", profile.to_string()).expect("a profile");
+        let script = "touch /f && echo touch $?; mkdir /d 2>&1; ln -s /f /l 2>&1; chmod 755 /f && echo chmod $?; \
+                      chmod 4755 /f 2>&1; rmdir /none 2>&1; sync; echo sync $?; hostname x; echo hostname $?; echo end; exec sleep 1000";
+        let mut config = container_config("c", BUSYBOX, script);
+        config["linux"]["security_context"]["seccomp"] = json!({"profile_type": 2, "localhost_ref": "calls.json"});
+        config["linux"]["security_context"]["capabilities"] = json!({"add_capabilities": ["SYS_ADMIN"]});
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        let seen = wait_for("the script's last line", Duration::from_secs(20), || {
+            let log = log_of(&node, "p", "c");
+            log.last().is_some_and(|l| l == "end").then_some(log)
+        });
+        let has = |words: &[&str]| seen.iter().any(|l| words.iter().all(|w| l.contains(w)));
+        for words in [
+            &["touch 0"][..],
+            &["/d", "No space left"],
+            &["/l", "not permitted"],
+            &["chmod 0"],
+            &["/f", "Permission denied"],
+            &["/none", "No such file"],
+            // SIGSYS
+            &["sync 159"],
+            &["hostname 159"],
+        ] {
+            assert!(has(words), "{words:?} is not in {seen:#?}");
+        }
+        // Execs are under it, too.
+        let (good, said) = crictl.try_run(&["exec", "-s", &id, "mkdir", "/e"]);
+        assert!(!good && said.contains("No space left"), "{said}");
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+/// An image whose entry point is an init: it boots, takes execs, logs its console and powers off when it is stopped.
+#[test]
+fn a_system_container_boots_and_powers_off() {
+    isolated("a_system_container_boots_and_powers_off", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        let layout = node.dir.join("layout");
+        support::run(Command::new(support::repository().join("scripts/mkoci")).arg(&layout));
+        let mut pull = Command::new(support::daemon_program());
+        let source = format!("oci:{}", layout.display());
+        support::run(pull.arg("--local-socket").arg(node.local_socket()).args(["pull", &source, "--as", "t/system:1"]));
+        let tab = node.dir.join("inittab");
+        let lines = "::sysinit:/bin/echo booted\n::respawn:/bin/sleep 4242\n::shutdown:/bin/echo powers off\n";
+        std::fs::write(&tab, lines).expect("inittab");
+        let pod = crictl.run_pod("p");
+        let mut config = container_config("c", "t/system:1", "");
+        config["command"] = json!(["/bin/init"]);
+        config["mounts"] = json!([{"host_path": tab, "container_path": "/etc/inittab", "readonly": true}]);
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        let said = |words: &str| {
+            wait_for(words, Duration::from_secs(20), || {
+                log_of(&node, "p", "c").iter().any(|l| l.trim() == words).then_some(())
+            });
+        };
+        said("booted");
+        assert_eq!(crictl.run(&["exec", "-s", &id, "cat", "/proc/1/comm"]), "init");
+        assert_eq!(crictl.run(&["exec", "-s", &id, "sh", "-c", "echo $container"]), "lxc");
+        let begun = std::time::Instant::now();
+        crictl.run(&["stop", "-t", "30", &id]);
+        let status = crictl.wait_exit(&id);
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        assert_ne!(status["exitCode"], 137, "{status}");
+        said("powers off");
+        println!("\nfigure: a system container with busybox's init powers off within {:?}", begun.elapsed());
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}

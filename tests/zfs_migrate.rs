@@ -1,0 +1,118 @@
+//! `storage migrate` on a pool of zfs-fuse: images with whiteouts, links and attributes and an ended container's files are the same
+//! after it, it is refused while anything runs, and killed in the middle it goes on where it was.
+//!
+//! Run by `cargo test --test zfs_migrate`, as root. A crash leaves nothing: see `support`.
+
+#![allow(clippy::disallowed_methods)] // tests start programs and write files plainly
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use support::crictl::BUSYBOX;
+use support::node::{Node, Options};
+use support::{daemon_program, describe, isolated, wait_for};
+
+fn lxcri(node: &Node, args: &[&str]) -> (bool, String) {
+    let mut command = Command::new(daemon_program());
+    let out = command.arg("--local-socket").arg(node.local_socket()).args(args).output().expect("our command line");
+    (
+        out.status.success(),
+        if out.status.success() { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) },
+    )
+}
+
+fn good(node: &Node, args: &[&str]) -> String {
+    let (good, said) = lxcri(node, args);
+    assert!(good, "{args:?}: {said}");
+    said.trim().to_owned()
+}
+
+/// `storage migrate`, killed at a named point if there is one.
+fn migrate(node: &Node, killed_at: Option<&str>) -> (bool, String) {
+    let mut command = Command::new(daemon_program());
+    command.args(["storage", "migrate", "--config"]).arg(node.dir.join("config.toml"));
+    if let Some(point) = killed_at {
+        command.env("LXCRI_FAILPOINT", point);
+    }
+    let out = command.output().expect("our command line");
+    (out.status.success(), describe(&out))
+}
+
+fn refused(node: &Node, killed_at: Option<&str>, words: &str) {
+    let (good, said) = migrate(node, killed_at);
+    assert!(!good && said.contains(words), "{words}: {said}");
+}
+
+const CHANGES: &str = "echo made > /made; chown 3:4 /made; chmod 2755 /made; ln /made /second; rm /etc/passwd; \
+    rm -r /var; mkdir /var; echo new > /var/only; ln -s nowhere /link; mkfifo /fifo";
+const LOOK: &str = "stat -c '%n %a %u:%g %h' /made /second; cat /second; ls /etc/passwd 2>&1; ls /var; readlink /link";
+
+#[test]
+fn what_was_in_the_overlay_store_is_the_same_in_the_pool() {
+    isolated("what_was_in_the_overlay_store_is_the_same_in_the_pool", || {
+        let mut node = Node::prepare(Options { zfs: true, pool_size: "1G".into(), ..Options::default() });
+        let path = node.dir.join("config.toml");
+        let zfs = std::fs::read_to_string(&path).expect("config.toml");
+        let overlay = zfs.replace("driver = \"zfs\"", "driver = \"overlay\"");
+        assert_ne!(zfs, overlay);
+        std::fs::write(&path, &overlay).expect("config.toml");
+        node.start_daemon();
+        good(&node, &["run", "--host-network", "--name", "one", BUSYBOX, "/bin/sh", "-c", CHANGES]);
+        good(&node, &["container", "commit", "one", "local/made:1", "sh", "-c", LOOK]);
+        good(
+            &node,
+            &["run", "--host-network", "--name", "ended", "local/made:1", "sh", "-c", "echo mine > /mine; rm /made"],
+        );
+        good(&node, &["run", "-d", "--host-network", "--name", "runs", "local/made:1", "sh", "-c", "sleep 10000"]);
+        let told = good(&node, &["run", "--rm", "--host-network", "local/made:1"]);
+        assert!(told.starts_with("/made 2755 3:4 2\n/second 2755 3:4 2\nmade\n"), "{told}");
+
+        refused(&node, None, "images.driver is \"overlay\"");
+        std::fs::write(&path, &zfs).expect("config.toml");
+        refused(&node, None, "another daemon");
+        let images = |node: &Node| {
+            let mut all: Vec<_> = good(node, &["images"])
+                .lines()
+                .map(|l| l.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+                .collect();
+            all.sort();
+            all
+        };
+        let before = images(&node);
+        node.stop_daemon();
+        refused(&node, None, "(\"runs\") runs: stop it first");
+        std::fs::write(&path, &overlay).expect("config.toml");
+        node.start_daemon();
+        good(&node, &["rm", "-f", "runs"]);
+        node.stop_daemon();
+        std::fs::write(&path, &zfs).expect("config.toml");
+
+        for point in ["zfs.layer.unpacked", "zfs.layer.after_snapshot", "zfs.clone.after"] {
+            refused(&node, Some(point), "signal: 9");
+        }
+        let (moved, said) = migrate(&node, None);
+        assert!(
+            moved && said.contains("local/made:1: ") && said.contains("layers moved, the same on both sides"),
+            "{said}"
+        );
+        assert!(said.matches("container ").count() >= 2 && said.contains("all is in tank/lxcri"), "{said}");
+        let (again, said) = migrate(&node, None);
+        assert!(again && said.contains(": 0 of "), "{said}");
+
+        node.start_daemon();
+        assert_eq!(images(&node), before);
+        assert_eq!(good(&node, &["run", "--rm", "--host-network", "local/made:1"]), told);
+        wait_for("a clean store", Duration::from_secs(60), || {
+            let (good, said) = lxcri(&node, &["storage", "check"]);
+            (good && said.contains("zfs: clean")).then_some(())
+        });
+        // What the ended container had written came along.
+        let said = good(&node, &["pod", "diff", "ended"]);
+        assert!(said.contains("ended A /mine") && said.contains("ended D /made"), "{said}");
+        for name in ["one", "ended"] {
+            good(&node, &["rm", name]);
+        }
+    });
+}

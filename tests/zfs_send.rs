@@ -1,0 +1,209 @@
+//! `image send` and `image recv` between two daemons, each with a pool of zfs-fuse of its own: whole images, what is
+//! new since a common layer, layers that the other side has from elsewhere, and streams that are cut or damaged.
+//!
+//! Run by `cargo test --test zfs_send`, as root. A crash leaves nothing: see `support`.
+
+#![allow(clippy::disallowed_methods)] // tests start programs and write files plainly
+
+mod support;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha2::Digest as _;
+use support::node::{Node, Options};
+use support::{daemon_program, describe, given, isolated, wait_for};
+
+/// A second daemon beside the node's own, with its own folders and pool.
+struct Other {
+    daemon: Child,
+    socket: PathBuf,
+}
+
+impl Other {
+    fn start(node: &Node) -> Self {
+        let dir = node.dir.display().to_string();
+        let text = std::fs::read_to_string(node.dir.join("config.toml")).expect("config.toml");
+        let text = ["cri.sock", "local.sock", "lib", "run"]
+            .iter()
+            .fold(text, |t, name| t.replace(&format!("\"{dir}/{name}\""), &format!("\"{dir}/other/{name}\"")));
+        let text = text.replace("tank/lxcri", "other/lxcri");
+        support::run(Command::new("truncate").args(["-s", "1G", "/tmp/pool/other"]));
+        let pool = ["create", "-O", "mountpoint=none", "-O", "atime=off", "other", "/tmp/pool/other"];
+        support::run(Command::new("/usr/sbin/zpool").args(pool));
+        let (config, socket) = (node.dir.join("other.toml"), node.dir.join("other/local.sock"));
+        for folder in ["other/lib", "other/run"] {
+            std::fs::create_dir_all(node.dir.join(folder)).expect("a folder");
+        }
+        std::fs::write(&config, text).expect("other.toml");
+        let log = || File::options().create(true).append(true).open(node.log_file()).expect("the log");
+        let mut command = Command::new(daemon_program());
+        command.args(["serve", "--config"]).arg(&config).stdin(Stdio::null()).stdout(log()).stderr(log());
+        let daemon = command.spawn().expect("the other daemon");
+        let other = Self { daemon, socket };
+        wait_for("the other daemon", Duration::from_secs(60), || lxcri(&other.socket, &["images"]).0.then_some(()));
+        other
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+fn lxcri(socket: &Path, args: &[&str]) -> (bool, String) {
+    let mut command = Command::new(daemon_program());
+    let out = command.arg("--local-socket").arg(socket).args(args).output().expect("our command line");
+    (
+        out.status.success(),
+        if out.status.success() { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) },
+    )
+}
+
+fn good(socket: &Path, args: &[&str]) -> String {
+    let (good, said) = lxcri(socket, args);
+    assert!(good, "{args:?}: {said}");
+    said.trim().to_owned()
+}
+
+/// The bytes that `image send` writes.
+fn sent(socket: &Path, args: &[&str]) -> Vec<u8> {
+    let mut command = Command::new(daemon_program());
+    let out = command.arg("--local-socket").arg(socket).args(["image", "send"]).args(args).output().expect("send");
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    out.stdout
+}
+
+fn received(socket: &Path, file: &Path, stream: &[u8]) -> (bool, String) {
+    std::fs::write(file, stream).expect("a file");
+    let mut command = Command::new(daemon_program());
+    command.arg("--local-socket").arg(socket).args(["image", "recv"]).stdin(File::open(file).expect("the file"));
+    let out = command.output().expect("recv");
+    (out.status.success(), describe(&out))
+}
+
+fn digest(data: &[u8]) -> String {
+    sha2::Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A layout that holds the layout `from` with one more layer, which has one more file.
+fn with_layer(from: &Path, to: &Path, name: &str) {
+    let blob = |root: &Path, d: &str| root.join("blobs/sha256").join(d.trim_start_matches("sha256:"));
+    let read = |d: &Value| -> Value {
+        let bytes = std::fs::read(blob(from, d["digest"].as_str().expect("a digest"))).expect("a blob");
+        serde_json::from_slice(&bytes).expect("JSON")
+    };
+    support::run(Command::new("cp").arg("-r").arg(from).arg(to));
+    let work = to.with_extension("work");
+    std::fs::create_dir_all(work.join("added")).expect("a folder");
+    std::fs::write(work.join("added").join(name), format!("{name}\n")).expect("a file");
+    let tar = work.join("layer.tar");
+    support::run(Command::new("tar").arg("-C").arg(&work).arg("-cf").arg(&tar).arg(format!("added/{name}")));
+    let put = |bytes: &[u8]| {
+        std::fs::write(blob(to, &digest(bytes)), bytes).expect("a blob");
+        json!({"digest": format!("sha256:{}", digest(bytes)), "size": bytes.len()})
+    };
+    let index: Value = serde_json::from_slice(&std::fs::read(from.join("index.json")).expect("index")).expect("JSON");
+    let mut manifest = read(&index["manifests"][0]);
+    let mut config = read(&manifest["config"]);
+    let mut layer = put(&std::fs::read(&tar).expect("the layer"));
+    layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar".into();
+    config["rootfs"]["diff_ids"].as_array_mut().expect("diff ids").push(layer["digest"].clone());
+    manifest["layers"].as_array_mut().expect("layers").push(layer);
+    let mut described = put(config.to_string().as_bytes());
+    described["mediaType"] = manifest["config"]["mediaType"].clone();
+    manifest["config"] = described;
+    manifest["mediaType"] = "application/vnd.oci.image.manifest.v1+json".into();
+    let mut entry = put(manifest.to_string().as_bytes());
+    entry["mediaType"] = manifest["mediaType"].clone();
+    let index = json!({"schemaVersion": 2, "manifests": [entry]});
+    std::fs::write(to.join("index.json"), index.to_string()).expect("index.json");
+}
+
+#[test]
+fn images_go_from_node_to_node() {
+    isolated("images_go_from_node_to_node", || {
+        let node = Node::start(Options { zfs: true, pool_size: "1G".into(), ..Options::default() });
+        let (a, other) = (node.local_socket(), Other::start(&node));
+        let b = other.socket.clone();
+        let base = given("LXCRI_IMAGES").join("oci/busybox");
+        let (one, two) = (node.dir.join("one"), node.dir.join("two"));
+        with_layer(&base, &one, "one");
+        with_layer(&one, &two, "two");
+        let load = |socket: &Path, layout: &Path, name: &str| {
+            good(socket, &["pull", &format!("oci:{}", layout.display()), "--as", name]);
+        };
+        load(&a, &base, "t/base:1");
+        load(&a, &one, "t/one:1");
+        load(&a, &two, "t/two:1");
+        let file = node.dir.join("stream");
+
+        // Cut anywhere, or with one bit changed: nothing is to be seen, and what was whole stays for the next try.
+        let whole = sent(&a, &["t/one:1"]);
+        for cut in [0, 5, 40, whole.len() / 2, whole.len() - 40, whole.len() - 1] {
+            let (good, said) = received(&b, &file, &whole[..cut]);
+            assert!(!good && said.contains("too early"), "cut at {cut}: {said}");
+        }
+        for at in [3, 100, whole.len() / 3, whole.len() - 1] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 4;
+            let (good, said) = received(&b, &file, &damaged);
+            assert!(!good, "damaged at {at}: {said}");
+        }
+        assert_eq!(good(&b, &["images"]).lines().count(), 1);
+        let (taken, said) = received(&b, &file, &whole);
+        assert!(taken && said.contains("docker.io/t/one:1"), "{said}");
+        let names = |socket: &Path| good(socket, &["images"]);
+        assert!(names(&b).contains("docker.io/t/one:1"));
+        let look = ["run", "--rm", "--host-network", "t/one:1", "sh", "-c", "cat /added/*; ls -l /bin/sh"];
+        assert_eq!(good(&b, &look), good(&a, &look));
+
+        // What is new since an image that the other side has from here.
+        let new = sent(&a, &["t/two:1", "--since", "t/one:1"]);
+        assert!(new.len() < whole.len() / 10, "{} of {}", new.len(), whole.len());
+        let (taken, said) = received(&b, &file, &new);
+        assert!(taken && said.contains("docker.io/t/two:1"), "{said}");
+        let told = good(&b, &["run", "--rm", "--host-network", "t/two:1", "sh", "-c", "cat /added/*"]);
+        assert_eq!(told, "one\ntwo");
+
+        // The other way round, to a node that has the base from elsewhere: what it has is told, and left out.
+        for name in ["t/two:1", "t/one:1", "t/base:1"] {
+            node.crictl().run(&["rmi", name]);
+        }
+        wait_for("their layers to go", Duration::from_secs(60), || {
+            let (_, said) = lxcri(&a, &["storage", "check"]);
+            (said.contains("0 layers") && !said.contains("destroyed")).then_some(())
+        });
+        load(&a, &base, "t/base:1");
+        let (taken, said) = received(&a, &file, &sent(&b, &["t/two:1"]));
+        assert!(!taken && said.contains("can't be received"), "{said}");
+        let have = node.dir.join("have");
+        std::fs::write(&have, good(&a, &["image", "have"])).expect("have");
+        let stream = sent(&b, &["t/two:1", "--have", have.to_str().expect("UTF-8")]);
+        let (taken, said) = received(&a, &file, &stream);
+        assert!(taken, "{said}");
+        let told = good(&a, &["run", "--rm", "--host-network", "t/two:1", "sh", "-c", "cat /added/*; ls /bin/sh"]);
+        assert_eq!(told, "one\ntwo\n/bin/sh");
+
+        for (args, words) in [
+            (["image", "send", "nothing:1"].as_slice(), "not here"),
+            (&["image", "send"], "an image is needed"),
+            (&["image", "send", "t/two:1", "--since", "nothing:1"], "not here"),
+            (&["image", "have", "x"], "takes no arguments"),
+        ] {
+            let (good, said) = lxcri(&a, args);
+            assert!(!good && said.contains(words), "{args:?}: {said}");
+        }
+        for socket in [&a, &b] {
+            wait_for("a clean store", Duration::from_secs(60), || {
+                let (good, said) = lxcri(socket, &["storage", "check"]);
+                (good && said.contains("zfs: clean") && !said.contains("being destroyed")).then_some(())
+            });
+        }
+    });
+}
