@@ -1,7 +1,7 @@
 # Two commands are enough: `make run` (build, start, run a first pod) and `make test`.
 # On a fresh Debian machine, as root, both install what is missing. `make help` lists the rest.
 
-.PHONY: help run test check test-unit test-node test-critest test-kubelet test-zfs fuzz soak bench build setup fmt clean-caches
+.PHONY: help run test check test-unit test-node test-critest test-kubelet test-lxc test-zfs test-bfc test-faults fuzz soak bench bench-load build sbom setup fmt clean-caches
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -28,7 +28,12 @@ test-critest: ## the CRI conformance suite
 	@scripts/setup test
 	@scripts/test-critest
 
-fuzz: ## fuzz the parsers that face the network, each target for SECONDS (default 10)
+test-bfc: ## Binary File Containers: the format, malformed files, images from them, speed
+	@scripts/setup test
+	@cargo test --lib bfc
+	@cargo test --test bfc -- --test-threads=1
+
+fuzz: ## fuzz the parsers that face the network and of files from elsewhere, each target for SECONDS (default 10)
 	@scripts/setup test
 	@scripts/fuzz $(or $(SECONDS),10)
 
@@ -36,11 +41,19 @@ test-kubelet: ## Kubernetes on the daemon: a real kubelet, control plane, one to
 	@scripts/setup test
 	@scripts/test-kubelet
 
+test-lxc: ## the handler lxc: its own suite, crictl's verbs, killed daemons, and all of critest on it
+	@scripts/setup test
+	@scripts/test-lxc whole
+
 test-zfs: ## the image, crictl and conformance suites, and ZFS's own, on the ZFS driver over zfs-fuse
 	@scripts/setup test
-	@ZFS_SUITES="zfs zfs_crash" scripts/test-zfs
+	@ZFS_SUITES="zfs zfs_send zfs_fork zfs_migrate zfs_crash" scripts/test-zfs
 
-soak: ## the long forms: critest three times, ZFS crashes, churn for SOAK_MINUTES (default 10), the kubelet's long waits
+test-faults: ## kill -9 of daemon, monitor or both at every named point (FAULT_SEED=... repeats a run), power cuts, full disks
+	@scripts/setup test
+	@cargo test --test faults --test monitor_death --test power_and_disk -- --test-threads=1
+
+soak: ## the long forms: critest three times, ZFS crashes, crash points, churn for SOAK_MINUTES (default 10), load, the kubelet's long waits
 	@scripts/setup test
 	@scripts/soak
 
@@ -49,9 +62,18 @@ bench: ## time and memory of a pod's life
 	@scripts/build release
 	@scripts/bench
 
-build: ## release binaries: target/release/proxmox-lxcri and the static monitor
+bench-load: ## LOAD_MINUTES (2) of churn, ten at a time, on release programs, and the same on containerd
+	@scripts/setup test
+	@scripts/build release
+	@scripts/bench-load
+
+build: ## release binaries: target/release/proxmox-lxcri, the static monitor, the programs of the handler lxc
 	@scripts/setup build
 	@scripts/build release
+
+sbom: ## what is in the shipped programs (CycloneDX): target/sbom
+	@scripts/setup build
+	@scripts/sbom
 
 fmt: ## format the sources
 	@cargo fmt --all
