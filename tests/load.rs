@@ -530,8 +530,8 @@ fn execs_and_clients_that_are_slow_or_vanish() {
             // All that is needed once: threads, buffers, the program's own pages.
             execs(&mut c, &id, count.min(300), &Measured::default()).await;
             streams(&mut c, &id, clients).await;
-            let of_monitor = descriptors(monitor);
             let mut before = t.quiet().await;
+            let of_monitor = descriptors(monitor);
             for round in 1.. {
                 let (m, begun) = (Measured::default(), Instant::now());
                 execs(&mut c, &id, count, &m).await;
