@@ -31,6 +31,20 @@ fn golden(name: &str) -> Utf8PathBuf {
     Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bfc").join(name)
 }
 
+/// A key or password as it has to lie: nobody else reads it.
+fn private(path: &Utf8Path, content: &[u8]) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// The golden files' key, in `dir`: what git hands out, all may read.
+fn golden_key(dir: &Utf8Path) -> Utf8PathBuf {
+    let path = dir.join("golden-key");
+    private(&path, &std::fs::read(golden("key")).unwrap());
+    path
+}
+
 fn temp() -> (tempfile::TempDir, Utf8PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
@@ -92,6 +106,7 @@ fn content() -> BTreeMap<&'static str, (u32, Vec<u8>)> {
 
 #[test]
 fn golden_files_of_every_variant() {
+    let (_dir, dir) = temp();
     for name in [
         "plain",
         "plain-standard-crc",
@@ -118,7 +133,7 @@ fn golden_files_of_every_variant() {
                 assert!(matches!(container.try_key(), Err(ReadError::Sealed(_))), "{name}");
             }
             let key = match name.starts_with("key") {
-                true => KeySource::key_file(&golden("key")),
+                true => KeySource::key_file(&golden_key(&dir)),
                 false => KeySource::password("correct horse"),
             };
             container.unlock(&key.unwrap()).unwrap();
@@ -391,7 +406,7 @@ fn tampered_content_is_never_decrypted() {
         let file = dir.join("x.bfc");
         std::fs::write(&file, changed).unwrap();
         let mut container = Container::open(&file).unwrap();
-        container.unlock(&KeySource::key_file(&golden("key")).unwrap()).unwrap();
+        container.unlock(&KeySource::key_file(&golden_key(&dir)).unwrap()).unwrap();
         let e = container.content(container.find(b"dir/sub/repeat").unwrap()).err().expect("refused");
         assert!(matches!(e, ReadError::Sealed(_)), "{e}");
     }
@@ -419,8 +434,8 @@ fn create_list_info_verify_extract() {
     let (_dir, dir) = temp();
     tree(&dir);
     let path = |name: &str| dir.join(name).into_string();
-    std::fs::write(dir.join("key"), [9; 32]).unwrap();
-    std::fs::write(dir.join("password"), "secret\n").unwrap();
+    private(&dir.join("key"), &[9; 32]);
+    private(&dir.join("password"), b"secret\n");
     let (key_file, word_file) = (path("key"), path("password"));
     let (key_file, word_file) = (key_file.as_str(), word_file.as_str());
     let variants: [(&str, &[&str], &[&str]); 6] = [
@@ -535,7 +550,7 @@ fn who_has_a_key_gets_nothing_that_is_not_encrypted() {
     // The header says encrypted, the file is not.
     std::fs::write(dir.join("mixed.bfc"), raw(vec![folder("bin"), file("bin/sh", b"somebody else's")]).bytes())
         .unwrap();
-    let key = golden("key").into_string();
+    let key = golden_key(&dir).into_string();
     for (name, what) in [("plain.bfc", "the container is not encrypted"), ("mixed.bfc", "\"bin/sh\" is not encrypted")]
     {
         fails(&["extract", "-C", &path("out"), "-K", &key, &path(name)], what);

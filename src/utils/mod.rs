@@ -8,6 +8,7 @@ pub mod memory;
 pub mod newfile;
 pub mod pidfd;
 pub mod process;
+pub mod secret_file;
 pub mod section;
 pub mod tar;
 pub mod tasks;

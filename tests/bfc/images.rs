@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use camino::Utf8Path;
+
 use super::support::crictl::{BUSYBOX, read_log, stream_lines};
 use super::support::node::{Node, Options};
 use super::support::{daemon_program, describe, isolated, wait_for};
@@ -154,9 +156,9 @@ fn keys_plain_root_file_systems_and_policy() {
     isolated("images::keys_plain_root_file_systems_and_policy", || {
         let mut node = node("key_file = \"/tmp/node/key\"");
         let file = |name: &str| format!("/tmp/node/bfc/{name}");
-        std::fs::write(node.dir.join("key"), [5; 32]).expect("a key");
-        std::fs::write(node.dir.join("other"), [6; 32]).expect("a key");
-        std::fs::write(node.dir.join("password"), "a password\n").expect("a password");
+        for (name, content) in [("key", &[5; 32][..]), ("other", &[6; 32]), ("password", b"a password\n")] {
+            super::private(Utf8Path::from_path(&node.dir.join(name)).expect("UTF-8"), content);
+        }
         let (sealed, by_password) = (file("sealed@1.bfc"), file("word.bfc"));
         let (key, other, password) = (path(&node, "key"), path(&node, "other"), path(&node, "password"));
         good(&node, &["bfc", "pack", "-k", &key, BUSYBOX, &sealed]);

@@ -114,7 +114,7 @@ fn a_large_file_takes_little_more_than_zstd_and_little_memory() {
     let path = |name: &str| dir.join(name).into_string();
     let size = if long() { 1 << 30 } else { 96 << 20 };
     big_file(dir.join("big").as_std_path(), size);
-    std::fs::write(dir.join("key"), [1; 32]).unwrap();
+    super::private(&dir.join("key"), &[1; 32]);
     // Data and stacks of all threads, the runtime's among them; nothing of a file's size.
     let limit = 64;
     let zstd = run("zstd", &["-q", "-3", "--single-thread", "-f", &path("big"), "-o", &path("big.zst")]);

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::KeyPath;
+use crate::utils::secret_file;
 
 /// Bytes of a key.
 pub const KEY: usize = 32;
@@ -129,7 +130,11 @@ fn read(path: &Utf8Path, max: u64, into: &mut Vec<u8>) -> Result<()> {
     };
     // Room at once: what a growing buffer leaves behind is not wiped.
     into.reserve_exact(usize::try_from(max).unwrap_or(0));
-    std::fs::File::open(path).map_err(failed)?.take(max).read_to_end(into).map_err(failed)?;
+    let file = std::fs::File::open(path).map_err(failed)?;
+    if let Some(why) = secret_file::known_to_others(&file.metadata().map_err(failed)?) {
+        return Err(Error::precondition(format!("{path}: {why}")));
+    }
+    file.take(max).read_to_end(into).map_err(failed)?;
     Ok(())
 }
 
@@ -300,6 +305,24 @@ mod tests {
             assert!(e.contains(&size.to_string()), "{e}");
         }
         assert!(KeySource::password("").is_err());
+    }
+
+    #[test]
+    fn secrets_that_others_can_read_are_none() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("k")).expect("UTF-8");
+        let durability = crate::utils::atomic::Durability::Process;
+        crate::utils::atomic::write(path.as_std_path(), &[b'k'; 32], 0o600, durability).expect("write");
+        for (mode, taken) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false), (0o620, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+            assert_eq!(KeySource::key_file(&path).is_ok(), taken, "{mode:o}");
+            let password = KeySource::password_file(&path);
+            assert_eq!(password.is_ok(), taken, "{mode:o}");
+            if let Err(e) = password {
+                assert!(e.to_string().contains("chmod 600"), "{e}");
+            }
+        }
     }
 
     proptest! {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::core::config::Proxmox as Settings;
 use crate::core::error::{Error, Result};
+use crate::utils::secret_file;
 
 /// Largest secret in bytes.
 const MAX_SECRET: u64 = 4096;
@@ -55,12 +56,8 @@ pub(super) fn read_secret(key: &str, path: &Utf8Path) -> Result<Secret> {
     if !meta.is_file() {
         return refuse("not a regular file".into());
     }
-    if meta.mode() & 0o077 != 0 {
-        return refuse(format!("mode {:04o}: others may read or write it; chmod 600 it", meta.mode() & 0o7777));
-    }
-    let us = rustix::process::geteuid().as_raw();
-    if meta.uid() != 0 && meta.uid() != us {
-        return refuse(format!("belongs to user {}, not to us or root", meta.uid()));
+    if let Some(why) = secret_file::known_to_others(&meta) {
+        return refuse(why);
     }
     let mut text = String::new();
     file.take(MAX_SECRET + 1).read_to_string(&mut text).map_err(failed)?;
