@@ -6,9 +6,9 @@ use std::io::Read;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use proxmox_lxcri::integrations::bfc::Container;
 use proxmox_lxcri::integrations::bfc::format::Checksum;
 use proxmox_lxcri::integrations::bfc::rootfs::RootfsTar;
+use proxmox_lxcri::integrations::bfc::{Container, KeySource};
 
 const GOLDEN: [&[u8]; 4] = [
     include_bytes!("../../tests/bfc/plain.bfc"),
@@ -66,7 +66,10 @@ fuzz_target!(|input: &[u8]| {
     };
     let standard = *how < 128 && usize::from(*how) % GOLDEN.len() == 2;
     mend(&mut bytes, if standard { Checksum::Standard } else { Checksum::Raw });
-    let Ok(container) = Container::read(Arc::new(bytes)) else { return };
+    let Ok(mut container) = Container::read(Arc::new(bytes)) else { return };
+    if container.is_encrypted() {
+        let _ = container.unlock(&KeySource::raw(*include_bytes!("../../tests/bfc/key")));
+    }
     for entry in container.entries() {
         assert_eq!(container.find(&entry.path), Some(entry));
         if let Ok(content) = container.content(entry) {

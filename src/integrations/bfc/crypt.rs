@@ -84,7 +84,12 @@ impl KeySource {
             };
             Error::invalid(format!("key file {path}: a key has {KEY} bytes, this file {found}"))
         })?;
-        Ok(KeySource::Raw(Key(Zeroizing::new(key))))
+        Ok(Self::raw(key))
+    }
+
+    /// A key as it is.
+    pub fn raw(key: [u8; KEY]) -> Self {
+        KeySource::Raw(Key(Zeroizing::new(key)))
     }
 
     /// Reads a password from a file; a line end at its end is none of it.
