@@ -10,6 +10,7 @@ use proxmox_lxcri::daemon::bfc::Bfc;
 use proxmox_lxcri::daemon::command::Serve;
 use proxmox_lxcri::daemon::migrate::Storage;
 use proxmox_lxcri::daemon::proxmox::ProxmoxCommand;
+use proxmox_lxcri::daemon::registry::RegistryCommand;
 use proxmox_lxcri::utils::memory;
 
 /// Threads for files, mounts and namespaces: small, and gone soon after a burst of work. Each layer that is being unpacked
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     registry.register(Bfc);
     registry.register(ProxmoxCommand);
     registry.register(BackendCommand);
+    registry.register(RegistryCommand);
     match runtime {
         Ok(runtime) => {
             let code = runtime.block_on(registry.main(std::env::args_os()));

@@ -316,6 +316,174 @@ async fn credentials_go_where_they_belong() {
     assert!(elsewhere.seen.lock().unwrap().iter().all(|s| s.authorization.is_none()));
 }
 
+/// A program in the folder of credential helpers.
+fn helper(world: &World, name: &str, script: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(world.path("helpers")).unwrap();
+    let path = world.path("helpers").join(format!("docker-credential-{name}"));
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A node with this `auth.json`.
+async fn with_auth_file(text: &str) -> World {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("auth.json");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    World::open(dir).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_own_credentials() {
+    let challenge = || Answer::Full(401, vec![("WWW-Authenticate".into(), "Basic realm=\"x\"".into())], Vec::new());
+    let fake = Fake::serving(simple("mine"), move |seen| match seen.authorization.as_deref() {
+        // n:ode-secret, h:elper-secret
+        Some("Basic bjpvZGUtc2VjcmV0" | "Basic aDplbHBlci1zZWNyZXQ=") => None,
+        _ => Some(challenge()),
+    })
+    .await;
+    let name = format!("{}/x", fake.host);
+    let auths = |entry: &str| format!(r#"{{"auths": {{"{}": {entry}}}}}"#, fake.host);
+    let world = with_auth_file(&auths(r#"{"auth": "bjpvZGUtc2VjcmV0"}"#)).await;
+    world.images.pull(&name, None).await.unwrap();
+    // Those of the pull come first, right or wrong.
+    let auth = RegistryAuth { username: "u".into(), password: "wrong".into(), ..Default::default() };
+    let e = world.images.pull(&format!("{}/y", fake.host), Some(auth)).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::PermissionDenied);
+    // Another's are not shown to it.
+    let world = with_auth_file(r#"{"auths": {"127.0.0.1:1": {"auth": "bjpvZGUtc2VjcmV0"}}}"#).await;
+    assert_eq!(world.images.pull(&name, None).await.unwrap_err().kind(), Kind::PermissionDenied);
+
+    let asks = |program: &str| format!(r#"{{"credHelpers": {{"{}": "{program}"}}}}"#, fake.host);
+    let world = with_auth_file(&asks("it")).await;
+    let e = world.images.pull(&name, None).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::FailedPrecondition);
+    assert!(e.chain().contains("credential helper it: no docker-credential-it in"), "{}", e.chain());
+    let answer = r#"[ "$1" = get ] && server=$(cat) && echo "{\"ServerURL\":\"$server\",\"Username\":\"h\",\"Secret\":\"elper-secret\"}""#;
+    for (script, kind, said) in [
+        (answer, None, ""),
+        ("echo 'credentials not found in native keychain'; exit 1", Some(Kind::PermissionDenied), "401"),
+        ("echo elper-secret; echo elper-secret >&2; exit 3", Some(Kind::FailedPrecondition), "tells why"),
+        ("echo elper-secret", Some(Kind::FailedPrecondition), "not its protocol's"),
+        ("sleep 60", Some(Kind::DeadlineExceeded), "not done after 2000 ms"),
+    ] {
+        let world = with_auth_file(&asks("it")).await;
+        helper(&world, "it", script);
+        match (world.images.pull(&name, None).await, kind) {
+            (Ok(_), None) => {}
+            (Err(e), Some(kind)) => {
+                assert_eq!(e.kind(), kind, "{script}: {}", e.chain());
+                assert!(
+                    e.chain().contains(said) && !format!("{e:?}").contains("elper-secret"),
+                    "{script}: {}",
+                    e.chain()
+                );
+            }
+            (got, _) => panic!("{script}: {got:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_a_pull_would_ask_is_explained() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().display();
+    std::fs::create_dir_all(dir.path().join("certs.d/quay.io")).unwrap();
+    let hosts = "server = 'https://quay.io'\n[host.'http://10.0.0.5:5000']\ncapabilities = ['pull']\n\
+        [host.'http://10.0.0.5:5000'.header]\nX-Key = 'header-secret'\n";
+    std::fs::write(dir.path().join("certs.d/quay.io/hosts.toml"), hosts).unwrap();
+    let auth = r#"{"auths": {"quay.io/team": {"auth": "bjpvZGUtc2VjcmV0"}}, "credHelpers": {"docker.io": "pass"}}"#;
+    std::fs::write(dir.path().join("auth.json"), auth).unwrap();
+    let config = format!("[images]\nconfig_path = [\"{folder}/certs.d\"]\nauth_file = \"{folder}/auth.json\"\n");
+    std::fs::write(dir.path().join("config.toml"), config).unwrap();
+    let explain = |image: &str| {
+        let program = std::env::var_os("LXCRI_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_proxmox-lxcri").into());
+        let mut command = std::process::Command::new(program);
+        command.arg("--config").arg(dir.path().join("config.toml")).args(["registry", "explain", image, "--json"]);
+        command.output().unwrap()
+    };
+    let out = explain("quay.io/team/app:1");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains("auth.json") && said.contains("chmod 600"), "{said}");
+    std::fs::set_permissions(dir.path().join("auth.json"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let told = |image: &str| -> serde_json::Value {
+        let out = explain(image);
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && !said.contains("secret") && !said.contains("bjpvZGU"), "{out:?}");
+        serde_json::from_str(&said).unwrap()
+    };
+    let quay = told("quay.io/team/app:1");
+    assert_eq!(quay["hosts_file"], format!("{folder}/certs.d/quay.io/hosts.toml"));
+    let (mirror, server) = (&quay["hosts"][0], &quay["hosts"][1]);
+    assert_eq!((&mirror["url"], &mirror["resolve"]), (&"http://10.0.0.5:5000/v2".into(), &false.into()));
+    assert_eq!((&mirror["tls"], &mirror["headers"][0]), (&"none (plain HTTP)".into(), &"X-Key".into()));
+    assert_eq!(mirror["credentials"], "none of the node's");
+    assert_eq!(server["credentials"], format!("{folder}/auth.json, entry \"quay.io/team\""));
+    let hub = told("busybox");
+    assert_eq!(
+        (&hub["image"], &hub["hosts_file"]),
+        (&"docker.io/library/busybox:latest".into(), &serde_json::Value::Null)
+    );
+    assert_eq!(hub["hosts"][0]["credentials"], "docker-credential-pass, asked for \"docker.io\"");
+    assert_eq!(hub["hosts"][0]["tls"], "verified by the system's CAs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overloaded_registries_are_asked_again_and_broken_downloads_go_on() {
+    let image = two_layers();
+    let blob = image.layers[1].to_string();
+    let data = image.blobs[&blob].clone();
+    // Busy twice, then the manifest; a layer that breaks twice, and goes on where it broke.
+    let busy = std::sync::atomic::AtomicUsize::new(0);
+    let (half, more) = (data.len() / 2, data.len() / 2 + 7);
+    let (part, whole) = (blob.clone(), data.clone());
+    let fake = Fake::serving(image.clone(), move |seen| {
+        if seen.path.contains("/manifests/") && busy.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2 {
+            return Some(Answer::Full(429, vec![("Retry-After".into(), "1".into())], Vec::new()));
+        }
+        let from = seen.range.as_ref().and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+        match (seen.path.contains(&part), from) {
+            (false, _) => None,
+            (true, None) => Some(Answer::Truncated(whole.clone(), half)),
+            (true, Some(from)) if from < more => Some(Answer::Part(whole.clone(), from, more)),
+            (true, Some(from)) => Some(Answer::Part(whole.clone(), from, whole.len())),
+        }
+    })
+    .await;
+    let world = World::new().await;
+    world.images.pull(&format!("{}/x:1", fake.host), None).await.unwrap();
+    assert_eq!((fake.count("/manifests/"), fake.count(&blob)), (3, 3));
+
+    // A wait that is longer than any progress is not begun, and another host is not waited for.
+    let wait = |seconds: u64| Answer::Full(503, vec![("Retry-After".into(), seconds.to_string())], Vec::new());
+    let later = Fake::start(Arc::new(move |_: &images_support::Seen| wait(3600))).await;
+    let world = World::new().await;
+    let begun = std::time::Instant::now();
+    let e = world.images.pull(&format!("{}/x:1", later.host), None).await.unwrap_err();
+    assert_eq!((e.kind(), later.count("/manifests/")), (Kind::Unavailable, 1), "{}", e.chain());
+    let mirror = Fake::start(Arc::new(move |_: &images_support::Seen| wait(1))).await;
+    world.hosts("r.example", &format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", fake.host, mirror.host));
+    world.images.pull("r.example/x:1", None).await.unwrap();
+    assert_eq!(mirror.count("/manifests/"), 1);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+
+    // The rest of something else is not taken for the rest of this.
+    let (part, whole) = (blob.clone(), data.clone());
+    let wrong = Fake::serving(image, move |seen| match (seen.path.contains(&part), &seen.range) {
+        (false, _) => None,
+        (true, None) => Some(Answer::Truncated(whole.clone(), half)),
+        (true, Some(_)) => Some(Answer::Part(whole.clone(), half - 1, whole.len())),
+    })
+    .await;
+    let world = World::new().await;
+    let e = world.images.pull(&format!("{}/x:1", wrong.host), None).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Unavailable, "{}", e.chain());
+    assert!(world.images.list().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mirrors_serve_but_names_stay() {
     let image = two_layers();

@@ -228,6 +228,12 @@ impl Default for LxcHandler {
 pub struct Images {
     /// Folders with `<host>/hosts.toml`, first match wins.
     pub config_path: Vec<Utf8PathBuf>,
+    /// The node's own credentials: an `auth.json` as Docker and Podman write it. Nobody else may read it.
+    pub auth_file: Option<Utf8PathBuf>,
+    /// Folders with credential helpers (`docker-credential-<name>`), first match wins.
+    pub credential_helper_dirs: Vec<Utf8PathBuf>,
+    /// Longest run of a credential helper, in seconds.
+    pub credential_helper_timeout: u64,
     /// Layers of one image fetched at once.
     pub max_concurrent_downloads: usize,
     /// Seconds without a byte before a pull is given up.
@@ -260,6 +266,9 @@ impl Default for Images {
     fn default() -> Self {
         Self {
             config_path: vec!["/etc/proxmox-lxcri/certs.d".into(), "/etc/containerd/certs.d".into()],
+            auth_file: None,
+            credential_helper_dirs: vec!["/usr/local/bin".into(), "/usr/bin".into()],
+            credential_helper_timeout: 30,
             max_concurrent_downloads: 3,
             progress_timeout: 60,
             default_registry: "docker.io".into(),

@@ -9,6 +9,7 @@ pub mod command;
 mod lock;
 pub mod migrate;
 pub mod proxmox;
+pub mod registry;
 mod storage;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
 use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
+use crate::integrations::registry::keychain::Keychain;
 use crate::utils::pidfd;
 use crate::utils::tasks::TaskSet;
 
@@ -165,10 +167,20 @@ pub(in crate::daemon) fn images_config(config: &Config, unpacker: Unpacker) -> I
         unpacker,
         root: config.server.root.join("images"),
         certs_dirs: config.images.config_path.clone(),
+        keychain: keychain(config),
         default_registry: config.images.default_registry.clone(),
         max_concurrent_downloads: config.images.max_concurrent_downloads,
         progress_timeout: config.images.progress_timeout(),
         bfc: config.images.bfc.clone(),
+    }
+}
+
+/// The node's own credentials.
+pub(in crate::daemon) fn keychain(config: &Config) -> Keychain {
+    Keychain {
+        file: config.images.auth_file.clone(),
+        helper_dirs: config.images.credential_helper_dirs.clone(),
+        helper_timeout: Duration::from_secs(config.images.credential_helper_timeout.max(1)),
     }
 }
 

@@ -17,6 +17,7 @@ use proxmox_lxcri::integrations::layers::confined::{Confined, Landlock, Unpacker
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use proxmox_lxcri::integrations::layers::unpack::Limits;
 use proxmox_lxcri::integrations::overlay::{OverlayOptions, OverlayStore};
+use proxmox_lxcri::integrations::registry::keychain::Keychain;
 use proxmox_lxcri::integrations::zfs::ZfsConfig;
 use proxmox_lxcri::integrations::zfs_store::{ZfsStore, ZfsStoreConfig};
 use proxmox_lxcri::utils::tasks::TaskSet;
@@ -307,6 +308,11 @@ impl World {
         let config = ImagesConfig {
             root: root.join("images"),
             certs_dirs: vec![root.join("certs.d")],
+            keychain: Keychain {
+                file: Some(root.join("auth.json")).filter(|f| f.exists()),
+                helper_dirs: vec![root.join("helpers")],
+                helper_timeout: Duration::from_secs(2),
+            },
             default_registry: "docker.io".into(),
             max_concurrent_downloads: 3,
             progress_timeout: Duration::from_millis(1500),
@@ -431,6 +437,8 @@ pub enum Answer {
     Full(u16, Vec<(String, String)>, Vec<u8>),
     /// As Full with 200, but the connection ends after so many bytes of the body.
     Truncated(Vec<u8>, usize),
+    /// 206 with what is from a byte on, but the connection ends before another byte.
+    Part(Vec<u8>, usize, usize),
     /// The head and then nothing.
     Stalled(Vec<u8>, usize),
     /// Nothing at all.
@@ -451,6 +459,7 @@ impl Answer {
 pub struct Seen {
     pub path: String,
     pub authorization: Option<String>,
+    pub range: Option<String>,
 }
 
 pub type Handler = dyn Fn(&Seen) -> Answer + Send + Sync;
@@ -482,12 +491,14 @@ impl Fake {
                         head.push(byte[0]);
                     }
                     let text = String::from_utf8_lossy(&head);
-                    let authorization = text
-                        .lines()
-                        .find_map(|l| l.strip_prefix("authorization: ").or_else(|| l.strip_prefix("Authorization: ")))
-                        .map(str::to_owned);
+                    let header = |name: &str| {
+                        let found =
+                            text.lines().find_map(|l| l.split_once(": ").filter(|h| h.0.eq_ignore_ascii_case(name)));
+                        found.map(|(_, value)| value.to_owned())
+                    };
+                    let (authorization, range) = (header("authorization"), header("range"));
                     let path = text.split(' ').nth(1).unwrap_or("").to_owned();
-                    let seen = Seen { path, authorization };
+                    let seen = Seen { path, authorization, range };
                     log.lock().unwrap().push(seen.clone());
                     let mut send = async |status: u16, headers: &[(String, String)], length: usize, body: &[u8]| {
                         let mut out =
@@ -503,6 +514,10 @@ impl Fake {
                     match handler(&seen) {
                         Answer::Full(status, headers, body) => send(status, &headers, body.len(), &body).await,
                         Answer::Truncated(body, keep) => send(200, &[], body.len(), &body[..keep]).await,
+                        Answer::Part(body, from, keep) => {
+                            let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
+                            send(206, &[("Content-Range".into(), range)], body.len() - from, &body[from..keep]).await;
+                        }
                         Answer::Stalled(body, keep) => {
                             send(200, &[], body.len(), &body[..keep]).await;
                             std::future::pending::<()>().await;

@@ -36,6 +36,7 @@ use crate::core::ports::{
 use crate::core::reference::Reference;
 use crate::fail_point;
 use crate::integrations::layers::confined::Unpacker;
+use crate::integrations::registry::keychain::Keychain;
 use crate::integrations::registry::{RegistryClient, RegistryConfig};
 use crate::utils::tasks::TaskSet;
 
@@ -55,6 +56,8 @@ pub struct ImagesConfig {
     pub root: Utf8PathBuf,
     /// Folders with `<host>/hosts.toml`; the first match counts.
     pub certs_dirs: Vec<Utf8PathBuf>,
+    /// The node's own credentials for registries.
+    pub keychain: Keychain,
     /// Registry of names without one: "docker.io".
     pub default_registry: String,
     /// Layers of one image that are downloaded at once.
@@ -65,6 +68,18 @@ pub struct ImagesConfig {
     pub unpacker: Unpacker,
     /// Images in Binary File Containers.
     pub bfc: BfcImages,
+}
+
+impl ImagesConfig {
+    /// How registries are talked to.
+    fn registry(&self) -> RegistryConfig {
+        RegistryConfig {
+            certs_dirs: self.certs_dirs.clone(),
+            keychain: self.keychain.clone(),
+            connect_timeout: Duration::from_secs(10).min(self.progress_timeout),
+            progress_timeout: self.progress_timeout,
+        }
+    }
 }
 
 struct Inner {
@@ -111,11 +126,7 @@ pub struct LocalImageStore(Arc<Inner>);
 impl LocalImageStore {
     /// Opens the store, and lists the images whose layers `layers` has. `tasks` owns the pulls.
     pub async fn open(config: ImagesConfig, layers: Arc<dyn LayerStore>, tasks: TaskSet) -> Result<Arc<Self>> {
-        let registry = RegistryClient::new(RegistryConfig {
-            certs_dirs: config.certs_dirs.clone(),
-            connect_timeout: Duration::from_secs(10).min(config.progress_timeout),
-            progress_timeout: config.progress_timeout,
-        })?;
+        let registry = RegistryClient::new(config.registry())?;
         let root = config.root.clone();
         let (disk, mut records, quarantined) = blocking(move || {
             let disk = Disk::open(&root)?;

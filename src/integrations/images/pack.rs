@@ -28,7 +28,7 @@ use crate::core::reference::Reference;
 use crate::integrations::bfc::{Compress, WriteOptions, Writer};
 use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::layers::pipeline::digest_of;
-use crate::integrations::registry::{MAX_CONFIG, MAX_MANIFEST, RegistryClient, RegistryConfig, Session};
+use crate::integrations::registry::{MAX_CONFIG, MAX_MANIFEST, RegistryClient, Session};
 use crate::utils::tasks::TaskSet;
 
 /// Version of `bfc.image.json`.
@@ -141,11 +141,7 @@ impl Packer {
     }
 
     async fn registry(&mut self, config: &ImagesConfig, reference: &Reference, tasks: &TaskSet) -> Result<()> {
-        let client = RegistryClient::new(RegistryConfig {
-            certs_dirs: config.certs_dirs.clone(),
-            connect_timeout: std::time::Duration::from_secs(10).min(config.progress_timeout),
-            progress_timeout: config.progress_timeout,
-        })?;
+        let client = RegistryClient::new(config.registry())?;
         let session = Arc::new(client.session(reference, None)?);
         let top = session.manifest(reference.digest()).await?;
         let cancel = tasks.token().child_token();

@@ -1,7 +1,6 @@
 //! Credentials and tokens: what a registry's challenge asks for, and which credentials a host may see.
 //!
-//! Called by the client. Pure but for [`Credentials`], which holds secrets and therefore has no Debug. Seam for
-//! credential helpers: they only have to make [`Credentials`].
+//! Called by the client. Pure but for [`Credentials`], which holds secrets and therefore has no Debug.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -102,6 +101,11 @@ impl Credentials {
         {
             return Self::default();
         }
+        Self::of(auth)
+    }
+
+    /// What `auth` holds, whomever it is for.
+    pub(super) fn of(auth: &RegistryAuth) -> Self {
         let filled = |s: &str| (!s.is_empty()).then(|| s.to_owned());
         let basic = if auth.username.is_empty() && !auth.auth.is_empty() {
             STANDARD
@@ -115,6 +119,11 @@ impl Credentials {
         Self { basic, identity: filled(&auth.identity_token), token: filled(&auth.registry_token) }
     }
 
+    /// Whether there is nothing to offer.
+    pub(super) fn is_empty(&self) -> bool {
+        self.basic.is_none() && self.identity.is_none() && self.token.is_none()
+    }
+
     /// Value of an Authorization header for basic authentication.
     pub fn basic_header(&self) -> Option<String> {
         self.basic.as_ref().map(|(user, password)| format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
@@ -122,13 +131,13 @@ impl Credentials {
 }
 
 /// The host in "https://index.docker.io/v1/", "host:5000", ...
-fn server_host(address: &str) -> &str {
+pub(super) fn server_host(address: &str) -> &str {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     rest.split('/').next().unwrap_or("")
 }
 
 /// Docker Hub has several names.
-fn canonical(host: &str) -> &str {
+pub(super) fn canonical(host: &str) -> &str {
     match host {
         DOCKER_HUB | "index.docker.io" | "registry-1.docker.io" => "registry-1.docker.io",
         other => other,

@@ -71,6 +71,15 @@ pub enum RegistryError {
         /// What is wrong.
         why: String,
     },
+    /// The node's credentials for the host can't be had.
+    #[error("registry {host}: its credentials")]
+    Credentials {
+        /// Host and port.
+        host: String,
+        /// What failed.
+        #[source]
+        source: Error,
+    },
     /// The client for the host can't be made.
     #[error("registry {host}: {what}")]
     Setup {
@@ -100,6 +109,7 @@ impl RegistryError {
             Self::TooLarge { .. } => Kind::InvalidArgument,
             Self::Digest { .. } | Self::Protocol { .. } => Kind::Internal,
             Self::Setup { .. } => Kind::FailedPrecondition,
+            Self::Credentials { source, .. } => source.kind(),
         }
     }
 
@@ -115,6 +125,7 @@ impl From<RegistryError> for Error {
         match e {
             RegistryError::Unreachable { source, .. } => Error::because(kind, message, source),
             RegistryError::Setup { source, .. } => Error::because(kind, message, source),
+            RegistryError::Credentials { source, .. } => Error::because(kind, message, source),
             _ => Error::new(kind, message),
         }
     }

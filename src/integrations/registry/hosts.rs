@@ -154,6 +154,13 @@ enum Pair {
 /// The hosts for `reference`, in the order in which they are asked: those of the file, then its `server`, or without
 /// one the registry itself. Plain HTTP only where a file says so, or on this machine.
 pub fn hosts_for(reference: &Reference, directories: &[Utf8PathBuf]) -> Result<Vec<Host>, HostsError> {
+    let Some(path) = file_for(reference, directories)? else { return Ok(upstream(reference)) };
+    let text = std::fs::read_to_string(&path).map_err(|source| HostsError::Io { path: path.clone(), source })?;
+    parse(&path, &text, reference)
+}
+
+/// The file that says how `reference`'s registry is asked.
+pub fn file_for(reference: &Reference, directories: &[Utf8PathBuf]) -> Result<Option<Utf8PathBuf>, HostsError> {
     for directory in directories {
         for name in folder_names(reference.registry()) {
             let path = directory.join(name).join("hosts.toml");
@@ -161,17 +168,13 @@ pub fn hosts_for(reference: &Reference, directories: &[Utf8PathBuf]) -> Result<V
                 Ok(meta) if meta.len() > MAX_FILE => {
                     return Err(HostsError::Value { path, key: "file".into(), why: "larger than 1 MiB".into() });
                 }
-                Ok(_) => {
-                    let text = std::fs::read_to_string(&path)
-                        .map_err(|source| HostsError::Io { path: path.clone(), source })?;
-                    return parse(&path, &text, reference);
-                }
+                Ok(_) => return Ok(Some(path)),
                 Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(source) => return Err(HostsError::Io { path, source }),
             }
         }
     }
-    Ok(upstream(reference))
+    Ok(None)
 }
 
 /// Names of the folder that may hold a registry's file, best first.

@@ -6,7 +6,9 @@
 
 pub mod auth;
 pub mod error;
+pub mod explain;
 pub mod hosts;
+pub mod keychain;
 mod transport;
 
 use std::sync::Arc;
@@ -24,7 +26,8 @@ use crate::integrations::layers::pipeline::digest_of;
 
 use error::RegistryError;
 use hosts::Host;
-use transport::Connection;
+use keychain::Keychain;
+use transport::{Ask, Connection};
 
 /// Largest manifest or index in bytes.
 pub const MAX_MANIFEST: u64 = 4 << 20;
@@ -43,6 +46,8 @@ pub const MANIFEST_TYPES: &[&str] = &[
 pub struct RegistryConfig {
     /// Folders with `<host>/hosts.toml`, first match counts.
     pub certs_dirs: Vec<Utf8PathBuf>,
+    /// The node's own credentials.
+    pub keychain: Keychain,
     /// Limit for connecting, TLS included.
     pub connect_timeout: Duration,
     /// Limit for waiting without a byte.
@@ -52,6 +57,7 @@ pub struct RegistryConfig {
 /// Talks to registries; shared by all pulls.
 pub struct RegistryClient {
     config: RegistryConfig,
+    keychain: Arc<Keychain>,
     /// Without TLS settings of its own; others are made for each session.
     plain: reqwest::Client,
 }
@@ -76,19 +82,68 @@ pub struct BlobStream {
     response: reqwest::Response,
     what: String,
     progress: Duration,
+    connection: Arc<Connection>,
+    path: String,
+    /// Bytes that came.
+    received: u64,
+    /// What had come when the stream broke last, and how often it did.
+    broken: (u64, u32),
 }
 
+/// How often a blob's broken stream is taken up again.
+const MAX_RESUMES: u32 = 5;
+
 impl BlobStream {
-    /// The next piece; None at the end.
+    /// The next piece; None at the end. A stream that breaks is taken up where it broke, if the host can.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
-        transport::chunk(&mut self.response, &self.host, &self.what, self.progress).await
+        loop {
+            match transport::chunk(&mut self.response, &self.host, &self.what, self.progress).await {
+                Ok(piece) => {
+                    self.received += piece.as_ref().map_or(0, |p| p.len() as u64);
+                    return Ok(piece);
+                }
+                Err(error) => self.resume(error).await?,
+            }
+        }
     }
+
+    /// Asks for the rest; the stream's own failure counts where that can't be had.
+    async fn resume(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        let (at, times) = self.broken;
+        let broke = matches!(error, RegistryError::Unreachable { .. } | RegistryError::Timeout { .. });
+        // Without a byte since the last time it would go on like this.
+        if !broke || self.received <= at || times >= MAX_RESUMES {
+            return Err(error);
+        }
+        self.broken = (self.received, times + 1);
+        let ask = Ask { path: &self.path, accept: "*/*", what: &self.what, from: self.received };
+        match self.connection.get(ask).await {
+            Ok(response) if continues(&response, self.received) => {
+                tracing::debug!(host = self.host, what = self.what, at = self.received, %error, "taken up again");
+                self.response = response;
+                Ok(())
+            }
+            // The whole from its beginning is of no use: what came is unpacked already.
+            Ok(_) => Err(error),
+            Err(again) => {
+                tracing::debug!(host = self.host, what = self.what, error = %again, "not taken up again");
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether it is the rest from byte `from` on.
+fn continues(response: &reqwest::Response, from: u64) -> bool {
+    let range = response.headers().get(header::CONTENT_RANGE).and_then(|v| v.to_str().ok());
+    let first = range.and_then(|r| r.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok());
+    response.status() == reqwest::StatusCode::PARTIAL_CONTENT && first == Some(from)
 }
 
 /// One pull's conversation with the hosts of its registry.
 pub struct Session {
     reference: Reference,
-    connections: Vec<Connection>,
+    connections: Vec<Arc<Connection>>,
     progress: Duration,
 }
 
@@ -98,7 +153,8 @@ impl RegistryClient {
         // Err means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let plain = transport::client(&hosts::Tls::default(), "(any)", config.connect_timeout)?;
-        Ok(Arc::new(Self { config, plain }))
+        let keychain = Arc::new(config.keychain.clone());
+        Ok(Arc::new(Self { config, keychain, plain }))
     }
 
     /// Begins a pull: reads the hosts' configuration, connects to nothing yet.
@@ -112,8 +168,13 @@ impl RegistryClient {
             } else {
                 transport::client(&host.tls, &host.name(), self.config.connect_timeout)?
             };
-            connections.push(Connection::new(host, client, credentials, reference, self.config.progress_timeout));
+            let (keychain, progress) = (self.keychain.clone(), self.config.progress_timeout);
+            connections.push(Connection::new(host, client, credentials, keychain, reference, progress));
         }
+        // Another way to speak with a host is none of its own.
+        let last = connections.iter().rposition(|c| !c.host.fallback).unwrap_or(0);
+        connections.iter_mut().skip(last).for_each(Connection::set_last);
+        let connections = connections.into_iter().map(Arc::new).collect();
         Ok(Session { reference: reference.clone(), connections, progress: self.config.progress_timeout })
     }
 }
@@ -179,7 +240,8 @@ impl Session {
             }
         };
         let path = format!("{}/manifests/{object}", self.reference.repository());
-        let mut response = connection.get(&path, &MANIFEST_TYPES.join(", "), &what).await?;
+        let mut response =
+            connection.get(Ask { path: &path, accept: &MANIFEST_TYPES.join(", "), what: &what, from: 0 }).await?;
         let text = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
         let media_type = text(header::CONTENT_TYPE.as_str()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
@@ -222,7 +284,7 @@ impl Session {
         what: &str,
     ) -> Result<Bytes, RegistryError> {
         let path = format!("{}/blobs/{digest}", self.reference.repository());
-        let mut response = connection.get(&path, "*/*", what).await?;
+        let mut response = connection.get(Ask { path: &path, accept: "*/*", what, from: 0 }).await?;
         let host = connection.host.name();
         let bytes = transport::body(&mut response, &host, what, size, self.progress).await?;
         if bytes.len() as u64 != size {
@@ -246,10 +308,20 @@ impl Session {
             if !attempts.admits(&connection.host) || !connection.host.pull {
                 continue;
             }
-            match connection.get(&path, "*/*", &what).await {
+            match connection.get(Ask { path: &path, accept: "*/*", what: &what, from: 0 }).await {
                 Ok(response) => {
                     let host = connection.host.name();
-                    return Ok(Some(BlobStream { host, index, response, what, progress: self.progress }));
+                    return Ok(Some(BlobStream {
+                        host,
+                        index,
+                        response,
+                        what,
+                        progress: self.progress,
+                        connection: connection.clone(),
+                        path,
+                        received: 0,
+                        broken: (0, 0),
+                    }));
                 }
                 Err(e) => attempts.failed(&connection.host, e),
             }

@@ -3,7 +3,8 @@
 //! Called by the session. Credentials go to the host they are for and to the token server it names, never to where a
 //! redirect leads. Fails with [`RegistryError`].
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Certificate, Client, Identity, Response, StatusCode, Url};
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use super::auth::{Challenge, Credentials, parse_challenge};
 use super::error::RegistryError;
 use super::hosts::{Host, Tls, authority};
+use super::keychain::Keychain;
 use crate::core::reference::{Reference, is_loopback};
 
 /// Redirects followed in one request.
@@ -20,6 +22,10 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_TOKEN: u64 = 1 << 20;
 /// How much of an error's body is read for its message, in bytes.
 const MAX_ERROR: u64 = 64 << 10;
+/// How often a host that is overloaded, or about to come back, is asked again.
+const MAX_REPEATS: u32 = 3;
+/// Wait before the first repeat where the host names none; doubled for each further one.
+const REPEAT_AFTER: Duration = Duration::from_millis(500);
 /// Largest certificate or key file in bytes.
 const MAX_PEM: u64 = 1 << 20;
 
@@ -27,12 +33,31 @@ const MAX_PEM: u64 = 1 << 20;
 pub(super) struct Connection {
     pub host: Host,
     client: Client,
-    credentials: Credentials,
+    /// The caller's.
+    given: Credentials,
+    /// The node's, where the caller gave none.
+    keychain: Arc<Keychain>,
+    credentials: tokio::sync::OnceCell<Credentials>,
     repository: String,
     /// The registry in the image's name, for mirrors that serve several.
     namespace: Option<String>,
+    /// There is no other host to ask instead.
+    last: bool,
     progress: Duration,
     authorization: tokio::sync::Mutex<Option<HeaderValue>>,
+}
+
+/// One question to a host.
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    /// Below the API's base.
+    pub path: &'a str,
+    /// Media types.
+    pub accept: &'a str,
+    /// For messages.
+    pub what: &'a str,
+    /// First byte that is wanted; what is before it is there.
+    pub from: u64,
 }
 
 /// An HTTP client with `tls`'s settings.
@@ -84,7 +109,8 @@ impl Connection {
     pub(super) fn new(
         host: Host,
         client: Client,
-        credentials: Credentials,
+        given: Credentials,
+        keychain: Arc<Keychain>,
         reference: &Reference,
         progress: Duration,
     ) -> Self {
@@ -92,49 +118,87 @@ impl Connection {
         Self {
             host,
             client,
-            credentials,
+            given,
+            keychain,
+            credentials: tokio::sync::OnceCell::new(),
             repository: reference.repository().to_owned(),
             namespace,
+            last: false,
             progress,
             authorization: tokio::sync::Mutex::new(None),
         }
+    }
+
+    /// Says that no other host can be asked instead: it is asked again when it is overloaded.
+    pub(super) fn set_last(&mut self) {
+        self.last = true;
     }
 
     fn protocol(&self, what: &str, why: impl Into<String>) -> RegistryError {
         RegistryError::Protocol { host: self.host.name(), what: what.to_owned(), why: why.into() }
     }
 
-    /// GET of `path` below the API's base; answers with a successful response, authenticated if it had to be.
-    pub(super) async fn get(&self, path: &str, accept: &str, what: &str) -> Result<Response, RegistryError> {
-        let mut url = Url::parse(&format!("{}/{path}", self.host.base.as_str().trim_end_matches('/')))
-            .map_err(|e| self.protocol(what, e.to_string()))?;
+    /// GET; answers with a successful response, authenticated if it had to be. An overloaded host is asked again where
+    /// there is no other one, after the time that it names.
+    pub(super) async fn get(&self, ask: Ask<'_>) -> Result<Response, RegistryError> {
+        for repeat in 0.. {
+            let response = self.get_once(ask).await?;
+            let busy = matches!(response.status().as_u16(), 429 | 502 | 503 | 504);
+            let wait = retry_after(response.headers()).unwrap_or(REPEAT_AFTER * 2_u32.pow(repeat));
+            if !busy || !self.last || repeat >= MAX_REPEATS || wait > self.progress {
+                return self.successful(response, ask.what).await;
+            }
+            tracing::debug!(host = self.host.name(), what = ask.what, status = %response.status(), ?wait, "asked again");
+            tokio::time::sleep(wait).await;
+        }
+        unreachable!("the last repeat returns")
+    }
+
+    async fn get_once(&self, ask: Ask<'_>) -> Result<Response, RegistryError> {
+        let mut url = Url::parse(&format!("{}/{}", self.host.base.as_str().trim_end_matches('/'), ask.path))
+            .map_err(|e| self.protocol(ask.what, e.to_string()))?;
         if let Some(namespace) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
         let used = self.authorization.lock().await.clone();
-        let response = self.follow(url.clone(), accept, what, used.as_ref()).await?;
+        let response = self.follow(url.clone(), ask, used.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            return self.successful(response, what).await;
+            return Ok(response);
         }
-        let renewed = self.authorize(&response, used.as_ref(), what).await?;
-        let Some(renewed) = renewed else { return self.successful(response, what).await };
-        let response = self.follow(url, accept, what, Some(&renewed)).await?;
-        self.successful(response, what).await
+        match self.authorize(&response, used.as_ref(), ask.what).await? {
+            Some(renewed) => self.follow(url, ask, Some(&renewed)).await,
+            None => Ok(response),
+        }
+    }
+
+    /// What the host may be shown: the caller's credentials, or else the node's.
+    async fn credentials(&self) -> Result<&Credentials, RegistryError> {
+        if !self.given.is_empty() {
+            return Ok(&self.given);
+        }
+        let host = self.host.name();
+        let asked = self.credentials.get_or_try_init(|| self.keychain.credentials(&host, &self.repository)).await;
+        asked.map_err(|source| RegistryError::Credentials { host, source })
     }
 
     /// Sends, following redirects. The authorization and the configured headers go to this host alone.
     async fn follow(
         &self,
         mut url: Url,
-        accept: &str,
-        what: &str,
+        ask: Ask<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, RegistryError> {
+        let what = ask.what;
         let home = origin(&url);
         for _ in 0..=MAX_REDIRECTS {
             let mut headers = HeaderMap::new();
-            if let Ok(accept) = HeaderValue::from_str(accept) {
+            if let Ok(accept) = HeaderValue::from_str(ask.accept) {
                 headers.insert(header::ACCEPT, accept);
+            }
+            if ask.from > 0
+                && let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", ask.from))
+            {
+                headers.insert(header::RANGE, range);
             }
             if origin(&url) == home {
                 for (name, value) in &self.host.headers {
@@ -210,7 +274,7 @@ impl Connection {
         let bearer = parsed.iter().find(|c| matches!(c, Challenge::Bearer { .. }));
         let value = match bearer.or(parsed.first()) {
             None => return Ok(None),
-            Some(Challenge::Basic) => self.credentials.basic_header(),
+            Some(Challenge::Basic) => self.credentials().await?.basic_header(),
             Some(Challenge::Bearer { realm, service, scope }) => {
                 Some(format!("Bearer {}", self.token(realm, service.as_deref(), scope.as_deref(), what).await?))
             }
@@ -233,7 +297,8 @@ impl Connection {
         scope: Option<&str>,
         what: &str,
     ) -> Result<String, RegistryError> {
-        if let Some(token) = &self.credentials.token {
+        let credentials = self.credentials().await?;
+        if let Some(token) = &credentials.token {
             return Ok(token.clone());
         }
         let url = Url::parse(realm).map_err(|_| self.protocol(what, "a challenge whose realm is no URL"))?;
@@ -247,7 +312,7 @@ impl Connection {
         let host = authority(&url);
         let mut pairs: Vec<(&str, &str)> = vec![("scope", scope)];
         pairs.extend(service.map(|s| ("service", s)));
-        let request = if let Some(identity) = &self.credentials.identity {
+        let request = if let Some(identity) = &credentials.identity {
             pairs.extend([
                 ("grant_type", "refresh_token"),
                 ("client_id", "proxmox-lxcri"),
@@ -263,7 +328,7 @@ impl Connection {
             let mut url = url;
             url.query_pairs_mut().extend_pairs(&pairs);
             let request = self.client.get(url);
-            match self.credentials.basic_header().and_then(|v| HeaderValue::from_str(&v).ok()) {
+            match credentials.basic_header().and_then(|v| HeaderValue::from_str(&v).ok()) {
                 Some(mut value) => {
                     value.set_sensitive(true);
                     request.header(header::AUTHORIZATION, value)
@@ -284,6 +349,15 @@ impl Connection {
             serde_json::from_slice(&text).map_err(|_| self.protocol(&what, "an answer that can't be understood"))?;
         let token = answer.token.or(answer.access_token).filter(|t| !t.is_empty());
         token.ok_or_else(|| self.protocol(&what, "an answer without a token"))
+    }
+}
+
+/// How long an overloaded host wants to be left alone.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default()),
     }
 }
 
