@@ -39,7 +39,7 @@ impl Command for RegistryCommand {
         let images = &context.config.images;
         let image = matches.get_one::<String>("IMAGE").map(String::as_str).unwrap_or_default();
         let told = |e: Error| anyhow!(e.chain());
-        let reference = Reference::parse(image, &images.default_registry).map_err(|e| told(e.into()))?;
+        let reference = Reference::parse(image, &images.default_registry).map_err(told)?;
         let told = explain(&reference, &images.config_path, &keychain(&context.config)).await.map_err(told)?;
         match matches.get_flag("json") {
             true => println!("{}", serde_json::to_string_pretty(&told)?),
