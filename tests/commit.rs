@@ -121,3 +121,45 @@ fn what_a_container_changed_becomes_an_image_that_runs() {
         assert_eq!(good(&node, &["ps", "-a"]).lines().count(), 1, "nothing is left");
     });
 }
+
+#[test]
+fn images_are_named_pinned_and_pruned() {
+    isolated("images_are_named_pinned_and_pruned", || {
+        let node = Node::start(Options::default());
+        let run = ["run", "-d", "--host-network", "--name", "one", BUSYBOX, "sleep", "100000"];
+        good(&node, &run);
+        let busybox = good(&node, &["pull", BUSYBOX]);
+        let made = |name: &str| {
+            let said = good(&node, &["container", "commit", "one", name, "sh", "-c", &format!("echo {name}")]);
+            said.split_whitespace().next().expect("an id").to_owned()
+        };
+        let (a, b, c) = (made("local/a:1"), made("local/b:1"), made("local/c:1"));
+        // One more name, the daemon killed or not; a name that another image had.
+        assert!(good(&node, &["tag", "local/a:1", "other.example/x"]).contains("other.example/x:latest"));
+        assert!(good(&node, &["tag", &b, "local/a:1"]).starts_with(&b));
+        assert_eq!(good(&node, &["run", "--rm", "--host-network", "local/a:1"]), "local/b:1");
+        assert_eq!(good(&node, &["run", "--rm", "--host-network", "other.example/x"]), "local/a:1");
+        let refused = |args: &[&str], words: &str| {
+            let (good, said) = lxcri(&node, args);
+            assert!(!good && said.contains(words), "{args:?}: {said}");
+        };
+        refused(&["tag", "no/such", "x"], "image no/such is not here");
+        refused(&["tag", &a, "UPPER"], "UPPER");
+        refused(&["tag", &a, &format!("x@{a}")], "a digest is no name to give");
+        refused(&["pin", "no/such"], "image no/such is not here");
+        refused(&["rmi", "no/such"], "image no/such is not here");
+        // One without a name; what is named, pinned or used stays.
+        good(&node, &["tag", &b, "other.example/x"]);
+        let dry = good(&node, &["prune", "--dry-run"]);
+        assert_eq!((dry.lines().count(), dry.trim()), (1, a.as_str()));
+        assert_eq!(good(&node, &["prune"]).trim(), a);
+        good(&node, &["pin", "local/c:1"]);
+        let gone = good(&node, &["prune", "--all"]);
+        assert!(gone.contains(&b) && !gone.contains(&c) && !gone.contains(busybox.trim()), "{gone}");
+        good(&node, &["unpin", &c]);
+        assert!(good(&node, &["rmi", &c]).contains(&c));
+        let left = good(&node, &["images"]);
+        assert_eq!(left.lines().count(), 2, "{left}");
+        assert_eq!(good(&node, &["exec", "one", "echo", "lives"]), "lives");
+    });
+}

@@ -18,11 +18,13 @@ mod pod;
 mod ps;
 mod pull;
 mod rm;
+mod rmi;
 mod run;
 mod stats;
 mod stop;
 mod storage;
 mod stream;
+mod tag;
 mod terminal;
 mod version;
 
@@ -78,6 +80,11 @@ impl Registry {
         registry.register(run::Run);
         registry.register(pull::Pull);
         registry.register(images::Images);
+        registry.register(rmi::Rmi);
+        registry.register(rmi::Prune);
+        registry.register(tag::Tag);
+        registry.register(tag::Pin(true));
+        registry.register(tag::Pin(false));
         registry.register(ps::Ps);
         registry.register(stats::Stats);
         registry.register(logs::Logs);

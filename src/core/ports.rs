@@ -455,6 +455,10 @@ pub trait ImageStore: Send + Sync {
         let _ = pinned;
         Err(Error::new(Kind::Unimplemented, format!("image {id}: this store pins no images")))
     }
+    /// Gives the image `id` one more name, which another image loses by that.
+    async fn tag(&self, id: &Digest, name: &str) -> Result<Arc<Image>> {
+        Err(Error::new(Kind::Unimplemented, format!("image {id}: this store names none {name}")))
+    }
     /// All images.
     fn list(&self) -> Vec<Arc<Image>>;
     /// By id (with or without "sha256:", or a unique prefix of at least 12 digits), tag or digest reference.

@@ -34,6 +34,13 @@ fn told(image: &Image) -> local::LoadedImage {
     }
 }
 
+impl Front {
+    fn image(&self, reference: &str) -> std::result::Result<std::sync::Arc<Image>, Error> {
+        let none = || Error::not_found(format!("image {reference} is not here"));
+        self.engine.images().resolve(reference).ok_or_else(none)
+    }
+}
+
 #[tonic::async_trait]
 impl local::local_service_server::LocalService for Front {
     async fn load_image(&self, request: Request<local::LoadImageRequest>) -> Answer<local::LoadImageResponse> {
@@ -53,6 +60,20 @@ impl local::local_service_server::LocalService for Front {
         }
         let images = images.iter().map(|i| told(i)).collect();
         Ok(Response::new(local::LoadImageResponse { images }))
+    }
+
+    async fn tag_image(&self, request: Request<local::TagImageRequest>) -> Answer<local::TagImageResponse> {
+        let request = request.into_inner();
+        let image = self.image(&request.image)?;
+        let image = self.engine.images().tag(&image.id, &request.name).await?;
+        Ok(Response::new(local::TagImageResponse { image: Some(told(&image)) }))
+    }
+
+    async fn pin_image(&self, request: Request<local::PinImageRequest>) -> Answer<local::PinImageResponse> {
+        let request = request.into_inner();
+        let image = self.image(&request.image)?;
+        let image = self.engine.images().set_pinned(&image.id, request.pinned).await?;
+        Ok(Response::new(local::PinImageResponse { image: Some(told(&image)) }))
     }
 
     async fn storage_check(&self, _: Request<local::StorageCheckRequest>) -> Answer<local::StorageCheckResponse> {

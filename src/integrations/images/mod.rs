@@ -386,6 +386,14 @@ impl ImageStore for LocalImageStore {
         self.0.set_pinned(id, pinned).await
     }
 
+    async fn tag(&self, id: &Digest, name: &str) -> Result<Arc<Image>> {
+        let reference = Reference::parse(name, &self.0.config.default_registry)?;
+        let Some(tag) = reference.tagged().filter(|_| reference.digest().is_none()) else {
+            return Err(Error::invalid(format!("{name}: a digest is no name to give")));
+        };
+        self.0.add_names(id, vec![tag], Vec::new()).await
+    }
+
     fn list(&self) -> Vec<Arc<Image>> {
         self.0.read().values().map(|(_, image)| image.clone()).collect()
     }
