@@ -3,7 +3,7 @@
 //!
 //! Run by `cargo test --test lxc`, as root. A crash leaves nothing: see `support`.
 
-#![allow(clippy::disallowed_methods)] // tests call liblxc's own tools
+#![allow(clippy::disallowed_methods, clippy::print_stdout)] // tests call liblxc's own tools, and tell figures
 
 mod support;
 

@@ -44,13 +44,16 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("lxcri-kills-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         assert_eq!(noting(&folder), None);
-        let put = |file: &str, text: &str| std::fs::write(folder.join(file), text).expect("written");
+        let put = |file: &str, text: &str| put(folder.join(file).to_str().expect("UTF-8"), text).expect("written");
         put("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
         assert_eq!(noting(&folder), Some(2));
         put("memory.events", "low 0\nhigh 0\nmax 4\noom 3\noom_kill 3\noom_group_kill 0\n");
         assert_eq!(noting(&folder), Some(3));
         put("memory.events", "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n");
         assert_eq!(noting(&folder), Some(3));
-        std::fs::remove_dir_all(&folder).expect("removed");
+        for file in ["memory.oom_control", "memory.events", "kills"] {
+            std::fs::remove_file(folder.join(file)).expect("removed");
+        }
+        std::fs::remove_dir(&folder).expect("removed");
     }
 }
