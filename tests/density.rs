@@ -1,4 +1,5 @@
-//! What a pod costs while it runs: the memory of its monitor and the growth of the daemon, beside their budgets.
+//! What a pod costs while it runs: the memory of its monitor and the growth of the daemon, beside their budgets, and the time
+//! until its container runs.
 //!
 //! Run by `cargo test --test density`, as root; `DENSITY_PODS` is the number of pods (default 20), each with one container
 //! that sleeps and has logged a line. Figures are proportional set sizes (PSS) from smaps_rollup. The monitor is the
@@ -7,7 +8,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_cri::v1 as cri;
 use support::client::{Client, block_on, container, create_request, pod};
@@ -72,15 +73,17 @@ async fn monitor_pid(c: &mut Client, pod_sandbox_id: &str) -> i64 {
     info["monitorPid"].as_i64().expect("the monitor's pid")
 }
 
-async fn start(c: &mut Client, node: &Node, name: &str) -> String {
+/// A pod with a container; the pod's id, and how long the container took from CreateContainer to StartContainer's answer.
+async fn start(c: &mut Client, node: &Node, name: &str) -> (String, Duration) {
     let pod = pod(name, &node.pod_logs(name));
     let request = cri::RunPodSandboxRequest { config: Some(pod.clone()), ..Default::default() };
     let id = c.runtime.run_pod_sandbox(request).await.expect("RunPodSandbox").into_inner().pod_sandbox_id;
     let config = container("c", BUSYBOX, "echo here; exec sleep 3600");
+    let begun = Instant::now();
     let made = c.runtime.create_container(create_request(&id, config, &pod)).await.expect("CreateContainer");
     let container_id = made.into_inner().container_id;
     c.runtime.start_container(cri::StartContainerRequest { container_id }).await.expect("StartContainer");
-    id
+    (id, begun.elapsed())
 }
 
 #[test]
@@ -94,13 +97,17 @@ fn a_pod_stays_within_its_memory() {
             // The first pods also warm up what is there once: threads, caches, the allocator.
             let mut ids = Vec::new();
             for n in 0..4 {
-                ids.push(start(&mut c, &node, &format!("warm-{n}")).await);
+                ids.push(start(&mut c, &node, &format!("warm-{n}")).await.0);
             }
             let daemon = i64::from(node.daemon_pid());
             let before = quiet(daemon).await;
+            let mut took = Vec::new();
             for n in 0..pods {
-                ids.push(start(&mut c, &node, &format!("p-{n}")).await);
+                let (id, time) = start(&mut c, &node, &format!("p-{n}")).await;
+                ids.push(id);
+                took.push(time);
             }
+            took.sort();
             let mut monitors = Vec::new();
             for id in &ids {
                 monitors.push(monitor_pid(&mut c, id).await);
@@ -117,7 +124,12 @@ fn a_pod_stays_within_its_memory() {
                 let (mean, private) = of_holders(&holders);
                 println!("figure: liblxc's process of a container: {mean} KiB PSS, {private} KiB of its own");
             }
-            println!("\nfigure: PSS of a monitor: {monitor} KiB (budget {MONITOR_BUDGET}), {} of them", monitors.len());
+            println!(
+                "\nfigure: a container is created and started in {:.1?} (median), {:.1?} (least)",
+                took[took.len() / 2],
+                took[0]
+            );
+            println!("figure: PSS of a monitor: {monitor} KiB (budget {MONITOR_BUDGET}), {} of them", monitors.len());
             println!(
                 "figure: growth of the daemon: {growth} KiB a pod (budget {DAEMON_BUDGET}), from {before} KiB PSS"
             );

@@ -3,7 +3,7 @@
 //!
 //! Run by `cargo test --test lxc`, as root. A crash leaves nothing: see `support`.
 
-#![allow(clippy::disallowed_methods)] // tests call liblxc's own tools
+#![allow(clippy::disallowed_methods, clippy::print_stdout)] // tests call liblxc's own tools, and tell figures
 
 mod support;
 
@@ -488,41 +488,83 @@ fn a_seccomp_profile_call_by_call() {
     });
 }
 
+/// Pulls an OCI layout under a name.
+fn pull_layout(node: &Node, layout: &Path, name: &str) {
+    let mut pull = Command::new(support::daemon_program());
+    let source = format!("oci:{}", layout.display());
+    support::run(pull.arg("--local-socket").arg(node.local_socket()).args(["pull", &source, "--as", name]));
+}
+
+/// Starts a system container, waits until its console says `booted`, asks it something, and stops it; its console says
+/// `last` then.
+fn boots_and_powers_off(node: &Node, config: &Value, booted: &str, inside: impl FnOnce(&str), last: &str) {
+    let crictl = node.crictl();
+    let pod = crictl.run_pod("p");
+    let id = create(&crictl, &pod, "p", config).expect("created");
+    let begun = std::time::Instant::now();
+    crictl.run(&["start", &id]);
+    let said = |words: &str| {
+        wait_for(words, Duration::from_secs(60), || {
+            log_of(node, "p", "c").iter().any(|l| l.trim() == words).then_some(())
+        });
+    };
+    said(booted);
+    println!("\nfigure: a system container of {} has booted within {:?}", config["image"]["image"], begun.elapsed());
+    assert_eq!(crictl.run(&["exec", "-s", &id, "sh", "-c", "echo $container"]), "lxc");
+    inside(&id);
+    let begun = std::time::Instant::now();
+    crictl.run(&["stop", "-t", "60", &id]);
+    let status = crictl.wait_exit(&id);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert_ne!(status["exitCode"], 137, "{status}");
+    said(last);
+    println!("figure: it powers off within {:?}", begun.elapsed());
+    crictl.run(&["rmp", "-f", &pod]);
+}
+
 /// An image whose entry point is an init: it boots, takes execs, logs its console and powers off when it is stopped.
 #[test]
-fn a_system_container_boots_and_powers_off() {
-    isolated("a_system_container_boots_and_powers_off", || {
+fn a_system_container_with_busybox() {
+    isolated("a_system_container_with_busybox", || {
         let node = lxc_node();
-        let crictl = node.crictl();
         let layout = node.dir.join("layout");
         support::run(Command::new(support::repository().join("scripts/mkoci")).arg(&layout));
-        let mut pull = Command::new(support::daemon_program());
-        let source = format!("oci:{}", layout.display());
-        support::run(pull.arg("--local-socket").arg(node.local_socket()).args(["pull", &source, "--as", "t/system:1"]));
+        pull_layout(&node, &layout, "t/busybox:1");
         let tab = node.dir.join("inittab");
         let lines = "::sysinit:/bin/echo booted\n::respawn:/bin/sleep 4242\n::shutdown:/bin/echo powers off\n";
         std::fs::write(&tab, lines).expect("inittab");
-        let pod = crictl.run_pod("p");
-        let mut config = container_config("c", "t/system:1", "");
+        let mut config = container_config("c", "t/busybox:1", "");
         config["command"] = json!(["/bin/init"]);
         config["mounts"] = json!([{"host_path": tab, "container_path": "/etc/inittab", "readonly": true}]);
-        let id = create(&crictl, &pod, "p", &config).expect("created");
-        crictl.run(&["start", &id]);
-        let said = |words: &str| {
-            wait_for(words, Duration::from_secs(20), || {
-                log_of(&node, "p", "c").iter().any(|l| l.trim() == words).then_some(())
-            });
+        let inside = |id: &str| {
+            assert_eq!(node.crictl().run(&["exec", "-s", id, "cat", "/proc/1/comm"]), "init");
         };
-        said("booted");
-        assert_eq!(crictl.run(&["exec", "-s", &id, "cat", "/proc/1/comm"]), "init");
-        assert_eq!(crictl.run(&["exec", "-s", &id, "sh", "-c", "echo $container"]), "lxc");
-        let begun = std::time::Instant::now();
-        crictl.run(&["stop", "-t", "30", &id]);
-        let status = crictl.wait_exit(&id);
-        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
-        assert_ne!(status["exitCode"], 137, "{status}");
-        said("powers off");
-        println!("\nfigure: a system container with busybox's init powers off within {:?}", begun.elapsed());
-        crictl.run(&["rmp", "-f", &pod]);
+        boots_and_powers_off(&node, &config, "booted", inside, "powers off");
+    });
+}
+
+/// Debian with OpenRC, by the image's own command. systemd wants cgroup v2: the node guest has it.
+#[test]
+fn a_system_container_with_openrc() {
+    let name = "a_system_container_with_openrc";
+    // Made outside, where the package tools are; the path is handed in beside the logs.
+    let made = || {
+        let said = support::run(&mut Command::new(support::repository().join("tests/tools/system")));
+        let file = support::target_folder().join("test-logs").join(name).join("system");
+        std::fs::write(file, said.lines().last().unwrap_or_default()).expect("the path");
+        support::monitor_program()
+    };
+    support::isolated_with(name, made, || {
+        let node = lxc_node();
+        let images = std::fs::read_to_string(support::given("LXCRI_LOGS").join("system")).expect("the path");
+        pull_layout(&node, &Path::new(&images).join("openrc"), "t/openrc:1");
+        let mut config = container_config("c", "t/openrc:1", "");
+        config["command"] = json!([]);
+        let inside = |id: &str| {
+            assert_eq!(node.crictl().run(&["exec", "-s", id, "cat", "/proc/1/comm"]), "openrc-init");
+            let status = node.crictl().run(&["exec", "-s", id, "rc-service", "works", "status"]);
+            assert!(status.contains("started"), "{status}");
+        };
+        boots_and_powers_off(&node, &config, "the service works", inside, "the service has stopped");
     });
 }

@@ -144,6 +144,7 @@ pub fn create(options: &Options) -> Result<(), String> {
     let plan = File::open(&options.plan).map_err(|e| format!("open {}: {e}", options.plan))?;
     let _ = std::fs::remove_file(&options.start);
     let _ = std::fs::remove_file(&options.status);
+    let _ = std::fs::remove_file(&options.kills);
     let fifo = |e: rustix::io::Errno| format!("FIFO {}: {e}", options.start);
     rustix::fs::mkfifoat(CWD, options.start.as_str(), Mode::RUSR | Mode::WUSR).map_err(fifo)?;
     // Both ends, so that it has no end before the byte comes.
@@ -224,7 +225,8 @@ fn hold(
         (signal, 0x7f) => (128 + signal, signal),
         (code, _) => (code, 0),
     };
-    put(&options.status, &format!("{code} {signal}\n"))
+    let kills = crate::kills::noted(&options.kills).map_or(String::new(), |kills| format!(" {kills}"));
+    put(&options.status, &format!("{code} {signal}{kills}\n"))
 }
 
 /// The first process' pid, when all is done but its program.

@@ -9,6 +9,7 @@ mod by_hand;
 mod create;
 mod delete;
 mod exec;
+mod kills;
 mod liblxc;
 mod options;
 
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use options::Options;
 
 const USAGE: &str = "usage: proxmox-lxcri-lxc version [--library FILE]
-       proxmox-lxcri-lxc create|exec|delete --lxcpath DIR --name NAME ... | start FIFO
+       proxmox-lxcri-lxc create|exec|delete --lxcpath DIR --name NAME ... | start FIFO | kills GROUP FILE
        proxmox-lxcri-lxc make|run|halt|destroy|attach --lxcpath DIR --name NAME ... | states --lxcpath DIR NAME...";
 
 fn main() -> ExitCode {
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         }),
         "create" => create::create(&options),
         "start" => create::start(&options),
+        "kills" => kills::note(&options),
         "exec" => exec::exec(&options),
         "delete" => delete::delete(&options),
         "make" => by_hand::make(&options),

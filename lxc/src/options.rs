@@ -34,6 +34,8 @@ pub struct Options {
     pub start: String,
     /// Written with how the first process ended.
     pub status: String,
+    /// Where `kills` has noted what it counted.
+    pub kills: String,
     /// Where the terminal is sent.
     pub console_socket: String,
     /// Where failures are written.
@@ -85,6 +87,7 @@ impl Options {
                 "pid-file" => options.pid_file = value,
                 "start" => options.start = value,
                 "status" => options.status = value,
+                "kills" => options.kills = value,
                 "console-socket" => options.console_socket = value,
                 "log" => options.log = value,
                 "root" => options.root = value,

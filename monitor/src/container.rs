@@ -446,7 +446,10 @@ impl Server {
         let Some(container) = self.containers.get_mut(id) else { return };
         let mut exit = container.ended.map_or_else(v1::Exit::default, Ended::to_wire);
         exit.finished_at = exit.finished_at.max(container.started_at);
-        if let Some((watch, _)) = &mut container.oom {
+        // A parent that has asked the group itself knows best: it did so while the group was there.
+        if container.ended.is_none_or(|ended| ended.oom.is_none())
+            && let Some((watch, _)) = &mut container.oom
+        {
             watch.refresh();
             exit.oom = watch.killed(exit.code == 128 + libc::SIGKILL);
         }

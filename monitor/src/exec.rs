@@ -147,7 +147,7 @@ impl Server {
             Err(_) if timed_out => {
                 self.exec_started(id, 0);
                 let at = crate::clock::now_ns();
-                self.exec_over(id, Ended { code: 137, signal: libc::SIGKILL, at, note: "" });
+                self.exec_over(id, Ended { code: 137, signal: libc::SIGKILL, at, note: "", oom: None });
                 return;
             }
             Err(failure) => {

@@ -43,12 +43,17 @@ pub struct Told {
     pub awaited: bool,
 }
 
-/// What the parent has written: "CODE SIGNAL".
+/// What the parent has written.
 fn told(status_file: &str) -> Option<Ended> {
-    let text = std::fs::read_to_string(status_file).ok()?;
+    parse(&std::fs::read_to_string(status_file).ok()?)
+}
+
+/// "CODE SIGNAL KILLS"; a parent that does not know the last leaves it away.
+fn parse(text: &str) -> Option<Ended> {
     let mut words = text.split_whitespace();
     let (code, signal) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    Some(Ended { code, signal, at: clock::now_ns(), note: "" })
+    let oom = words.next().and_then(|kills| kills.parse::<u64>().ok()).map(|kills| kills > 0);
+    Some(Ended { code, signal, at: clock::now_ns(), note: "", oom })
 }
 
 fn parent_lives(pid_file: &str) -> bool {
@@ -133,9 +138,10 @@ impl Server {
     pub fn told_of(&self, pid: i32) -> Option<Told> {
         let is = |c: &&crate::container::Container| c.holder.lost && c.init.as_ref().is_some_and(|i| i.pid == pid);
         let plan = &self.containers.values().find(is)?.plan;
+        // In this order: it may tell and end in between.
+        let lives = parent_lives(&plan.pid_file);
         let ended = told(&plan.status_file);
-        let awaited = ended.is_none() && parent_lives(&plan.pid_file);
-        Some(Told { ended, awaited })
+        Some(Told { ended, awaited: ended.is_none() && lives })
     }
 
     /// A child of ours that no program is has ended. True: it was such a parent.
@@ -175,5 +181,20 @@ impl Server {
     /// The next time at which [`Server::holder_timers`] has work.
     pub fn next_holder_timer(&self) -> Option<Instant> {
         self.containers.values().filter_map(|c| c.holder.until).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_tells_code_signal_and_kills() {
+        let told = |text: &str| parse(text).map(|e| (e.code, e.signal, e.oom));
+        assert_eq!(told("137 9 1\n"), Some((137, 9, Some(true))));
+        assert_eq!(told("0 0 0\n"), Some((0, 0, Some(false))));
+        assert_eq!(told("3 0\n"), Some((3, 0, None)));
+        assert_eq!(told("3"), None);
+        assert_eq!(told("x 0"), None);
     }
 }

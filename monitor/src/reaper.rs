@@ -39,21 +39,23 @@ pub struct Ended {
     pub at: i64,
     /// Why the code is not the process's own; "" when it is.
     pub note: &'static str,
+    /// Whether the kernel killed for memory in its group; None: whoever tells of the end does not know.
+    pub oom: Option<bool>,
 }
 
 impl Ended {
     fn now(status: WaitStatus) -> Self {
         let at = crate::clock::now_ns();
         match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Self { code, signal: 0, at, note: "" },
-            (None, Some(signal)) => Self { code: 128 + signal, signal, at, note: "" },
-            (None, None) => Self { code: 255, signal: 0, at, note: "ended in no known way" },
+            (Some(code), _) => Self { code, signal: 0, at, note: "", oom: None },
+            (None, Some(signal)) => Self { code: 128 + signal, signal, at, note: "", oom: None },
+            (None, None) => Self { code: 255, signal: 0, at, note: "ended in no known way", oom: None },
         }
     }
 
     /// An end whose code nobody can tell, and why.
     pub fn unknown(note: &'static str) -> Self {
-        Self { code: 255, signal: 0, at: crate::clock::now_ns(), note }
+        Self { code: 255, signal: 0, at: crate::clock::now_ns(), note, oom: None }
     }
 
     /// The end of a process that is not our child, by its pidfd; None: it is not reaped yet, or the kernel does not tell.
@@ -66,14 +68,15 @@ impl Ended {
             return None;
         }
         Some(match info.exit_code & 0x7f {
-            0 => Self { code: info.exit_code >> 8 & 0xff, signal: 0, at, note: "" },
-            signal => Self { code: 128 + signal, signal, at, note: "" },
+            0 => Self { code: info.exit_code >> 8 & 0xff, signal: 0, at, note: "", oom: None },
+            signal => Self { code: 128 + signal, signal, at, note: "", oom: None },
         })
     }
 
     /// As the wire has it.
     pub fn to_wire(self) -> Exit {
-        Exit { code: self.code, signal: self.signal, finished_at: self.at, oom: false, note: self.note.into() }
+        let oom = self.oom.unwrap_or(false);
+        Exit { code: self.code, signal: self.signal, finished_at: self.at, oom, note: self.note.into() }
     }
 }
 

@@ -179,17 +179,18 @@ impl Server {
         }
         let told = self.told_of(pid);
         let Some(foreign) = self.foreign.get_mut(&pid) else { return };
-        // Looked at before its code is asked for: one that is reaped in between would be asked too early and never again.
-        let reaped = reaped(&foreign.pidfd);
-        let ended = told.as_ref().and_then(|t| t.ended).or_else(|| Ended::foreign(foreign.pidfd.as_fd()));
         let now = Instant::now();
-        if ended.is_none() && told.is_some_and(|t| t.awaited) && foreign.until.is_none_or(|at| at > now) {
+        // Also where the kernel tells the code: whether it killed for memory only the parent knows.
+        if told.as_ref().is_some_and(|t| t.awaited) && foreign.until.is_none_or(|at| at > now) {
             // A hang-up would be told again and again: it is looked at by the clock.
             foreign.until.get_or_insert(now + REAPED);
             foreign.again = Some(now + LOOK);
             self.poll.unwatch(&foreign.pidfd);
             return;
         }
+        // Looked at before its code is asked for: one that is reaped in between would be asked too early and never again.
+        let reaped = reaped(&foreign.pidfd);
+        let ended = told.and_then(|t| t.ended).or_else(|| Ended::foreign(foreign.pidfd.as_fd()));
         if ended.is_none() && !reaped && foreign.until.is_none_or(|at| at > now) {
             foreign.until.get_or_insert(now + REAPED);
             // A hang-up is told all the same: it comes when the process is reaped.

@@ -114,11 +114,9 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     }));
     let network = Cni::new(cni_config(config)?);
     let pins = NamespacePins::new(NETNS_FOLDER, state);
-    // With systemd below our own unit, else a group of its own: it is not to lie in a pod's.
-    let holders = match (&hierarchy.unified, &monitors) {
-        (Some(root), Some(monitors)) => monitors.strip_prefix(root).unwrap_or(HOLDERS.as_ref()).to_owned(),
-        _ => HOLDERS.into(),
-    };
+    // Not in a pod's group, and not in our own unit's: liblxc turns on controllers all the way down, and systemd can start
+    // nothing in a group that hands them on: a daemon that was killed would not come back.
+    let holders = HOLDERS.into();
     let idmapped = layers.try_idmap().await.map_err(|e| e.chain());
     let pods = pods_config(config, cgroup_driver, idmapped)?;
     let pods = Arc::new(NodePods::new(pods, hierarchy, pins, network, tasks.clone()).await?);

@@ -42,6 +42,8 @@ impl LxcBackend {
             write(&policy, seccomp::policy(profile)?.as_bytes())?;
         }
         let cgroup = self.cgroup(&prepared.parent, id);
+        let folders = self.pods.hierarchy.container(&prepared.parent, id);
+        let (memory, kills) = (self.memory_folder(&folders.memory), run_dir.join("kills"));
         let is_folder = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
         let (text, staged) = plan::configuration(&plan::Input {
             spec: &prepared.spec,
@@ -56,6 +58,11 @@ impl LxcBackend {
             apparmor: self.pods.host.apparmor,
             lxcfs: self.lxcfs().as_deref(),
             system,
+            kills: (!memory.as_str().is_empty()).then_some(plan::Kills {
+                helper: &self.config.helper,
+                group: memory.as_path(),
+                file: &kills,
+            }),
             is_folder: &is_folder,
         })?;
         if let Some(above) = cgroup.parent() {
@@ -83,6 +90,7 @@ impl LxcBackend {
         option("pid-file", pid_file.as_str());
         option("start", at("start").as_str());
         option("status", status.as_str());
+        option("kills", kills.as_str());
         for root in self.pods.hierarchy.roots() {
             option("cgroup", root.join(self.entry(id)).as_str());
         }
@@ -101,17 +109,13 @@ impl LxcBackend {
         }
         let create = self.scoped(self.call(id.as_str(), &log, create), &prepared.parent, id);
         let start = vec!["start".to_owned(), at("start").to_string()];
-        let folders = self.pods.hierarchy.container(&prepared.parent, id);
         let calls = Calls {
             create,
             start: self.call(id.as_str(), &log, start),
             delete: self.call(id.as_str(), &log, self.delete_arguments(&prepared.parent, id, &pid_file)),
             pid_file,
             status_file: status.to_string(),
-            cgroups: monitor_v1::Cgroups {
-                memory: self.memory_folder(&folders.memory),
-                kill: folders.kill.to_string(),
-            },
+            cgroups: monitor_v1::Cgroups { memory: memory.to_string(), kill: folders.kill.to_string() },
             terminal,
         };
         let plan = self.pods.monitor_plan(&context, &prepared, calls);
@@ -119,11 +123,11 @@ impl LxcBackend {
     }
 
     /// With systemd the processes are in a group below the scope, as crun has it, and so are the limits.
-    fn memory_folder(&self, folder: &Utf8Path) -> String {
+    fn memory_folder(&self, folder: &Utf8Path) -> Utf8PathBuf {
         match (folder.as_str(), self.pods.config.driver) {
-            ("", _) => String::new(),
-            (_, Driver::Cgroupfs) => folder.to_string(),
-            (_, Driver::Systemd) => folder.join(super::INNER).to_string(),
+            ("", _) => Utf8PathBuf::new(),
+            (_, Driver::Cgroupfs) => folder.to_owned(),
+            (_, Driver::Systemd) => folder.join(super::INNER),
         }
     }
 

@@ -40,8 +40,21 @@ pub struct Input<'a> {
     pub lxcfs: Option<&'a Utf8Path>,
     /// Its entry point is an init: a system container.
     pub system: bool,
+    /// Asks the memory cgroup for its last count.
+    pub kills: Option<Kills<'a>>,
     /// Whether a path of the node is a folder.
     pub is_folder: &'a dyn Fn(&str) -> bool,
+}
+
+/// What liblxc runs between a container's end and the removal of its group.
+#[derive(Debug, Clone, Copy)]
+pub struct Kills<'a> {
+    /// The helper.
+    pub helper: &'a Utf8Path,
+    /// Folder of the group.
+    pub group: &'a Utf8Path,
+    /// Where the count goes.
+    pub file: &'a Utf8Path,
 }
 
 /// Flags that take something away.
@@ -120,6 +133,13 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
             lines.put(&format!("{prefix}.{file}"), &value)?;
         }
     }
+    if let Some(Kills { helper, group, file }) = input.kills {
+        // In version 0 hooks get arguments of liblxc's beside their own.
+        lines.put("lxc.hook.version", "1")?;
+        let [helper, group, file] = [helper, group, file].map(|path| for_shell(path.as_str()));
+        // A shell's words, in front of which liblxc puts `exec`. Quotes at both ends of the line would be lost.
+        lines.put("lxc.hook.stop", &format!("{helper} kills {group} {file} --"))?;
+    }
     if let Some(policy) = input.seccomp {
         lines.put("lxc.seccomp.profile", policy.as_str())?;
     }
@@ -132,6 +152,11 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
         lines.put("lxc.no_new_privs", "1")?;
     }
     Ok((lines.finish(), staged))
+}
+
+/// One word of a shell's, whatever is in it.
+fn for_shell(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 fn namespaces(linux: &oci_spec::runtime::Linux, cgroup_v2: bool, lines: &mut Lines) -> Result<()> {
@@ -370,6 +395,11 @@ mod tests {
             apparmor: false,
             lxcfs: Some("/var/lib/lxcfs".into()),
             system: false,
+            kills: Some(Kills {
+                helper: "/usr/libexec/helper".into(),
+                group: "/sys/fs/cgroup/kubepods/pod1/c1".into(),
+                file: "/run/x y/it's".into(),
+            }),
             is_folder: &|path| !path.contains("file"),
         })
     }
@@ -417,6 +447,7 @@ mod tests {
             "lxc.mount.entry = /var/lib/lxcfs/proc/meminfo proc/meminfo none bind,optional 0 0",
             "lxc.cgroup.dir.container = kubepods/pod1/c1",
             "lxc.monitor.signal.pdeath = 0",
+            r"lxc.hook.stop = '/usr/libexec/helper' kills '/sys/fs/cgroup/kubepods/pod1/c1' '/run/x y/it'\''s' --",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nis not in\n{text}");
         }

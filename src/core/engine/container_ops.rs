@@ -456,10 +456,17 @@ impl PodTask {
             Err(e) if e.kind() == Kind::DeadlineExceeded || self.monitor_failed(&e).await => {
                 self.kill_hung(&e).await;
                 self.on_monitor_gone().await;
-                self.the_monitor()?.signal(id, signal, all).await
+                self.the_monitor()?.signal(id, signal, all).await?;
             }
-            sent => sent,
+            sent => sent?,
         }
+        // With cgroup v1 not even SIGKILL reaches who is frozen, by a daemon that died over a cut, or by somebody else.
+        if signal == libc::SIGKILL
+            && let Err(e) = self.backend.freeze(&self.pod, id, false).await
+        {
+            tracing::debug!(container = id.as_str(), error = e.chain(), "not thawed");
+        }
+        Ok(())
     }
 
     /// Graces that are over: SIGKILL; and after that an error to the caller.

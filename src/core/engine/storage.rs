@@ -2,7 +2,7 @@
 //!
 //! Called by `cri` for our own command line. Drivers that can't do it say so by name. A cut freezes the pod's containers
 //! for as long as the driver takes; they are thawed whatever comes of it. A crash in between leaves them frozen until
-//! the next cut or a stop: the kernel kills frozen processes all the same.
+//! the next cut or a stop, which thaws what it kills.
 
 use std::sync::Arc;
 

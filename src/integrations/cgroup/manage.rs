@@ -76,6 +76,8 @@ impl Hierarchy {
         container: &ContainerId,
         patience: Duration,
     ) -> Result<(), CgroupError> {
+        // With v1 no signal reaches who is frozen.
+        self.thaw(parent, container)?;
         self.everywhere(&parent.container(container)).iter().try_for_each(|folder| kill(folder, patience))
     }
 
