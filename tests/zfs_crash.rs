@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use images_support::{Item, layer};
 use proxmox_lxcri::core::ids::{ContainerId, Digest};
-use proxmox_lxcri::core::ports::{LayerStore, RootfsOptions, Usage};
+use proxmox_lxcri::core::ports::{LayerStore, RootfsOptions, StreamFrom, Usage};
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use proxmox_lxcri::integrations::layers::unpack::Limits;
 use proxmox_lxcri::integrations::zfs::ZfsConfig;
@@ -111,15 +111,15 @@ const STREAMS: [&str; 2] = ["/tmp/store/base.stream", "/tmp/store/top.stream"];
 /// The layers as streams, and what is to be told of them.
 async fn send(store: &ZfsStore) -> [Usage; 2] {
     let ([a, b], file) = (chains(), |n: usize| File::create(STREAMS[n]).unwrap().into());
-    store.send_layer(&a, None, file(0)).await.unwrap();
-    store.send_layer(&b, Some(&a), file(1)).await.unwrap();
+    store.send_layer(&a, &StreamFrom::Nothing, file(0)).await.unwrap();
+    store.send_layer(&b, &StreamFrom::Parent(a.clone()), file(1)).await.unwrap();
     [&a, &b].map(|chain| store.layer_usage(chain).unwrap())
 }
 
 async fn receive(store: &ZfsStore, usages: [Usage; 2]) {
     for ((chain, usage), stream) in chains().iter().zip(usages).zip(STREAMS) {
         let stream = File::open(stream).unwrap().into();
-        store.receive_layer(chain, usage, stream, Box::new(|| Ok(()))).await.unwrap();
+        store.receive_layer(chain, usage, None, stream, Box::new(|| Ok(()))).await.unwrap();
     }
 }
 

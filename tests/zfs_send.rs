@@ -1,5 +1,6 @@
 //! `image send` and `image recv` between two daemons, each with a pool of zfs-fuse of its own: whole images, what is
-//! new since a common layer, layers that the other side has from elsewhere, and streams that are cut or damaged.
+//! new since a common layer, layers that the other side has from elsewhere, and streams that are cut or damaged. zfs-fuse can't
+//! go on inside of a layer: it says so and begins anew (`tests/node/guest-zfs` has the other case).
 //!
 //! Run by `cargo test --test zfs_send`, as root. A crash leaves nothing: see `support`.
 
@@ -87,6 +88,21 @@ fn received(socket: &Path, file: &Path, stream: &[u8]) -> (bool, String) {
     (out.status.success(), describe(&out))
 }
 
+/// The stream with its first layer as one that goes on at `token`.
+fn going_on(stream: &[u8], token: &[u8]) -> Vec<u8> {
+    let header = "lxcri-image-1\n".len();
+    let length = u32::from_be_bytes(stream[header + 1..header + 5].try_into().expect("four bytes")) as usize;
+    let layer = header + 5 + length;
+    assert_eq!(&stream[layer..layer + 9], b"L\0\0\0\x04\0\0\0\0");
+    let mut changed = stream[..layer].to_vec();
+    changed.push(b'R');
+    changed.extend((4 + token.len() as u32).to_be_bytes());
+    changed.extend([0; 4]);
+    changed.extend(token);
+    changed.extend(&stream[layer + 9..]);
+    changed
+}
+
 fn digest(data: &[u8]) -> String {
     sha2::Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -145,6 +161,8 @@ fn images_go_from_node_to_node() {
 
         // Cut anywhere, or with one bit changed: nothing is to be seen, and what was whole stays for the next try.
         let whole = sent(&a, &["t/one:1"]);
+        let (taken, said) = received(&b, &file, &going_on(&whole, b"1-abc-def"));
+        assert!(!taken && said.contains("nothing of it is here that this stream could go on with"), "{said}");
         for cut in [0, 5, 40, whole.len() / 2, whole.len() - 40, whole.len() - 1] {
             let (good, said) = received(&b, &file, &whole[..cut]);
             assert!(!good && said.contains("too early"), "cut at {cut}: {said}");
@@ -156,6 +174,19 @@ fn images_go_from_node_to_node() {
             assert!(!good, "damaged at {at}: {said}");
         }
         assert_eq!(good(&b, &["images"]).lines().count(), 1);
+        // zfs-fuse keeps no beginnings: none is offered, and whoever has one is sent all.
+        let said = good(&b, &["image", "have"]);
+        assert!(!said.contains(" part "), "{said}");
+        let part =
+            good(&a, &["image", "have"]).lines().map(|l| format!("{} part 1-ab\n", &l[..71])).collect::<String>();
+        let told = node.dir.join("part");
+        std::fs::write(&told, part).expect("what is there in part");
+        let again = sent(&a, &["t/one:1", "--have", told.to_str().expect("UTF-8")]);
+        // Not to the byte: how many frames it takes is a matter of time.
+        assert!(again.len() > whole.len() / 10 * 9, "{} of {}", again.len(), whole.len());
+        let log = std::fs::read_to_string(node.log_file()).expect("the log");
+        assert!(log.contains("sent from its beginning") && log.contains("resumable streams"), "the log says why");
+        good(&b, &["storage", "check", "--repair"]);
         let (taken, said) = received(&b, &file, &whole);
         assert!(taken && said.contains("docker.io/t/one:1"), "{said}");
         let names = |socket: &Path| good(socket, &["images"]);

@@ -28,7 +28,7 @@ impl Command for Image {
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![
-            required("VERB", "send (to stdout), recv (from stdin), have (lists this node's layers)")
+            required("VERB", "send (to stdout), recv (from stdin), have (lists this node's layers, also those that are here in part)")
                 .value_parser(["send", "recv", "have"]),
             Arg::new("IMAGE").help("Of `send`: reference or id"),
             Arg::new("since")
@@ -38,7 +38,7 @@ impl Command for Image {
             Arg::new("have")
                 .long("have")
                 .value_name("FILE")
-                .help("Leave out what the other node has: what its `image have` printed"),
+                .help("Leave out what the other node has: what its `image have` printed. Goes on with a layer that was cut"),
         ]
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
@@ -54,7 +54,10 @@ impl Command for Image {
             }
             "have" => {
                 for layer in called(client.local.list_layers(local::ListLayersRequest {}).await)?.layers {
-                    println!("{} {}", layer.chain, layer.state);
+                    match layer.part.as_str() {
+                        "" => println!("{} {}", layer.chain, layer.state),
+                        token => println!("{} part {token}", layer.chain),
+                    }
                 }
             }
             verb => bail!("image {verb}: no such verb"),
@@ -86,7 +89,11 @@ fn layers(path: &str) -> Result<Vec<local::LayerState>> {
     std::fs::File::open(path)?.take(HAVE_MAX).read_to_string(&mut text)?;
     let parse = |line: &str| {
         let (chain, state) = line.split_once(' ').with_context(|| format!("{line:?} is no layer"))?;
-        Ok(local::LayerState { chain: chain.to_owned(), state: state.to_owned() })
+        let (state, part) = match state.strip_prefix("part ") {
+            Some(token) => ("", token),
+            None => (state, ""),
+        };
+        Ok(local::LayerState { chain: chain.to_owned(), state: state.to_owned(), part: part.to_owned() })
     };
     text.lines().map(parse).collect()
 }

@@ -1,8 +1,9 @@
-//! `pod snapshot`, `rollback`, `snapshots`, `diff` and `fork`: consistent cuts of a pod's root file systems.
+//! `pod snapshot`, `rollback`, `snapshots`, `diff` and `fork`: consistent cuts of a pod's root file systems. `pod checkpoint`: with
+//! its processes.
 
 use std::io::Write;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::{Arg, ArgMatches};
 
 use super::client::{Client, called};
@@ -17,21 +18,22 @@ impl Command for Pod {
         "pod"
     }
     fn about(&self) -> &'static str {
-        "Cut a pod's root file systems at one moment, put them back, see what changed, or fork it (driver zfs)"
+        "Cut a pod's root file systems at one moment, put them back, see what changed, or fork it (driver zfs); checkpoint it"
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![
-            required("VERB", "snapshot, rollback, snapshots, diff or fork").value_parser([
+            required("VERB", "snapshot, rollback, snapshots, diff, fork or checkpoint").value_parser([
                 "snapshot",
                 "rollback",
                 "snapshots",
                 "diff",
                 "fork",
+                "checkpoint",
             ]),
             required("POD", "Its id (or the beginning) or name"),
             Arg::new("NAME").help(
                 "The snapshot; of `diff` what is compared with: the image if not given; of `fork` what it begins with: \
-                 the pod as it is now if not given",
+                 the pod as it is now if not given; of `checkpoint` the folder that is made, for RestorePod",
             ),
             Arg::new("as").long("as").value_name("NAME").help("Name of a fork (default: made up)"),
         ]
@@ -65,6 +67,13 @@ impl Command for Pod {
                 let request = local::ForkPodRequest { pod, cut: name, name: name_of_fork, log_directory };
                 let forked = called(client.local.fork_pod(request).await)?;
                 println!("{}", forked.pod);
+            }
+            "checkpoint" => {
+                let folder = std::path::absolute(&name).with_context(|| format!("folder {name}"))?;
+                let output_path = folder.into_os_string().into_string();
+                let output_path = output_path.map_err(|path| anyhow!("folder {path:?}: its name is not UTF-8"))?;
+                let request = v1::CheckpointPodRequest { pod_sandbox_id: pod, output_path, ..Default::default() };
+                called(client.runtime.checkpoint_pod(request).await)?;
             }
             verb => bail!("pod {verb}: no such verb"),
         }

@@ -167,6 +167,19 @@ pub struct LayerState {
     pub chain: Digest,
     /// The driver's name for its state.
     pub state: String,
+    /// It is here in part: the driver's token for a sender to go on with it.
+    pub part: Option<String>,
+}
+
+/// Where the stream of a layer begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamFrom {
+    /// At nothing.
+    Nothing,
+    /// At its parent, which the other side has in the state that it has here.
+    Parent(Digest),
+    /// Where an earlier stream of it was cut: the token that the other side's store gave.
+    Cut(String),
 }
 
 /// Keeps unpacked layers and gives containers root file systems made of them (drivers `overlay`, `zfs`).
@@ -198,7 +211,7 @@ pub trait LayerStore: Send + Sync {
         let _ = chain;
         None
     }
-    /// Forgets layers that are not in `keep`; those in use by a container stay. Returns the bytes freed, when they are
+    /// Forgets layers that are not in `keep`, and parts of such; those in use by a container stay. Returns the bytes freed, when they are
     /// free: a kubelet looks at the disk as soon as an image is removed, and ends pods if that was not enough.
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64>;
     /// Makes the container's writable root on the layers `chains` (base first, at least one). Repeatable.
@@ -277,25 +290,33 @@ pub trait LayerStore: Send + Sync {
         let _ = (container, from);
         Err(self.lacks("differences of root file systems"))
     }
-    /// All committed layers, for whoever is to send to this node; from memory.
+    /// All committed layers, and those that are here in part, for whoever is to send to this node; from memory.
     fn layer_states(&self) -> Result<Vec<LayerState>> {
         Err(self.lacks("streams of layers"))
     }
-    /// Writes a committed layer into `out` as a stream of this driver's: what is new since its parent `base`, or whole.
-    async fn send_layer(&self, chain: &Digest, base: Option<&Digest>, out: OwnedFd) -> Result<()> {
-        let _ = (chain, base, out);
+    /// Whether a stream of this layer can begin at `token`; why not is the error.
+    async fn can_go_on(&self, chain: &Digest, token: &str) -> Result<()> {
+        let _ = (chain, token);
+        Err(self.lacks("streams that go on where they were cut"))
+    }
+    /// Writes a committed layer into `out` as a stream of this driver's.
+    async fn send_layer(&self, chain: &Digest, from: &StreamFrom, out: OwnedFd) -> Result<()> {
+        let _ = (chain, from, out);
         Err(self.lacks("streams of layers"))
     }
     /// Takes such a stream from `input` and commits it as `chain`, of which `usage` is told; `verify` runs when it has ended
-    /// and before the commit. The stream's content is the sender's responsibility. A layer that is there is success.
+    /// and before the commit. The stream's content is the sender's responsibility. A layer that is there is success. `token`:
+    /// the stream goes on with what is here in part. Where the driver can, what came before a stream is cut stays, as a
+    /// part of [`Self::layer_states`], until layers are collected or the layer begins anew.
     async fn receive_layer(
         &self,
         chain: &Digest,
         usage: Usage,
+        token: Option<&str>,
         input: OwnedFd,
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<()> {
-        let _ = (chain, usage, input, verify);
+        let _ = (chain, usage, token, input, verify);
         Err(self.lacks("streams of layers"))
     }
     /// What this driver does not do.
@@ -465,6 +486,10 @@ pub trait ImageStore: Send + Sync {
     fn resolve(&self, reference: &str) -> Option<Arc<Image>>;
     /// Removes the image with all its references; layers go when nothing uses them. Unknown is success.
     async fn remove(&self, reference: &str) -> Result<()>;
+    /// Removes layers, and beginnings of such, that no image, unfinished pull or container uses; answers with the bytes freed.
+    async fn collect_layers(&self) -> Result<u64> {
+        Err(Error::new(Kind::Unimplemented, "this store collects no layers"))
+    }
     /// Writes changes down as an image's layer; the same changes are the same bytes.
     async fn pack(&self, changes: RootfsChanges) -> Result<PackedLayer> {
         let _ = changes;

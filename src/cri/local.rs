@@ -76,8 +76,8 @@ impl local::local_service_server::LocalService for Front {
         Ok(Response::new(local::PinImageResponse { image: Some(told(&image)) }))
     }
 
-    async fn storage_check(&self, _: Request<local::StorageCheckRequest>) -> Answer<local::StorageCheckResponse> {
-        let report = self.engine.check_storage().await?;
+    async fn storage_check(&self, request: Request<local::StorageCheckRequest>) -> Answer<local::StorageCheckResponse> {
+        let report = self.engine.check_storage(request.into_inner().repair).await?;
         Ok(Response::new(local::StorageCheckResponse {
             driver: self.engine.layers().driver().into(),
             problems: report.problems,
@@ -141,7 +141,7 @@ impl local::local_service_server::LocalService for Front {
         let local::SendImageRequest { image, since, have } = request.into_inner();
         let parse = |l: local::LayerState| {
             let chain = l.chain.parse().map_err(|_| Error::invalid(format!("have: {:?} is no layer", l.chain)))?;
-            Ok(LayerState { chain, state: l.state })
+            Ok(LayerState { chain, state: l.state, part: (!l.part.is_empty()).then_some(l.part) })
         };
         let have = have.into_iter().map(parse).collect::<std::result::Result<Vec<_>, Error>>()?;
         let wanted = SendImage { image, since: (!since.is_empty()).then_some(since), have };
@@ -172,7 +172,11 @@ impl local::local_service_server::LocalService for Front {
     }
 
     async fn list_layers(&self, _: Request<local::ListLayersRequest>) -> Answer<local::ListLayersResponse> {
-        let wire = |l: LayerState| local::LayerState { chain: l.chain.to_string(), state: l.state };
+        let wire = |l: LayerState| local::LayerState {
+            chain: l.chain.to_string(),
+            state: l.state,
+            part: l.part.unwrap_or_default(),
+        };
         let layers = self.engine.layers().layer_states()?.into_iter().map(wire).collect();
         Ok(Response::new(local::ListLayersResponse { layers }))
     }

@@ -45,12 +45,16 @@ impl Command for Storage {
         "Compare what is stored with what is known (check), or move all from overlay to ZFS while no daemon runs (migrate)"
     }
     fn arguments(&self) -> Vec<Arg> {
-        vec![Arg::new("VERB").required(true).value_parser(["check", "migrate"]).help("check or migrate")]
+        let verb = Arg::new("VERB").required(true).value_parser(["check", "migrate"]).help("check or migrate");
+        // All but the verb are of `check`.
+        let more = cli::Storage.arguments().into_iter().filter(|a| a.get_id() != "VERB");
+        [verb].into_iter().chain(more).collect()
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> anyhow::Result<u8> {
         if matches.get_one::<String>("VERB").is_some_and(|v| v == "check") {
             return cli::Storage.run(context, matches).await;
         }
+        anyhow::ensure!(!matches.get_flag("repair"), "storage migrate: --repair is of `check`");
         migrate(&context.config).await.map_err(|e| anyhow::anyhow!(e.chain()))
     }
 }

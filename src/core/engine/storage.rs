@@ -19,8 +19,12 @@ use crate::core::state::ContainerPhase;
 const SEND_QUEUE: usize = 8;
 
 impl Engine {
-    /// Compares what is stored with what is known; changes nothing.
-    pub async fn check_storage(&self) -> Result<StorageReport> {
+    /// Compares what is stored with what is known. `repair`: before, what no image and no container needs goes; else nothing
+    /// changes.
+    pub async fn check_storage(&self, repair: bool) -> Result<StorageReport> {
+        if repair {
+            self.shared.ports.images.collect_layers().await?;
+        }
         let claimed = self.shared.index().all_container_ids();
         self.shared.ports.layers.check(&claimed).await
     }

@@ -431,6 +431,10 @@ impl ImageStore for LocalImageStore {
         Ok(())
     }
 
+    async fn collect_layers(&self) -> Result<u64> {
+        self.0.collect_layers().await
+    }
+
     async fn pack(&self, changes: RootfsChanges) -> Result<PackedLayer> {
         self.0.pack(changes).await
     }

@@ -4,13 +4,14 @@
 //! "lxcri-image-1\n", then frames: kind (1 byte), length (4 bytes, big endian), content
 //!   H  what the image is (JSON, first)              D  a piece of the layer's own stream (the driver's: `zfs send`)
 //!   L  a layer begins: its place, big endian        E  it ends: SHA-256 of its pieces
+//!   R  like L, where an earlier stream was cut: its place, and the token that the receiving node gave (the driver's)
 //!   Z  all ends: SHA-256 of every byte before this frame
 //! ```
 //! Called by the store. What comes in is not trusted as far as the framing goes: kinds, lengths and order are checked, everything
 //! is capped, a layer counts when its digest fits, the image when the last one does. What a driver makes of its own
 //! stream's content is another matter: who is received from is trusted like one who may pull here. Fails by name. A
-//! stream that ends early leaves whole layers that no image names, which the next try does not need again; they go with
-//! the next collection of layers.
+//! stream that ends early leaves whole layers that no image names, and where the driver can the beginning of one more, which
+//! the next try does not need again; they go with the next collection of layers.
 
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
@@ -30,7 +31,7 @@ use super::source::{LayerBytes, Source};
 use super::{Inner, blocking};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
-use crate::core::ports::{Image, LayerState, SendImage, Usage};
+use crate::core::ports::{Image, LayerState, SendImage, StreamFrom, Usage};
 use crate::core::reference::Reference;
 use crate::integrations::layers::pipeline::digest_of;
 use crate::integrations::registry::MAX_CONFIG;
@@ -40,6 +41,8 @@ const MAGIC: &[u8] = b"lxcri-image-1\n";
 const PIECE: usize = 256 << 10;
 /// Largest frame that is taken.
 const MAX_FRAME: usize = 1 << 20;
+/// Longest token of a layer that is here in part, in bytes.
+const MAX_TOKEN: usize = 4096;
 /// Largest description of an image that is taken.
 const MAX_HEADER: usize = 16 << 20;
 /// Largest layer that is taken.
@@ -77,15 +80,20 @@ enum How {
     /// On its parent, which the other side has in the same state.
     OnParent,
     Whole,
+    /// The other side has its beginning: the token.
+    Rest(String),
 }
 
 /// `have`: layers of the other side; None: not known, and taken to be none.
 fn plan(chains: &[Digest], states: &[String], have: &[LayerState]) -> Vec<How> {
-    let state_there = |n: usize| have.iter().find(|l| l.chain == chains[n]).map(|l| &l.state);
+    let there = |n: usize| have.iter().filter(move |l| l.chain == chains[n]);
+    let state_there = |n: usize| there(n).find(|l| l.part.is_none()).map(|l| &l.state);
     let mut all = Vec::new();
     for n in 0..chains.len() {
+        let part = there(n).find_map(|l| l.part.clone());
         all.push(match (state_there(n), n.checked_sub(1)) {
             (Some(_), _) => How::Not,
+            (None, _) if part.is_some() => How::Rest(part.unwrap_or_default()),
             (None, None) => How::Whole,
             // Sent before it, or there in the state that ours has.
             (None, Some(parent)) => match all[parent] != How::Not || state_there(parent) == Some(&states[parent]) {
@@ -212,6 +220,21 @@ impl<R: Read> Unframer<R> {
     }
 }
 
+/// The token that the layer at place `n` goes on at, if it does; an error if this is not its beginning.
+fn begins(kind: u8, content: &[u8], n: usize) -> Result<Option<String>> {
+    let misplaced = || malformed("a layer is not where it should be");
+    let place = u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
+    let token = content.strip_prefix(&place).ok_or_else(misplaced)?;
+    match kind {
+        b'L' if token.is_empty() => Ok(None),
+        b'R' if !token.is_empty() => {
+            let token = std::str::from_utf8(token).map_err(|_| malformed("a token that is no text"))?;
+            Ok(Some(token.to_owned()))
+        }
+        _ => Err(misplaced()),
+    }
+}
+
 /// Nothing is fetched: all layers are there when the image is made.
 struct Nowhere;
 
@@ -260,8 +283,23 @@ impl Inner {
             let since = record(since)?;
             // The other side has it from here: in the same state.
             let both = chains.iter().zip(&ours).filter(|(c, _)| since.layers.iter().any(|l| l.chain == **c));
-            have.extend(both.map(|(chain, state)| LayerState { chain: chain.clone(), state: state.clone() }));
+            have.extend(both.map(|(chain, state)| LayerState {
+                chain: chain.clone(),
+                state: state.clone(),
+                part: None,
+            }));
         }
+        let mut fitting = Vec::new();
+        for there in have.into_iter().filter(|l| chains.contains(&l.chain)) {
+            if let Some(token) = &there.part
+                && let Err(e) = self.layers.can_go_on(&there.chain, token).await
+            {
+                tracing::info!(layer = %there.chain, error = e.chain(), "sent from its beginning");
+                continue;
+            }
+            fitting.push(there);
+        }
+        let have = fitting;
         let how = plan(&chains, &ours, &have);
         let path = self.disk.blob_path(&image.id);
         let config = blocking(move || std::fs::read(&path).map_err(|e| Error::io(&path, e))).await?;
@@ -289,14 +327,22 @@ impl Inner {
             let mut frames = Framer { out: BufWriter::with_capacity(2 * PIECE, Pieces(out)), sum: Sha256::new() };
             frames.raw(MAGIC).and_then(|()| frames.frame(b'H', &header)).map_err(failed)?;
             for (n, how) in how.iter().enumerate().filter(|(_, how)| **how != How::Not) {
-                let base = (*how == How::OnParent).then(|| chains[n - 1].clone());
-                let place = u32::try_from(n).map_err(|_| Error::internal("too many layers"))?;
-                frames.frame(b'L', &place.to_be_bytes()).map_err(failed)?;
+                let place = u32::try_from(n).map_err(|_| Error::internal("too many layers"))?.to_be_bytes();
+                let (kind, from) = match how {
+                    How::Rest(token) => (b'R', StreamFrom::Cut(token.clone())),
+                    How::OnParent => (b'L', StreamFrom::Parent(chains[n - 1].clone())),
+                    How::Not | How::Whole => (b'L', StreamFrom::Nothing),
+                };
+                let token = match &from {
+                    StreamFrom::Cut(token) => token.as_bytes(),
+                    _ => &[],
+                };
+                frames.frame(kind, &[&place, token].concat()).map_err(failed)?;
                 let (mut reader, writer) = io::pipe().map_err(|e| Error::io("a pipe", e))?;
                 let (layers, chain) = (store.layers.clone(), chains[n].clone());
                 let sending = runtime.spawn_blocking({
                     let runtime = runtime.clone();
-                    move || runtime.block_on(layers.send_layer(&chain, base.as_ref(), OwnedFd::from(writer)))
+                    move || runtime.block_on(layers.send_layer(&chain, &from, OwnedFd::from(writer)))
                 });
                 let mut sum = Sha256::new();
                 let mut piece = vec![0; PIECE];
@@ -332,11 +378,9 @@ impl Inner {
             let lease = runtime.block_on(store.lease(&described.chains));
             for (n, layer) in described.layers.iter().enumerate() {
                 if layer.sent {
-                    let (kind, _) = frames.next(&mut content, 4)?;
-                    if kind != b'L' || content != u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes() {
-                        return Err(malformed("a layer is not where it should be"));
-                    }
-                    store.receive_one(&runtime, &mut frames, &mut content, &described, n)?;
+                    let (kind, _) = frames.next(&mut content, 4 + MAX_TOKEN)?;
+                    let token = begins(kind, &content, n)?;
+                    store.receive_one(&runtime, &mut frames, &mut content, &described, n, token)?;
                 } else if !runtime.block_on(store.layers.has(&described.chains[n]))? {
                     return Err(Error::precondition(format!(
                         "layer {} was not sent and is not here: tell the sender what is (`image have`)",
@@ -400,6 +444,7 @@ impl Inner {
         content: &mut Vec<u8>,
         described: &Described,
         n: usize,
+        token: Option<String>,
     ) -> Result<()> {
         let chain = &described.chains[n];
         let _turn = runtime.block_on(self.layer_turn(chain));
@@ -411,8 +456,9 @@ impl Inner {
         let verify = Box::new(move || whole.recv().unwrap_or_else(|_| Err(malformed("it ends in a layer"))));
         let usage = Usage { bytes: described.layers[n].bytes, inodes: described.layers[n].inodes };
         let (layers, name, handle) = (self.layers.clone(), chain.clone(), runtime.clone());
-        let taking = runtime
-            .spawn_blocking(move || handle.block_on(layers.receive_layer(&name, usage, OwnedFd::from(reader), verify)));
+        let taking = runtime.spawn_blocking(move || {
+            handle.block_on(layers.receive_layer(&name, usage, token.as_deref(), OwnedFd::from(reader), verify))
+        });
         let mut writer = writer;
         let copied = frames.layer(&mut writer, content);
         let good = copied.is_ok();
@@ -422,7 +468,11 @@ impl Inner {
         });
         drop(writer);
         let taken = runtime.block_on(taking);
-        copied?;
+        let part = |l: &LayerState| l.chain == *chain && l.part.is_some();
+        copied.map_err(|e| match self.layers.layer_states().is_ok_and(|all| all.iter().any(part)) {
+            true => e.context(format!("the beginning of layer {chain} is kept (`image have`)")),
+            false => e,
+        })?;
         let taken = taken.unwrap_or_else(|e| Err(Error::internal(format!("receiving a layer: {e}"))));
         taken.map_err(|e| e.context(format!("layer {chain}")))
     }
@@ -441,15 +491,38 @@ mod tests {
         let chains = [chain(1), chain(2), chain(3)];
         let states = ["a", "b", "c"].map(String::from);
         let have = |list: &[(u8, &str)]| -> Vec<LayerState> {
-            list.iter().map(|(n, s)| LayerState { chain: chain(*n), state: (*s).into() }).collect()
+            list.iter().map(|(n, s)| LayerState { chain: chain(*n), state: (*s).into(), part: None }).collect()
         };
-        use How::{Not, OnParent, Whole};
+        use How::{Not, OnParent, Rest, Whole};
         assert_eq!(plan(&chains, &states, &[]), [Whole, OnParent, OnParent]);
         assert_eq!(plan(&chains, &states, &have(&[(1, "a")])), [Not, OnParent, OnParent]);
         // The same layer, unpacked there: nothing can be put onto it.
         assert_eq!(plan(&chains, &states, &have(&[(1, "x")])), [Not, Whole, OnParent]);
         assert_eq!(plan(&chains, &states, &have(&[(1, "x"), (2, "b"), (9, "z")])), [Not, Not, OnParent]);
         assert_eq!(plan(&chains, &states, &have(&[(3, "c")])), [Whole, OnParent, Not]);
+        let part = LayerState { chain: chain(2), state: String::new(), part: Some("1-a".into()) };
+        let begun = [have(&[(1, "a")]), vec![part.clone()]].concat();
+        assert_eq!(plan(&chains, &states, &begun), [Not, Rest("1-a".into()), OnParent]);
+        // It came whole meanwhile.
+        let both = [vec![part], have(&[(1, "a"), (2, "b")])].concat();
+        assert_eq!(plan(&chains, &states, &both), [Not, Not, OnParent]);
+    }
+
+    #[test]
+    fn a_layer_begins_where_it_should() {
+        assert_eq!(begins(b'L', &[0, 0, 0, 2], 2).expect("anew"), None);
+        assert_eq!(begins(b'R', b"\0\0\0\x021-a", 2).expect("goes on").as_deref(), Some("1-a"));
+        let wrong: [(u8, &[u8]); 6] = [
+            (b'L', b"\0\0\0\x01"),
+            (b'L', b"\0\0\0\x02x"),
+            (b'R', b"\0\0\0\x02"),
+            (b'R', b"\0\0\0\x02\xff"),
+            (b'L', b""),
+            (b'E', b"\0\0\0\x02"),
+        ];
+        for (kind, content) in wrong {
+            assert_eq!(begins(kind, content, 2).expect_err("misplaced").kind(), Kind::InvalidArgument);
+        }
     }
 
     fn stream() -> Vec<u8> {

@@ -208,6 +208,12 @@ mod tests {
             ("unrecognized command 'diff'\nusage: zfs command args ...\n", Reason::Unsupported),
             ("invalid option 's'\nusage:\n", Reason::Unsupported),
             ("cannot mount 'tank/l/c': filesystem already mounted\n", Reason::Mounted),
+            // OpenZFS, of streams that were cut.
+            (
+                "cannot receive new filesystem stream: checksum mismatch or incomplete stream.\nPartially received snapshot is saved.\n",
+                Reason::BadStream,
+            ),
+            ("cannot resume send: resume token is corrupt (invalid format)\n", Reason::Other),
             ("something new\n", Reason::Other),
         ] {
             let e = ZfsError::from_words("zfs x".into(), said);

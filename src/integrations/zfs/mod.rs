@@ -20,8 +20,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::utils::process::Spawn;
 
 pub use error::{Reason, ZfsError};
-pub use name::{BadName, Dataset, Property, Snapshot, Tag};
-pub use parse::{Change, PoolState, Properties, Source, Value};
+pub use name::{BadName, Dataset, Property, ResumeToken, Snapshot, Tag};
+pub use parse::{Change, PoolState, Properties, Source, TokenContents, Value};
 
 /// Operations at once. ZFS commits its changes in groups; more at a time only hold memory.
 const AT_ONCE: usize = 4;
@@ -29,6 +29,8 @@ const AT_ONCE: usize = 4;
 const MAX_WAITING: usize = 64;
 /// Output of one listing: some 100,000 datasets.
 const MAX_OUTPUT: usize = 128 << 20;
+/// The property that tells where a stream was cut. Unknown to zfs-fuse.
+pub const RESUME_TOKEN: &str = "receive_resume_token";
 /// Where the kernel module tells the state of imported pools.
 const KSTAT: &str = "/proc/spl/kstat/zfs";
 
@@ -320,9 +322,42 @@ impl Zfs {
         self.run(spawn).await.map(drop)
     }
 
-    /// `zfs receive` from `input`, not mounted. An incremental stream finds its base by itself.
-    pub async fn receive(&self, dataset: &Dataset, input: OwnedFd) -> Result<(), ZfsError> {
+    /// Whether streams into this pool can be gone on with where they were cut: OpenZFS, and the pool's feature is on.
+    pub async fn resumes(&self, pool: &str) -> Result<bool, ZfsError> {
+        if self.flavor == Flavor::Fuse {
+            return Ok(false);
+        }
+        let text = self.zpool(["get", "-H", "-o", "value", "feature@extensible_dataset", pool]).await?;
+        Ok(parse::feature_on(&text))
+    }
+
+    /// `receive_resume_token`: where the stream into this file system was cut. None: it is whole, or was never begun.
+    pub async fn resume_token(&self, dataset: &Dataset) -> Result<Option<ResumeToken>, ZfsError> {
+        let told = self.get(dataset, &[RESUME_TOKEN]).await?;
+        let text = told.get(dataset.as_str()).and_then(|p| p.get(RESUME_TOKEN));
+        text.map(|v| v.text.parse().map_err(ZfsError::from)).transpose()
+    }
+
+    /// `zfs send -nvt`: which snapshot a token is about. Fails when this pool can't go on with it: its snapshots are gone, or
+    /// others by now.
+    pub async fn read_token(&self, token: &ResumeToken) -> Result<TokenContents, ZfsError> {
+        self.needs_kernel("resumable streams")?;
+        let text = self.zfs(["send", "-nvt", token.as_str()]).await?;
+        parse::token(&text).map_err(|line| ZfsError::Output { what: "zfs send -nvt".into(), line })
+    }
+
+    /// `zfs send -t` into `out`: the rest of a stream that was cut.
+    pub async fn send_rest(&self, token: &ResumeToken, out: OwnedFd) -> Result<(), ZfsError> {
+        self.needs_kernel("resumable streams")?;
+        let spawn = self.spawn(&self.config.zfs, ["send", "-t", token.as_str()]);
+        self.run(spawn.deadline(self.config.stream_deadline).stdout_to(out)).await.map(drop)
+    }
+
+    /// `zfs receive` from `input`, not mounted. An incremental stream finds its base by itself. `keep`: what came before a
+    /// stream is cut stays, and has a [`Self::resume_token`]; only where the pool [`Self::resumes`].
+    pub async fn receive(&self, dataset: &Dataset, input: OwnedFd, keep: bool) -> Result<(), ZfsError> {
         let args = match self.flavor {
+            Flavor::Kernel(..) if keep => vec!["receive", "-s", "-u", dataset.as_str()],
             Flavor::Kernel(..) => vec!["receive", "-u", dataset.as_str()],
             // It has no -u; with canmount=noauto it mounts nothing either.
             Flavor::Fuse => vec!["receive", dataset.as_str()],

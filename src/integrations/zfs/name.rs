@@ -160,6 +160,31 @@ impl FromStr for Tag {
     }
 }
 
+/// Longest token to go on with a stream, in bytes. OpenZFS's have some 300 (a name, five numbers, compressed, in hex).
+const MAX_TOKEN: usize = 4096;
+
+/// What `receive_resume_token` says: where a stream was cut (zfs-receive(8), `-s`). What is in it is told by the pool that sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResumeToken(String);
+
+impl ResumeToken {
+    /// The token.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ResumeToken {
+    type Err = BadName;
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        let fits = text.split('-').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_hexdigit()));
+        match fits && text.contains('-') && text.len() <= MAX_TOKEN {
+            true => Ok(Self(text.to_owned())),
+            false => Err(bad("resume token", text, "it is made of hexadecimal digits and '-'")),
+        }
+    }
+}
+
 /// A property and what it is set to: `name=value` is one argument, so the value needs no quotes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Property {
@@ -216,6 +241,10 @@ mod tests {
         assert!(Property::new("-o", "x").is_err() && Property::new("a", "x\n").is_err());
         assert_eq!(Property::new("lxcri:owner", "a b").expect("property").argument(), "lxcri:owner=a b");
         assert!("-x".parse::<Tag>().is_err() && "x".parse::<Tag>().is_ok());
+        assert!("1-c740b4779-11f-789c6364".parse::<ResumeToken>().is_ok());
+        for wrong in ["", "-", "-t", "1", "1-", "1--2", "1-x", "1-2 3", &"1-2".repeat(2000)] {
+            assert!(wrong.parse::<ResumeToken>().is_err(), "{wrong:?}");
+        }
     }
 
     proptest::proptest! {

@@ -98,6 +98,31 @@ pub fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// `zpool get -H -o value feature@NAME`.
+pub fn feature_on(text: &str) -> bool {
+    matches!(text.trim(), "enabled" | "active")
+}
+
+/// What a token to go on with a stream is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenContents {
+    /// The snapshot that is sent.
+    pub snapshot: String,
+    /// Its guid.
+    pub guid: u64,
+}
+
+/// `zfs send -nvt`: `toname = NAME` and `toguid = 0xHEX` among indented lines.
+pub fn token(text: &str) -> Result<TokenContents, String> {
+    let field = |name: &str| {
+        let found = text.lines().find_map(|l| l.trim().split_once(" = ").filter(|(key, _)| *key == name));
+        found.map(|(_, value)| value).ok_or_else(|| format!("no {name}"))
+    };
+    let guid = field("toguid")?;
+    let hex = guid.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    Ok(TokenContents { snapshot: field("toname")?.to_owned(), guid: hex.ok_or_else(|| guid.to_owned())? })
+}
+
 /// What happened to a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -199,6 +224,18 @@ mod tests {
     }
 
     #[test]
+    fn tokens_and_features() {
+        let read = token(include_str!("captured/send-nvt-openzfs-2.3.9.txt")).expect("OpenZFS 2.3.9");
+        assert_eq!(read.guid, 0xd40b_ed08_0920_8072);
+        assert!(read.snapshot.starts_with("rpool/lxcri/layers/bb204c20") && read.snapshot.ends_with("@ready"));
+        for bad in ["", "toname = a@b", "toname = a@b\n toguid = 12", "toguid = 0x1\n", "toname = a\n toguid = 0xg"] {
+            assert!(token(bad).is_err(), "{bad:?}");
+        }
+        assert!(feature_on("active\n") && feature_on("enabled\n"));
+        assert!(!feature_on("disabled\n") && !feature_on("-\n") && !feature_on(""));
+    }
+
+    #[test]
     fn versions_states_and_holds() {
         assert_eq!(version("zfs-2.3.9-0+deb13u1\nzfs-kmod-2.3.9-0+deb13u1\n"), Some((2, 3)));
         assert_eq!(version("zfs-kmod-2.1.15-pve1\n"), Some((2, 1)));
@@ -224,7 +261,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_text_is_too_odd(text in "([a-z@/+MR-]{0,5}[\t\n\\\\0-9]){0,40}|\\PC{0,80}") {
-            let _ = (properties(&text), diff(&text), holds(&text), version(&text), pool_state(&text));
+            let _ = (properties(&text), diff(&text), holds(&text), version(&text), pool_state(&text), token(&text));
         }
 
         #[test]

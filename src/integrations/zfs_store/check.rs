@@ -4,15 +4,17 @@
 
 use std::collections::BTreeSet;
 
-use super::{Inner, state};
+use super::Inner;
 use crate::core::error::Result;
 use crate::core::ids::ContainerId;
 use crate::core::ports::StorageReport;
+use crate::integrations::zfs::Dataset;
 
 /// `claimed`: the containers that there are.
 pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<StorageReport> {
-    let all = store.zfs.get_all(&store.config.dataset, state::LISTED).await.map_err(|e| store.noted(e))?;
-    let found = state::read(&store.config.dataset, &store.config.owner, &all);
+    // What goes while the pool is read is in the list, and known no more.
+    let going: BTreeSet<Dataset> = store.state().doomed.keys().cloned().collect();
+    let found = store.read_pool().await?;
     let mut report = StorageReport::default();
     let known = store.state();
     report.notes.push(format!("{} layers, {} root file systems", known.layers.len(), known.rootfs.len()));
@@ -25,15 +27,23 @@ pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<Stor
             n => report.problems.push(format!("{dataset}: can't be destroyed, {n} tries so far")),
         }
     }
-    for dataset in found.doomed.keys().filter(|d| !known.doomed.contains_key(d)) {
+    for dataset in found.doomed.keys().filter(|d| !known.doomed.contains_key(d) && !going.contains(d)) {
         // A layer that is being unpacked looks the same.
-        let applying = store.applying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let at_work = applying.iter().any(|(chain, turn)| {
-            // One that is being received has a number for a name.
-            (chain.hex() == dataset.leaf() || dataset.leaf().starts_with(state::RECEIVED)) && turn.try_lock().is_err()
-        });
-        if !at_work {
+        if !store.at_work(dataset) {
             report.problems.push(format!("{dataset}: half a layer"));
+        }
+    }
+    for part in found
+        .parts
+        .values()
+        .filter(|p| !known.doomed.contains_key(&p.dataset) && !going.contains(&p.dataset) && !store.at_work(&p.dataset))
+    {
+        match known.parts.values().any(|k| k.dataset == part.dataset) {
+            true => report.notes.push(format!(
+                "{}: the beginning of a layer, for a stream that goes on with it; else it goes when layers are collected",
+                part.dataset
+            )),
+            false => report.problems.push(format!("{}: the beginning of a layer, not known", part.dataset)),
         }
     }
     let gone = |what: &str, name: &str| format!("{what} {name}: known, but not in the pool as it was made");
@@ -41,7 +51,7 @@ pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<Stor
     report.problems.extend(missing.map(|(c, _)| gone("layer", &c.to_string())));
     let missing = known.rootfs.iter().filter(|(c, r)| found.rootfs.get(c).map(|f| &f.top) != Some(&r.top));
     report.problems.extend(missing.map(|(c, _)| gone("container", c.as_str())));
-    let doomed = |leaf: &str| known.doomed.keys().any(|d| d.leaf() == leaf);
+    let doomed = |leaf: &str| known.doomed.keys().chain(&going).any(|d| d.leaf() == leaf);
     let more = found.layers.keys().filter(|c| !known.layers.contains_key(c) && !doomed(c.hex()));
     report.problems.extend(more.map(|c| format!("layer {c}: in the pool, but not known")));
     let claimed: BTreeSet<&ContainerId> = claimed.iter().collect();

@@ -32,7 +32,8 @@ impl Inner {
         match &done {
             Err(e) if e.kind() == Kind::AlreadyExists => {}
             Err(_) => self.doom(dataset, Doomed::new(Vec::new())),
-            Ok(_) => {}
+            // Pulled before the rest of it was sent.
+            Ok(_) => self.give_up(chain),
         }
         done
     }

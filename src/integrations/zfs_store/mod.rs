@@ -34,13 +34,13 @@ use tokio::sync::{Notify, oneshot};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::{
-    FileChange, LayerState, LayerStore, RootfsChanges, RootfsOptions, StorageReport, StorageTrouble, Usage,
+    FileChange, LayerState, LayerStore, RootfsChanges, RootfsOptions, StorageReport, StorageTrouble, StreamFrom, Usage,
 };
 use crate::core::spec::UserNamespace;
 use crate::fail_point;
 use crate::integrations::layers::confined::{Place, Unpacker};
 use crate::integrations::layers::unpack::{Limits, Whiteouts};
-use crate::integrations::zfs::{Dataset, Flavor, Property, Reason, Snapshot, Zfs, ZfsConfig, ZfsError};
+use crate::integrations::zfs::{Dataset, Flavor, Property, RESUME_TOKEN, Reason, Snapshot, Zfs, ZfsConfig, ZfsError};
 use crate::utils::tasks::TaskSet;
 
 use state::{Doomed, OWNER, READY, Rootfs, State};
@@ -71,6 +71,8 @@ const LET_GO_PAUSE: Duration = Duration::from_millis(10);
 struct Inner {
     config: ZfsStoreConfig,
     zfs: Zfs,
+    /// Streams that were cut can be gone on with.
+    resumes: bool,
     tasks: TaskSet,
     /// Held for moments only.
     state: Mutex<State>,
@@ -268,12 +270,31 @@ impl Inner {
         Ok(())
     }
 
+    /// All that is in the pool.
+    async fn read_pool(&self) -> Result<State> {
+        let token = self.resumes.then_some(RESUME_TOKEN);
+        let listed: Vec<&str> = state::LISTED.iter().copied().chain(token).collect();
+        let all = self.zfs.get_all(&self.config.dataset, &listed).await.map_err(|e| self.noted(e))?;
+        Ok(state::read(&self.config.dataset, &self.config.owner, &all))
+    }
+
+    /// Whether a layer's dataset is being unpacked or received into.
+    fn at_work(&self, dataset: &Dataset) -> bool {
+        let leaf = dataset.leaf();
+        let Some(chain) = state::received(leaf).or_else(|| format!("sha256:{leaf}").parse().ok()) else { return false };
+        let applying = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        applying.get(&chain).is_some_and(|turn| turn.try_lock().is_err())
+    }
+
     /// Reads the pool anew; what was being removed and is still there goes on being removed.
     async fn load(&self) -> Result<()> {
-        let all = self.zfs.get_all(&self.config.dataset, state::LISTED).await.map_err(|e| self.noted(e))?;
+        let mut fresh = self.read_pool().await?;
         fail_point!("zfs.open.listed");
-        let mut fresh = state::read(&self.config.dataset, &self.config.owner, &all);
+        // What a task is at work on is neither a crash's leavings nor nobody's.
+        fresh.doomed.retain(|dataset, _| !self.at_work(dataset));
+        fresh.parts.retain(|_, part| !self.at_work(&part.dataset));
         let mut state = self.state();
+        fresh.parts.retain(|_, part| !state.doomed.contains_key(&part.dataset));
         for dataset in state.doomed.keys() {
             let leaf = dataset.leaf();
             if let Ok(id) = leaf.parse::<ContainerId>() {
@@ -382,9 +403,18 @@ impl ZfsStore {
             .await
             .map_err(|e| Error::from(e).context("asking for the version of ZFS"))?;
         tracing::info!(zfs = zfs.flavor().describe(), dataset = %config.dataset, "ZFS store");
+        let resumes = match zfs.resumes(config.dataset.pool()).await {
+            Ok(resumes) => resumes,
+            // What is wrong with the pool is told by name when it is used.
+            Err(e) => {
+                tracing::info!(error = %e, "streams that are cut begin anew");
+                false
+            }
+        };
         let store = Arc::new(Inner {
             config,
             zfs,
+            resumes,
             tasks: tasks.clone(),
             state: Mutex::default(),
             applying: Mutex::default(),
@@ -462,6 +492,13 @@ impl LayerStore for ZfsStore {
                 freed += layer.usage.bytes;
                 let doomed = Doomed { layer: Some((chain, layer)), ..Doomed::new(vec![READY.into()]) };
                 state.doomed.insert(dataset, doomed);
+            }
+            let parts = std::mem::take(&mut state.parts);
+            for (chain, part) in parts {
+                match keep.contains(&chain) {
+                    true => drop(state.parts.insert(chain, part)),
+                    false => drop(state.doomed.insert(part.dataset, Doomed::new(Vec::new()))),
+                }
             }
         }
         self.0.doom.notify_one();
@@ -608,24 +645,30 @@ impl LayerStore for ZfsStore {
         Ok(self.0.layer_states())
     }
 
-    async fn send_layer(&self, chain: &Digest, base: Option<&Digest>, out: OwnedFd) -> Result<()> {
+    async fn can_go_on(&self, chain: &Digest, token: &str) -> Result<()> {
         self.0.usable()?;
-        self.0.send_layer(chain, base, out).await
+        self.0.can_go_on(chain, token).await
+    }
+
+    async fn send_layer(&self, chain: &Digest, from: &StreamFrom, out: OwnedFd) -> Result<()> {
+        self.0.usable()?;
+        self.0.send_layer(chain, from, out).await
     }
 
     async fn receive_layer(
         &self,
         chain: &Digest,
         usage: Usage,
+        token: Option<&str>,
         input: OwnedFd,
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<()> {
         self.0.usable()?;
         let turn = self.0.turn(chain).await;
-        let (store, chain) = (self.0.clone(), chain.clone());
+        let (store, chain, token) = (self.0.clone(), chain.clone(), token.map(str::to_owned));
         self.to_its_end("receive a layer", async move {
             let _turn = turn;
-            store.receive_layer(&chain, usage, input, verify).await
+            store.receive_layer(&chain, usage, token.as_deref(), input, verify).await
         })
         .await
     }

@@ -4,11 +4,14 @@
 //! or has dependents is tried again, ever more seldom; while the pool is away nothing is. A crash loses the list, not
 //! the work: half layers are found by the next start, clones by the engine, unused layers by the image store.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Inner;
-use super::state::{Doomed, FORK};
+use super::state::{Doomed, FORK, State};
+use crate::core::ids::Digest;
 use crate::fail_point;
 use crate::integrations::zfs::{Dataset, Reason, ZfsError};
 
@@ -42,7 +45,7 @@ pub(super) async fn run(store: Arc<Inner>) {
 /// Tries everything whose time has come; again from the start as long as something went, which may free something else.
 async fn round(store: &Arc<Inner>) {
     loop {
-        let mut due: Vec<Dataset> = {
+        let due: Vec<Dataset> = {
             let mut state = store.state();
             let now = Instant::now();
             // What has forks need not be tried; the end of the last of them sets its time anew.
@@ -52,10 +55,12 @@ async fn round(store: &Arc<Inner>) {
                     doomed.after = Some(now + MAX_PAUSE);
                 }
             }
-            state.doomed.iter().filter(|(_, d)| d.after.is_none_or(|at| at <= now)).map(|(n, _)| n.clone()).collect()
+            let mut due: Vec<_> = state.doomed.iter().filter(|(_, d)| d.after.is_none_or(|at| at <= now)).collect();
+            // What is no layer first, then the uppermost layers: a try too early costs a look at every dataset of the pool.
+            let parents = parents(&state);
+            due.sort_by_cached_key(|(_, d)| Reverse(height(&parents, d)));
+            due.into_iter().map(|(name, _)| name.clone()).collect()
         };
-        // "containers/..." before "layers/...".
-        due.sort();
         let mut went = false;
         for dataset in due {
             let Some(doomed) = claim(store, &dataset) else { continue };
@@ -71,6 +76,23 @@ async fn round(store: &Arc<Inner>) {
             doomed.after = None;
         }
     }
+}
+
+/// Layers that are to be destroyed, with their parents.
+fn parents(state: &State) -> HashMap<&Digest, Option<&Digest>> {
+    state.doomed.values().filter_map(|d| d.layer.as_ref()).map(|(chain, l)| (chain, l.parent.as_ref())).collect()
+}
+
+/// How many layers below a layer are to be destroyed with it; what is no layer is above all.
+fn height(parents: &HashMap<&Digest, Option<&Digest>>, doomed: &Doomed) -> usize {
+    let Some((_, layer)) = &doomed.layer else { return usize::MAX };
+    let mut below = 0;
+    let mut next = layer.parent.as_ref();
+    while let Some(parent) = next.and_then(|p| parents.get(p)) {
+        below += 1;
+        next = *parent;
+    }
+    below
 }
 
 fn claim(store: &Inner, dataset: &Dataset) -> Option<Doomed> {
@@ -131,4 +153,30 @@ fn settle(store: &Inner, dataset: &Dataset, done: Result<(), ZfsError>) -> bool 
         _ => tracing::warn!(%dataset, tries, error = %e, "can't be destroyed; tried again"),
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::Layer;
+    use super::*;
+    use crate::core::ports::Usage;
+
+    #[test]
+    fn layers_go_from_the_top_down() {
+        let chain = |n: u8| Digest::from_sha256(&[n; 32]);
+        let mut state = State::default();
+        let layer = |n: u8, parent: Option<u8>| {
+            let usage = Usage { bytes: 0, inodes: 0 };
+            let layer = Layer { parent: parent.map(chain), usage, referenced: 0, guid: String::new() };
+            Doomed { layer: Some((chain(n), layer)), ..Doomed::new(Vec::new()) }
+        };
+        // The parent of 4 stays.
+        for (n, parent) in [(1, None), (2, Some(1)), (3, Some(2)), (4, Some(9))] {
+            state.doomed.insert(format!("t/l/{n}").parse().expect("name"), layer(n, parent));
+        }
+        let parents = parents(&state);
+        let of = |n: u8| height(&parents, &state.doomed[&format!("t/l/{n}").parse().expect("name")]);
+        assert_eq!([1, 2, 3, 4].map(of), [0, 1, 2, 0]);
+        assert_eq!(height(&parents, &Doomed::new(Vec::new())), usize::MAX);
+    }
 }

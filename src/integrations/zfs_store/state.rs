@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::Usage;
 use crate::core::spec::{IdMapping, UserNamespace};
-use crate::integrations::zfs::{Dataset, Properties, Snapshot, Source, Value};
+use crate::integrations::zfs::{Dataset, Properties, RESUME_TOKEN, Snapshot, Source, Value};
 
 /// Carried by everything of ours, set on it itself: the installation's id.
 pub(super) const OWNER: &str = "lxcri:owner";
@@ -21,13 +21,15 @@ pub(super) const IDMAP: &str = "lxcri:idmap";
 pub(super) const VOLUMES: &str = "lxcri:volumes";
 /// The snapshot that makes a layer count.
 pub(super) const READY: &str = "ready";
-/// Begins the names of layers that are being received.
+/// Begins the names of layers that are being received, or were in part: `recv-<chain>-<number>`.
 pub(super) const RECEIVED: &str = "recv-";
+/// Digits of a chain's name.
+const CHAIN_LEN: usize = 64;
 /// Begins the names of snapshots that users made of a container.
 pub(super) const CUT: &str = "lxcri-";
 /// Begins the names of snapshots that were made for a fork alone. A user's cut can't have one.
 pub(super) const FORK: &str = "lxcri:fork-";
-/// What a listing asks for.
+/// What a listing asks for, beside [`RESUME_TOKEN`] where there is one.
 pub(super) const LISTED: &[&str] = &["type", "used", "referenced", "origin", "guid", OWNER, USAGE, IDMAP, VOLUMES];
 
 /// A committed layer.
@@ -79,10 +81,21 @@ impl Doomed {
     }
 }
 
+/// A layer whose stream was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    /// What came so far.
+    pub dataset: Dataset,
+    /// Where it was cut.
+    pub token: String,
+}
+
 /// All of it.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub layers: HashMap<Digest, Layer>,
+    /// Nobody receives them now.
+    pub parts: BTreeMap<Digest, Part>,
     pub rootfs: HashMap<ContainerId, Rootfs>,
     pub doomed: BTreeMap<Dataset, Doomed>,
     /// Tagged datasets whose place or name tells nothing: reported, never removed.
@@ -178,6 +191,11 @@ fn chain(leaf: &str) -> Option<Digest> {
     format!("sha256:{leaf}").parse().ok()
 }
 
+/// Which layer a dataset with a name of [`RECEIVED`] is to become.
+pub(super) fn received(leaf: &str) -> Option<Digest> {
+    chain(leaf.strip_prefix(RECEIVED)?.get(..CHAIN_LEN)?)
+}
+
 /// The layer that a dataset is a clone of, also by way of containers that it is a fork of.
 fn layer_below(root: &Dataset, all: &Properties, name: &str) -> Option<Digest> {
     let mut name = name.to_owned();
@@ -213,8 +231,8 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
             continue;
         }
         // What is received has no properties of its own yet. Its name and the place are ours alone.
-        let received = place.strip_prefix("layers/").is_some_and(|leaf| leaf.starts_with(RECEIVED));
-        let tag = properties.get(OWNER).filter(|v| received || v.source != Source::Elsewhere);
+        let is_received = place.strip_prefix("layers/").is_some_and(|leaf| leaf.starts_with(RECEIVED));
+        let tag = properties.get(OWNER).filter(|v| is_received || v.source != Source::Elsewhere);
         if tag.is_none_or(|v| v.text != owner) {
             state.foreign.insert(name.clone());
             continue;
@@ -260,7 +278,15 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
                 let volumes = volumes.unwrap_or_default();
                 state.rootfs.insert(id, Rootfs { top, cuts, fork_of, user, volumes });
             }
-            Some(("layers", _)) if received => {
+            Some(("layers", leaf)) if is_received => {
+                let token = properties.get(RESUME_TOKEN).map(|v| v.text.clone());
+                if let (Some(chain), Some(token)) = (received(leaf), token) {
+                    // One more of the same layer is what a crash left before it was given up.
+                    if let Some(other) = state.parts.insert(chain, Part { dataset, token }) {
+                        state.doomed.insert(other.dataset, Doomed::new(Vec::new()));
+                    }
+                    continue;
+                }
                 let ready = own.iter().filter(|s| **s == READY).map(|s| (*s).to_owned()).collect();
                 state.doomed.insert(dataset, Doomed::new(ready));
             }
@@ -355,6 +381,8 @@ mod tests {
         let (cut, idle) = (format!("{source}@lxcri:fork-1"), format!("{source}@lxcri:fork-2"));
         let second = format!("{fork}@lxcri-x");
         let (received, half) = ("tank/l/layers/recv-1", "tank/l/layers/recv-1@ready");
+        let place_of = |id: &str, n: u8| format!("tank/l/layers/recv-{id}-{n}");
+        let (older, part, ended) = (place_of(&d, 1), place_of(&d, 2), place_of(&c, 3));
         let elsewhere = Value { text: "me".into(), source: Source::Elsewhere };
         let mut all = listing(&[
             (&layer, &[(OWNER, "me")]),
@@ -367,7 +395,14 @@ mod tests {
             (&again, &[(OWNER, "me"), ("origin", &second)]),
             (received, &[]),
             (half, &[]),
+            (&older, &[(RESUME_TOKEN, "1-a")]),
+            (&part, &[(RESUME_TOKEN, "1-b")]),
+            // Its end came, its name did not.
+            (&ended, &[]),
         ]);
+        for name in [&older, &part, &ended] {
+            all.get_mut(name).expect("there").insert(OWNER.into(), elsewhere.clone());
+        }
         all.get_mut(received).expect("there").insert(OWNER.into(), elsewhere);
         let mut state = read(&"tank/l".parse().expect("name"), "me", &all);
         let id = |text: &str| text.parse::<ContainerId>().expect("id");
@@ -377,7 +412,10 @@ mod tests {
         assert_eq!(state.rootfs[&id(&d)].fork_of.as_ref().map(ToString::to_string), Some(second));
         assert_eq!(state.idle.iter().map(ToString::to_string).collect::<Vec<_>>(), [idle]);
         assert_eq!(state.layers[&chain(&a).expect("digest")].guid, "5");
-        assert_eq!(state.doomed.keys().map(Dataset::as_str).collect::<Vec<_>>(), [received]);
+        let doomed = [received, ended.as_str(), older.as_str()];
+        assert_eq!(state.doomed.keys().map(Dataset::as_str).collect::<Vec<_>>(), doomed);
+        let kept = Part { dataset: part.parse().expect("name"), token: "1-b".into() };
+        assert_eq!(state.parts, BTreeMap::from([(chain(&d).expect("digest"), kept)]));
         let source = source.parse().expect("name");
         assert!(state.has_forks(&source));
         let gone = state.rootfs.remove(&id(&c)).expect("the fork");
