@@ -165,6 +165,11 @@ fn legacy_websocket_protocols() {
             assert_eq!((&data[..], &error[..], &other[..]), (&b"\x90\x1fhello"[..], &b"\x90\x1f"[..], &b"\x07\0"[..]));
             let refused = String::from_utf8_lossy(&refused[2..]).into_owned();
             assert!(refused.contains("port 7") && refused.contains("refused"), "{refused}");
+
+            // One digit names a channel there: no sixth pair.
+            let request = PortForwardRequest { pod_sandbox_id: pod.clone(), port: vec![1, 2, 3, 4, 5, 6] };
+            let url = client.runtime.port_forward(request).await.expect("PortForward").into_inner().url;
+            assert_eq!(Ws::try_connect(&url, "v4.base64.channel.k8s.io").await.err(), Some(400));
         });
     });
 }
@@ -272,10 +277,101 @@ fn an_attached_client_that_does_not_read_is_cut_off() {
     });
 }
 
+#[test]
+fn what_the_node_ends_is_no_success() {
+    isolated("what_the_node_ends_is_no_success", || {
+        let mut node = Node::start(Options::default());
+        let crictl = node.crictl();
+        let (_pod, id) = sleeper(&crictl);
+        // The daemon is stopped under execs that say something all the time.
+        let endless = "echo begin; while :; do echo x; sleep 0.1; done";
+        let talks = TRANSPORTS.map(|transport| {
+            let mut client = crictl.command(&["exec", "--transport", transport, &id, "sh", "-c", endless]);
+            client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("crictl")
+        });
+        wait_for("two execs", LONG, || (pids_of(&format!("sh -c {endless}")).len() == 2).then_some(()));
+        node.stop_daemon();
+        for (client, transport) in talks.into_iter().zip(TRANSPORTS) {
+            let out = client.wait_with_output().expect("crictl's output");
+            let said = describe(&out);
+            assert!(!out.status.success() && said.contains("the daemon was stopped"), "{transport}: {said}");
+        }
+        // Nothing goes over the connection for too long.
+        let path = node.dir.join("config.toml");
+        let text = std::fs::read_to_string(&path).expect("config.toml");
+        std::fs::write(&path, format!("{text}\n[server.stream]\nidle_timeout = \"1s\"\n")).expect("config.toml");
+        node.start_daemon();
+        for transport in TRANSPORTS {
+            let script = "echo begin; sleep 4321; echo end";
+            let out = crictl.command(&["exec", "--transport", transport, &id, "sh", "-c", script]).output();
+            let out = out.expect("crictl");
+            assert_eq!(String::from_utf8_lossy(&out.stdout), "begin\n", "{transport}");
+            let said = describe(&out);
+            assert!(!out.status.success() && said.contains("nothing went over it"), "{transport}: {said}");
+            wait_gone("sleep 4321");
+        }
+    });
+}
+
+#[test]
+fn clients_of_a_container_that_does_not_read_leave_nothing() {
+    isolated("clients_of_a_container_that_does_not_read_leave_nothing", || {
+        let node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let deaf = create_with(&crictl, &pod, "deaf", "exec sleep 4321", &json!({"stdin": true}));
+        let monitor = monitors()[0];
+        let mut before = None;
+        for n in 0..6 {
+            let mut client = crictl.command(&["attach", "-i", "--transport", TRANSPORTS[n % 2], &deaf]);
+            let zero = std::fs::File::open("/dev/zero").expect("/dev/zero");
+            let mut client = Running(client.stdin(zero).spawn().expect("crictl"));
+            let pid = i32::try_from(client.0.id()).expect("a pid");
+            let mut last = 0;
+            wait_for("the client to be stopped by a full connection", LONG, || {
+                let now = written(pid);
+                let stopped = now > 0 && now == last;
+                last = now;
+                std::thread::sleep(Duration::from_millis(200)); // between two looks at a counter
+                stopped.then_some(())
+            });
+            client.0.kill().expect("kill -9");
+            // After the first one, which is what stays for all.
+            match before {
+                None => {
+                    std::thread::sleep(Duration::from_secs(1)); // nothing tells when all of the first one is gone
+                    before = Some(holdings(monitor).0);
+                }
+                Some(before) => {
+                    wait_for("the client's descriptors to go", LONG, || (holdings(monitor).0 <= before).then_some(()));
+                }
+            }
+        }
+        // A client of one that was made without stdin is refused before it has a URL.
+        let plain = create_with(&crictl, &pod, "plain", "exec sleep 4321", &json!({}));
+        block_on(async {
+            let mut cri = Client::connect(&node.socket()).await;
+            let attach = AttachRequest { container_id: plain, stdin: true, stdout: true, stderr: true, tty: false };
+            let refused = cri.runtime.attach(attach).await.expect_err("refused");
+            assert!(refused.code() == tonic::Code::FailedPrecondition, "{refused}");
+            assert!(refused.message().contains("was made without stdin"), "{refused}");
+        });
+    });
+}
+
 /// Descriptors and threads of a process.
 fn holdings(pid: i32) -> (usize, usize) {
     let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
     (count("fd"), count("task"))
+}
+
+/// Monitors of this machine's pods.
+fn monitors() -> Vec<i32> {
+    let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let comm = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pids.filter(|pid| comm(pid).trim() == "lxcri-monitor").collect()
 }
 
 fn cgroups() -> usize {
@@ -300,14 +396,7 @@ fn a_thousand_execs_leave_nothing() {
         let (pod, id) = sleeper(&crictl);
         let daemon = i32::try_from(node.daemon_pid()).expect("a pid");
         let monitor = crictl.json(&["inspectp", &pod])["info"]["monitorPid"].as_i64();
-        let monitor = monitor.and_then(|p| i32::try_from(p).ok()).unwrap_or_else(|| {
-            let named = |pid: &i32| {
-                std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "lxcri-monitor")
-            };
-            let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
-            let mut pids = pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(named);
-            pids.next().expect("the monitor")
-        });
+        let monitor = monitor.and_then(|p| i32::try_from(p).ok()).unwrap_or_else(|| monitors()[0]);
         let run_files =
             || std::fs::read_dir(node.dir.join(format!("run/pods/{pod}/containers/{id}"))).map_or(0, Iterator::count);
         block_on(async {
@@ -404,11 +493,20 @@ fn tls_and_a_limit_of_streams() {
             let mut silent = Ws::connect(&silent, "v5.channel.k8s.io").await;
             let third = exec_url(&mut client, &id, &["true"], false).await;
             assert_eq!(Ws::try_connect(&third, "v5.channel.k8s.io").await.err(), Some(503));
-            assert_eq!(silent.finish().await.error, b"");
+            let said = silent.finish().await.status();
+            assert!(said["message"].as_str().is_some_and(|m| m.contains("nothing went over it")), "{said}");
             wait_gone("sleep 4321");
             talks.until("x\nx\n").await;
-            let third = exec_url(&mut client, &id, &["true"], false).await;
-            let said = Ws::connect(&third, "v5.channel.k8s.io").await.finish().await;
+            // The same URL, which was to be tried again; the other stream counts until it is closed on both sides.
+            let begun = Instant::now();
+            let mut third = loop {
+                match Ws::try_connect(&third, "v5.channel.k8s.io").await {
+                    Ok(third) => break third,
+                    Err(code) => assert!(code == 503 && begun.elapsed() < LONG, "{code}"),
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await; // as the answer tells, and sooner
+            };
+            let said = third.finish().await;
             assert_eq!(said.status()["status"], "Success");
         });
     });

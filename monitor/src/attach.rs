@@ -105,6 +105,8 @@ impl Server {
 
     fn attach_over(&mut self, client: u64, lagged: bool) {
         if let Some(Attached { container, id, .. }) = self.attached.remove(&client) {
+            // A container that does not read its stdin would hold what is left of the client for its whole life.
+            self.hurry_relays(&Owner::Attach(container.clone(), client));
             self.broadcast(&Body::AttachEnded(v1::AttachEnded { container_id: container, attach_id: id, lagged }));
         }
     }

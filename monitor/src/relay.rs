@@ -35,12 +35,14 @@ pub struct Relay {
     to: OwnedFd,
     waiting: Vec<u8>,
     watching: Option<bool>,
+    /// Whoever fills the source is gone: what the target does not take at once is not waited for.
+    last: bool,
 }
 
 impl Relay {
     /// Copies from `from` to `to`, both non-blocking.
     pub fn new(owner: Owner, token: u64, from: OwnedFd, to: OwnedFd) -> Self {
-        Self { owner, token, from, to, waiting: Vec::new(), watching: None }
+        Self { owner, token, from, to, waiting: Vec::new(), watching: None, last: false }
     }
 
     /// Copies what can be copied now. False: it is over.
@@ -67,7 +69,15 @@ impl Relay {
         self.watch(poll, !self.waiting.is_empty())
     }
 
+    /// Nobody waits for it any more: it goes on only as long as the target takes what comes.
+    pub fn set_last(&mut self) {
+        self.last = true;
+    }
+
     fn watch(&mut self, poll: &Poll, target: bool) -> bool {
+        if target && self.last {
+            return false;
+        }
         if self.watching == Some(target) {
             return true;
         }

@@ -250,6 +250,17 @@ impl Server {
         }
     }
 
+    /// Ends an owner's as soon as their targets take no more: what a client that is gone has sent is not waited for.
+    pub fn hurry_relays(&mut self, owner: &Owner) {
+        let tokens: Vec<u64> = self.relays.iter().filter(|(_, r)| r.owner == *owner).map(|(t, _)| *t).collect();
+        for token in tokens {
+            if let Some(relay) = self.relays.get_mut(&token) {
+                relay.set_last();
+            }
+            self.step_relay(token);
+        }
+    }
+
     /// Ends all of an owner's.
     pub fn end_relays(&mut self, owner: &Owner) {
         self.end_relays_if(|o| o == owner);

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use camino::Utf8Path;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
@@ -188,6 +189,9 @@ fn rebuild_container(report: &monitor_v1::ContainerReport) -> Option<ContainerRe
     Some(record)
 }
 
+/// Backends begin the names of an exec's files in a container's folder with this.
+const EXEC_FILES: &str = "exec-";
+
 /// What is left to do for a pod that is listed again.
 type Finish = BoxFuture<'static, Result<()>>;
 
@@ -198,15 +202,32 @@ async fn recover_listed(
     containers: Vec<ContainerRecord>,
 ) -> Option<Option<BoxFuture<'static, ()>>> {
     let id = pod.id.clone();
+    let folders: Vec<_> = containers.iter().map(|c| shared.run_dir(&pod.id, &c.id)).collect();
+    let swept = blocking(move || {
+        folders.iter().for_each(|folder| sweep_execs(folder));
+        Ok(())
+    });
     let failed = move |e: Error| {
         tracing::error!(pod = id.as_str(), error = e.chain(), "pod not recovered in full");
     };
+    if let Err(e) = swept.await {
+        failed(e);
+        return None;
+    }
     match recover_pod(shared, pod, containers).await {
         Ok(finish) => Some(finish.map(|finish| finish.map(|done| done.unwrap_or_else(failed)).boxed())),
         Err(e) => {
             failed(e);
             None
         }
+    }
+}
+
+/// Removes the files of an earlier daemon's execs, which have ended with it.
+fn sweep_execs(run_dir: &Utf8Path) {
+    let Ok(entries) = run_dir.read_dir_utf8() else { return };
+    for entry in entries.flatten().filter(|e| e.file_name().starts_with(EXEC_FILES)) {
+        let _ = std::fs::remove_file(entry.path());
     }
 }
 

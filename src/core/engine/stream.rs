@@ -145,24 +145,24 @@ impl Engine {
     }
 
     /// The container that a client can attach to: it runs, or, for our own command line, is about to.
-    pub fn attachable(&self, scope: Scope, id: &str) -> Result<Arc<ContainerRecord>> {
-        let container = self.container(scope, id)?;
-        if scope == Scope::Local && container.phase == ContainerPhase::Created {
-            return Ok(container);
+    pub fn attachable(&self, scope: Scope, id: &str, wanted: Wanted) -> Result<Arc<ContainerRecord>> {
+        let mut container = self.container(scope, id)?;
+        if scope != Scope::Local || container.phase != ContainerPhase::Created {
+            container = self.reachable(scope, id)?;
         }
-        self.reachable(scope, id)
+        if wanted.stdin && !container.config.stdin && !container.config.tty {
+            return Err(Error::precondition(format!("container {} was made without stdin", container.id)));
+        }
+        Ok(container)
     }
 
     /// Connects with the streams of a container's main process, from now on.
     pub async fn attach(&self, scope: Scope, id: &str, wanted: Wanted) -> Result<Process> {
-        let container = self.attachable(scope, id)?;
+        let container = self.attachable(scope, id, wanted)?;
         let monitor = self.shared.index().monitor(&container.pod);
         let monitor =
             monitor.ok_or_else(|| Error::new(Kind::Unavailable, format!("pod {} has no monitor", container.pod)))?;
         let tty = container.config.tty;
-        if wanted.stdin && !container.config.stdin && !tty {
-            return Err(Error::precondition(format!("container {} was made without stdin", container.id)));
-        }
         let (stdin, in_end) = wanted.stdin.then(input_pipe).transpose()?.unzip();
         let (stdout, out_end) = wanted.stdout.then(output_pipe).transpose()?.unzip();
         let (stderr, err_end) = (wanted.stderr && !tty).then(output_pipe).transpose()?.unzip();

@@ -179,7 +179,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
         Ok(Response::new(v1::PortForwardResponse { url: self.port_forward_url(request.into_inner())? }))
     }
 
-    // ------------------------------------------------------------------------------------------ limits, use, events; not offered yet
+    // ------------------------------------------------------------------------------------------ limits, use, events
 
     async fn update_container_resources(
         &self,

@@ -25,7 +25,7 @@ impl Front {
     pub(super) fn attach_url(&self, request: v1::AttachRequest) -> Result<String, Status> {
         let v1::AttachRequest { container_id, tty, stdin, stdout, stderr } = request;
         let wanted = wanted("attach", tty, stdin, stdout, stderr)?;
-        let container = self.engine.attachable(self.scope, &container_id)?.id.to_string();
+        let container = self.engine.attachable(self.scope, &container_id, wanted)?.id.to_string();
         Ok(self.streaming.url(Request::Attach { scope: self.scope, container, wanted })?)
     }
 

@@ -56,6 +56,7 @@ pub async fn spdy(mut acceptor: Acceptor, protocol: &'static str, wanted: Wanted
         error: Box::new(error.outgoing),
         resize: resize.map(keep_half),
         gone: acceptor.gone,
+        ending: acceptor.ending,
         json_status: protocol == "v4.channel.k8s.io",
     })
 }
@@ -80,6 +81,7 @@ pub fn websocket(mut channels: Channels, protocol: Protocol, wanted: Wanted) -> 
         stdin: None,
         resize: None,
         gone: channels.gone.clone(),
+        ending: channels.ending.clone(),
         json_status: protocol.json_status,
     };
     let (stdin, resize) = (channels.incoming(channel::STDIN), channels.incoming(channel::RESIZE));

@@ -27,6 +27,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::core::config::Stream;
 use crate::core::engine::Engine;
@@ -37,6 +38,9 @@ use token::{Request, Tokens};
 /// Connections that may be there besides those that are streams: in TLS, or before their request.
 const UNDECIDED: usize = 100;
 
+/// Where we end a connection, its handler has so long to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// How often a client that is not read from is nudged.
 const NUDGE: Duration = Duration::from_secs(5);
 
@@ -46,9 +50,17 @@ pub struct Peer {
     pub hangup: hangup::Hangup,
     /// Nothing goes over the connection for so long: it is closed.
     pub idle_timeout: Duration,
+    /// Cancelled when the daemon ends.
+    pub ending: CancellationToken,
 }
 
 impl Peer {
+    /// Ends [`LAST_WORDS`] after we decided to end the connection.
+    async fn overdue(ending: &CancellationToken) {
+        ending.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    }
+
     /// Waits until the client, from whom nobody reads now, is gone. An end that waits behind bytes for which we have no
     /// room can't be seen; so `nudge` sends something now and then, which a client that is gone answers with a reset.
     async fn gone(&self, mut nudge: impl FnMut()) {

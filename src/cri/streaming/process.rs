@@ -1,7 +1,7 @@
 //! Exec and attach: copies between a client and a process until the process has ended or the client is gone.
 //!
 //! Called by the server with a client of any protocol. A client that goes takes the process of its exec with it (the
-//! engine's future is dropped). What goes wrong is told on the error stream, not logged.
+//! engine's future is dropped), and so does our end of the connection. What goes wrong is told on the error stream, not logged.
 
 use std::time::Duration;
 
@@ -20,12 +20,14 @@ use crate::core::error::Result;
 const READ: usize = 32 << 10;
 /// Without output for so long after the end of a process, what still holds its output open is not waited for.
 const DRAIN: Duration = Duration::from_secs(2);
+/// What a client is told whose connection we end.
+const ENDED: &str = "the stream was ended by the node: nothing went over it for too long, or the daemon was stopped";
 /// Longest unfinished terminal size.
 const SIZE: usize = 4096;
 
 /// Serves `remote` with the process that `start` gives.
 pub async fn run(start: impl Future<Output = Result<Process>>, remote: Remote, what: &'static str) {
-    let Remote { stdin, mut stdout, mut stderr, mut error, resize, gone, json_status } = remote;
+    let Remote { stdin, mut stdout, mut stderr, mut error, resize, gone, ending, json_status } = remote;
     let work = async {
         let process = match start.await {
             Ok(process) => process,
@@ -56,9 +58,15 @@ pub async fn run(start: impl Future<Output = Result<Process>>, remote: Remote, w
             never = sizes(resize, process.terminal) => match never {},
         }
     };
-    let Some(outcome) = gone.run_until_cancelled(work).await else {
-        tracing::debug!(what, "the client is gone");
-        return;
+    let outcome = tokio::select! {
+        biased;
+        outcome = work => outcome,
+        () = gone.cancelled() => {
+            tracing::debug!(what, "the client is gone");
+            return;
+        }
+        // The process ends with it; a client that saw its streams end without a word would call that success.
+        () = ending.cancelled() => Outcome::Failed(ENDED.into()),
     };
     let status = outcome.to_wire(json_status);
     let said = async {
@@ -74,7 +82,8 @@ pub async fn run(start: impl Future<Output = Result<Process>>, remote: Remote, w
     let _ = gone.run_until_cancelled(said).await;
 }
 
-/// Tells the client that it is connected: by nothing on each stream for output, or on the one for errors.
+/// Tells a WebSocket's client that it is connected: by nothing on each stream for output, or on the one for errors. SPDY's
+/// clients know it by the replies to their streams.
 async fn greet(
     stdout: &mut Option<Box<dyn Outgoing>>,
     stderr: &mut Option<Box<dyn Outgoing>>,

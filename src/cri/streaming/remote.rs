@@ -70,6 +70,8 @@ pub struct Remote {
     pub resize: Option<Incoming>,
     /// Cancelled when it is gone.
     pub gone: CancellationToken,
+    /// Cancelled when we end the connection: it was idle for too long, or the daemon ends.
+    pub ending: CancellationToken,
     /// It wants a Status as JSON on the error stream (version 4 on), not a text.
     pub json_status: bool,
 }

@@ -30,6 +30,10 @@ use super::{Peer, Streaming, connect, process, spdy, websocket};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After a failure to accept (no descriptors, for example) there is a pause.
 const PAUSE: Duration = Duration::from_millis(200);
+/// When the daemon ends, streams have so long to tell their clients and to be closed.
+const LAST: Duration = Duration::from_secs(2);
+/// A pair of channels each, named by one digit.
+const MAX_BASE64_PORTS: usize = 5;
 const PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
 /// Takes connections until the set of tasks is shut down.
@@ -66,7 +70,11 @@ impl Streaming {
         let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
         let _ = rustix::net::sockopt::set_tcp_keepidle(&stream, PATIENCE);
         let _ = rustix::net::sockopt::set_tcp_keepintvl(&stream, PATIENCE / 3);
-        let peer = Arc::new(Peer { hangup: Hangup::of(&stream), idle_timeout: self.idle_timeout });
+        let peer = Arc::new(Peer {
+            hangup: Hangup::of(&stream),
+            idle_timeout: self.idle_timeout,
+            ending: self.tasks.token().clone(),
+        });
         match self.tls.clone() {
             None => self.http(stream, peer).await,
             Some(tls) => match tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
@@ -102,11 +110,15 @@ impl Streaming {
         if !matches!(*request.method(), Method::GET | Method::POST) {
             return refuse(StatusCode::METHOD_NOT_ALLOWED, "GET or POST");
         }
-        let Some(wanted) = self.tokens.take(path, token) else {
-            return refuse(StatusCode::NOT_FOUND, "no such token: it was used, is older than a minute, or never was");
-        };
-        let is_port_forward = matches!(wanted, Request::PortForward { .. });
-        let (upgrade, mut answer) = match negotiate(request.headers(), is_port_forward) {
+        let unknown =
+            || refuse(StatusCode::NOT_FOUND, "no such token: it was used, is older than a minute, or never was");
+        // Used up only by what is served: who is to try again later, or with another protocol, can.
+        if !self.tokens.has(path, token) {
+            // At another path than its own, it is.
+            let _ = self.tokens.take(path, token);
+            return unknown();
+        }
+        let (upgrade, mut answer) = match negotiate(request.headers(), path == "portforward") {
             Ok(chosen) => chosen,
             Err(refusal) => return *refusal,
         };
@@ -115,12 +127,26 @@ impl Streaming {
             answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             return answer;
         };
+        let Some(wanted) = self.tokens.take(path, token) else { return unknown() };
+        if let (Request::PortForward { ports, .. }, Upgrade::WebSocket(protocol)) = (&wanted, &upgrade)
+            && protocol.base64
+            && ports.len() > MAX_BASE64_PORTS
+        {
+            return refuse(StatusCode::BAD_REQUEST, "base64 channels have one digit: five ports at most");
+        }
         let upgraded = hyper::upgrade::on(&mut request);
         let this = self.clone();
-        self.tasks.spawn_cancellable("stream", async move {
-            match upgraded.await {
-                Ok(io) => this.serve(TokioIo::new(io), upgrade, wanted, peer, permit).await,
-                Err(error) => tracing::debug!(%error, "no upgrade"),
+        self.tasks.spawn("stream", async move {
+            let overdue = this.tasks.clone();
+            let work = async {
+                match upgraded.await {
+                    Ok(io) => this.serve(TokioIo::new(io), upgrade, wanted, peer, permit).await,
+                    Err(error) => tracing::debug!(%error, "no upgrade"),
+                }
+            };
+            tokio::select! {
+                () = work => {}
+                () = overdue.overdue(LAST) => {}
             }
         });
         answer

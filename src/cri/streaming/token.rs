@@ -94,6 +94,11 @@ impl Tokens {
         Ok(token)
     }
 
+    /// Whether a token is good at this path.
+    pub fn has(&self, path: &str, token: &str) -> bool {
+        self.living().get(token).is_some_and(|(_, request)| request.path() == path)
+    }
+
     /// What a token stands for, once. `path` must be that of its URL.
     pub fn take(&self, path: &str, token: &str) -> Option<Request> {
         let (_, request) = self.living().remove(token)?;
@@ -114,8 +119,9 @@ mod tests {
         let tokens = Tokens::default();
         let token = tokens.issue(request()).expect("issue");
         assert_eq!(token.len(), 43);
+        assert_eq!((tokens.has("portforward", &token), tokens.has("exec", &token)), (true, false));
         assert_eq!(tokens.take("portforward", &token), Some(request()));
-        assert_eq!(tokens.take("portforward", &token), None);
+        assert_eq!((tokens.take("portforward", &token), tokens.has("portforward", &token)), (None, false));
         // Used up at the wrong place, too.
         let token = tokens.issue(request()).expect("issue");
         assert_eq!(tokens.take("exec", &token), None);

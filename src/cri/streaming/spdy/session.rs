@@ -2,8 +2,9 @@
 //!
 //! [`run`] is called by the server with an upgraded connection. The reader hands data to streams' bounded queues and
 //! waits when one is full (the clients of Kubernetes know no windows, see `spdy`); the writer serializes what streams
-//! send through a bounded queue. A peer that breaks the protocol, hangs up or is idle for too long is *gone*: the
-//! handler sees its token cancelled and ends. Nothing is left behind.
+//! send through a bounded queue. A peer that breaks the protocol or hangs up is *gone*: the handler sees its token cancelled
+//! and ends. One that idles for too long, or the daemon's end, is *ending*: the handler has a moment to tell the client why,
+//! or it would take the end of its streams for success. Nothing is left behind.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -138,7 +139,7 @@ where
     let (data, data_queue) = mpsc::channel(DATA);
     let (control, control_queue) = mpsc::channel(CONTROL);
     let (accept, streams) = mpsc::channel(ACCEPT);
-    let gone = CancellationToken::new();
+    let (gone, ending) = (CancellationToken::new(), peer.ending.child_token());
     let shared = Arc::new(Shared {
         data,
         control,
@@ -167,14 +168,16 @@ where
     });
     let (mut read_done, mut written) = (false, false);
     {
-        let mut handler = pin!(handle(Acceptor { streams, gone: gone.clone() }));
+        let mut handler = pin!(handle(Acceptor { streams, gone: gone.clone(), ending: ending.clone() }));
         let mut idle = pin!(shared.activity.idle(peer.idle_timeout));
+        let mut overdue = pin!(Peer::overdue(&ending));
         loop {
             tokio::select! {
                 () = &mut handler => break,
                 () = &mut reader, if !read_done => read_done = true,
                 () = &mut writer, if !written => written = true,
-                () = &mut idle, if !gone.is_cancelled() => gone.cancel(),
+                () = &mut idle, if !ending.is_cancelled() => ending.cancel(),
+                () = &mut overdue, if !gone.is_cancelled() => gone.cancel(),
             }
         }
     }

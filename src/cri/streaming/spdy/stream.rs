@@ -40,6 +40,8 @@ pub struct Acceptor {
     pub(super) streams: mpsc::Receiver<Stream>,
     /// Cancelled when the client is gone.
     pub gone: CancellationToken,
+    /// Cancelled when we end the connection.
+    pub ending: CancellationToken,
 }
 
 impl Acceptor {

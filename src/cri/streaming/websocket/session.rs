@@ -1,6 +1,7 @@
 //! A WebSocket connection with channels: one reader, one writer and the user's handler, all in one task.
 //!
-//! As `spdy::session`: bounded queues both ways, a peer that breaks the protocol, hangs up or idles too long is gone.
+//! As `spdy::session`: bounded queues both ways, a peer that breaks the protocol or hangs up is gone, one that idles too long is
+//! told so.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -39,6 +40,8 @@ pub struct Channels {
     protocol: Protocol,
     /// Cancelled when the client is gone.
     pub gone: CancellationToken,
+    /// Cancelled when we end the connection.
+    pub ending: CancellationToken,
 }
 
 impl Channels {
@@ -104,7 +107,7 @@ pub async fn run<IO, F>(
     let (mut sink, stream) = socket.split();
     let (queue, mut messages) = mpsc::channel(QUEUE);
     let nudges = queue.clone();
-    let gone = CancellationToken::new();
+    let (gone, ending) = (CancellationToken::new(), peer.ending.child_token());
     let activity = Arc::new(Activity::default());
     let (mut puts, mut incoming) = (HashMap::new(), HashMap::new());
     for number in listen {
@@ -136,15 +139,17 @@ pub async fn run<IO, F>(
     });
     let (mut read_done, mut written) = (false, false);
     {
-        let channels = Channels { incoming, queue, protocol, gone: gone.clone() };
+        let channels = Channels { incoming, queue, protocol, gone: gone.clone(), ending: ending.clone() };
         let mut handler = pin!(handle(channels));
         let mut idle = pin!(activity.idle(peer.idle_timeout));
+        let mut overdue = pin!(Peer::overdue(&ending));
         loop {
             tokio::select! {
                 () = &mut handler => break,
                 () = &mut reader, if !read_done => read_done = true,
                 () = &mut writer, if !written => written = true,
-                () = &mut idle, if !gone.is_cancelled() => gone.cancel(),
+                () = &mut idle, if !ending.is_cancelled() => ending.cancel(),
+                () = &mut overdue, if !gone.is_cancelled() => gone.cancel(),
             }
         }
     }
