@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Control, Decoder, Event, Reset};
 use super::headers::{Deflater, Headers, Inflater};
@@ -46,7 +47,7 @@ impl Client {
         let (io, server) = duplex(1 << 20);
         #[allow(clippy::disallowed_methods)] // a test's own task
         let server = tokio::spawn(async move {
-            let peer = Arc::new(Peer { hangup: Hangup::never(), idle_timeout });
+            let peer = Arc::new(Peer { hangup: Hangup::never(), idle_timeout, ending: CancellationToken::new() });
             session::run(server, &peer, handle).await;
         });
         let (decoder, buffer) = (Decoder::default(), BytesMut::new());
