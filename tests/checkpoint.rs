@@ -238,6 +238,18 @@ fn refusals_have_their_codes_and_leave_nothing() {
         let fifo = node.dir.join("fifo").display().to_string();
         support::run(Command::new("mkfifo").arg(&fifo));
         refused(&id, &fifo, 0, tonic::Code::InvalidArgument, "something else");
+        // A full disk, and one that can't be written.
+        let small = node.dir.join("small");
+        std::fs::create_dir(&small).expect("folder");
+        let mount = |flags: &str| {
+            support::run(Command::new("mount").args(["-t", "tmpfs", "-o", flags, "tmpfs"]).arg(&small));
+        };
+        let there = small.join("c.tar").to_string_lossy().into_owned();
+        mount("size=64k");
+        refused(&id, &there, 0, tonic::Code::ResourceExhausted, "c.tar");
+        assert_eq!(std::fs::read_dir(&small).expect("list").count(), 0);
+        mount("size=64k,ro");
+        refused(&id, &there, 0, tonic::Code::FailedPrecondition, "Read-only");
 
         // criu is missing, then breaks down in the middle.
         let criu = Path::new("/usr/sbin/criu");

@@ -57,6 +57,13 @@ pub async fn create(
     }
 }
 
+/// Whether it failed because there is no room for the archive.
+pub fn is_full(error: &SpawnError) -> bool {
+    // The last one of a write that took a part: what came of the next is not told.
+    const FULL: [&str; 3] = [": No space left on device", ": Disk quota exceeded", ": Wrote only "];
+    matches!(error, SpawnError::Failed { stderr, .. } if FULL.iter().any(|why| stderr.contains(why)))
+}
+
 /// Whether the program complains of nothing but files that are not any more what they were when they were listed. What
 /// makes it stop ends in a line of its own; nothing is believed of words that were cut.
 fn only_gone(words: &str) -> bool {

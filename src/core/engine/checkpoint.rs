@@ -29,6 +29,7 @@ use crate::core::ids::ContainerId;
 use crate::core::records::{ContainerRecord, PodRecord};
 use crate::utils::atomic::{self, Durability};
 use crate::utils::beneath;
+use crate::utils::process::SpawnError;
 use crate::utils::tar::{self, Files};
 
 /// How long a caller waits that does not say.
@@ -134,6 +135,10 @@ fn check_location(location: &str) -> Result<Utf8PathBuf> {
     if !folder.is_dir() {
         return bad("its folder is not there");
     }
+    // Found out before the container is frozen for nothing.
+    if let Err(e) = rustix::fs::access(folder.as_std_path(), rustix::fs::Access::WRITE_OK) {
+        return Err(Error::because(Kind::FailedPrecondition, format!("checkpoint location {location:?}"), e));
+    }
     match std::fs::symlink_metadata(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(path),
         // A device or a FIFO would be gone for everybody else.
@@ -141,6 +146,12 @@ fn check_location(location: &str) -> Result<Utf8PathBuf> {
         Ok(_) => Ok(path),
         Err(e) => Err(Error::because(Kind::InvalidArgument, format!("checkpoint location {location:?}"), e)),
     }
+}
+
+/// A failure to write an archive.
+fn unwritten(what: &str, e: SpawnError) -> Error {
+    let kind = if tar::is_full(&e) { Kind::ResourceExhausted } else { Kind::Internal };
+    Error::because(kind, format!("write {what}"), e)
 }
 
 async fn perform(
@@ -162,7 +173,7 @@ async fn perform(
     let diff = archive.join("rootfs-diff.tar");
     let from = format!("/proc/{}/fd/{}", std::process::id(), changes.folder.as_raw_fd());
     let written = tar::create(diff.as_std_path(), from.as_ref(), &changes.changed, Files::InUse, ARCHIVE).await;
-    written.map_err(|e| Error::because(Kind::Internal, "write what the container has changed", e))?;
+    written.map_err(|e| unwritten("what the container has changed", e))?;
     let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
     let opaque = changes.opaque.iter().map(|f| format!("{}/.wh..wh..opq", text(f)));
     let deleted: Vec<String> = changes.deleted.iter().map(text).chain(opaque).collect();
@@ -203,7 +214,7 @@ async fn publish(
         let file = file.map_err(|e| Error::io(format!("make {temp}"), e))?;
         let names = members(archive)?;
         let written = tar::create(temp.as_std_path(), archive.as_std_path(), &names, Files::Ours, ARCHIVE).await;
-        written.map_err(|e| Error::because(Kind::Internal, format!("write {location}"), e))?;
+        written.map_err(|e| unwritten(location.as_str(), e))?;
         if !wanted() {
             return Err(Error::new(Kind::DeadlineExceeded, "nobody waits for it any more"));
         }
