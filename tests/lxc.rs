@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -151,6 +152,56 @@ fn a_process_is_as_it_was_asked_for() {
         let (good, said) = crictl.try_run(&["exec", "-s", &id, "/no/such/program"]);
         assert!(!good && said.contains("/no/such/program"), "{said}");
         crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+#[test]
+fn odd_paths_and_devices_in_the_way() {
+    isolated("odd_paths_and_devices_in_the_way", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let (folder, file) = (node.dir.join("s #x'y\"\\z"), node.dir.join("precious"));
+        std::fs::create_dir(&folder).expect("folder");
+        std::fs::write(folder.join("f"), "found").expect("file");
+        std::fs::create_dir(folder.join("secret")).expect("folder");
+        std::fs::write(folder.join("secret/f"), "hidden").expect("file");
+        std::fs::write(&file, "precious").expect("file");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        let mount = |from: &Path, to: &str, readonly: bool| json!({"host_path": from, "container_path": to, "readonly": readonly});
+        let mut config =
+            container_config("c", BUSYBOX, "cat \"/d #x'y/f\"; cat '/d #x'*/secret/f 2>&1; exec sleep 1000");
+        config["mounts"] = json!([mount(&folder, "/d #x'y", false)]);
+        config["linux"]["security_context"] =
+            json!({"masked_paths": ["/d #x'y/secret", "/d #x'y/f2", "/etc/hostname"]});
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        wait_for("its words", Duration::from_secs(20), || {
+            let said = log_of(&node, "p", "c").concat();
+            (said.contains("found") && said.contains("No such file")).then_some(())
+        });
+        // What liblxc would cut are a mount's options.
+        let mut config = container_config("long", BUSYBOX, "true");
+        config["mounts"] = json!([mount(&folder, &format!("/v/{}", " ".repeat(1010)), true)]);
+        let refused = create(&crictl, &pod, "p", &config).expect_err("refused");
+        assert!(refused.contains("InvalidArgument") && refused.contains("liblxc reads"), "{refused}");
+        // Something of the node's is where a device shall be.
+        let mut config = container_config("device", BUSYBOX, "sleep 1000");
+        config["mounts"] = json!([mount(&file, "/f", false)]);
+        config["devices"] = json!([{"host_path": "/dev/null", "container_path": "/f", "permissions": "rwm"}]);
+        config["linux"]["security_context"] = json!({"run_as_user": {"value": 1000}});
+        let done = create(&crictl, &pod, "p", &config).and_then(|id| match crictl.try_run(&["start", &id]) {
+            (true, _) => Ok(()),
+            (false, said) => Err(said),
+        });
+        let refused = done.expect_err("refused");
+        assert!(refused.contains("something else is there"), "{refused}");
+        let meta = std::fs::metadata(&file).expect("it is there");
+        assert_eq!(
+            (meta.mode() & 0o7777, meta.uid(), std::fs::read(&file).expect("read")),
+            (0o600, 0, b"precious".to_vec())
+        );
     });
 }
 
@@ -344,6 +395,28 @@ fn containers_made_by_hand() {
             "b c\ninit\nfirst"
         );
         assert_eq!(try_run(&["exec", "one", "sh", "-c", "exit 7"]).0, Some(7));
+        // Whoever is root in it can reach the program that enters it, and not write into the node's file.
+        let mut enters = Command::new(&program);
+        enters.args(["backend", "lxc", "--config"]).arg(&config).args(["exec", "one", "sleep", "4321"]);
+        let mut enters = enters.spawn().expect("the program");
+        support::streams::wait_there("sleep 4321");
+        let lxc = support::given("LXCRI_LXC");
+        let runs = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|b| *b == 0).nth(1) == Some(b"attach") && line.starts_with(lxc.as_os_str().as_encoded_bytes())
+        };
+        let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let helper = pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).find(runs).expect("the helper");
+        let mount = rustix::fs::statvfs(format!("/proc/{helper}/exe")).expect("its program's mount");
+        assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+        for pid in support::streams::pids_of("sleep 4321") {
+            rustix::process::kill_process(
+                rustix::process::Pid::from_raw(pid).expect("a pid"),
+                rustix::process::Signal::KILL,
+            )
+            .expect("kill");
+        }
+        assert_eq!(enters.wait().expect("its end").code(), Some(137));
         assert_eq!(try_run(&["exec", "one", "sh", "-c", "kill -9 $$"]).0, Some(137));
         let (code, said) = try_run(&["exec", "one", "/no/such"]);
         assert!(code == Some(127) && said.contains("/no/such"), "{said}");

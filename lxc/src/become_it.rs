@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 
@@ -134,8 +135,12 @@ fn make_node(node: &Node) -> io::Result<()> {
     let device = rustix::fs::makedev(node.major, node.minor);
     let made = rustix::fs::mknodat(CWD, node.path.as_str(), kind, Mode::from_raw_mode(node.mode & 0o7777), device);
     match made {
-        // liblxc has made it, or the image has something there.
-        Err(rustix::io::Errno::EXIST) => {}
+        // liblxc has made it, or the node's is mounted there: that one's mode and owner are not ours to change.
+        Err(rustix::io::Errno::EXIST) => {
+            let there = std::fs::symlink_metadata(&node.path)?;
+            let same = FileType::from_raw_mode(there.mode() as _) == kind && there.rdev() == device;
+            return if same { Ok(()) } else { Err(io::Error::other("something else is there")) };
+        }
         other => other?,
     }
     rustix::fs::chmod(node.path.as_str(), Mode::from_raw_mode(node.mode & 0o7777))?;

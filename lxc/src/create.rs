@@ -9,9 +9,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use lxcri_lxc::wire::{self, Packet};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::FdFlags;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::thread::UnshareFlags;
@@ -63,7 +65,7 @@ pub fn send_terminal(socket: &str, master: OwnedFd) -> Result<(), String> {
 
 /// The program that becomes the first process, by a mount that can't be written through: whoever is root in the container
 /// may reach it by /proc/1/exe.
-fn read_only(path: &str) -> Result<OwnedFd, String> {
+pub fn read_only(path: &str) -> Result<OwnedFd, String> {
     let failed = |e: rustix::io::Errno| format!("open {path}: {e}");
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, path, flags).map_err(failed)?;
@@ -71,6 +73,22 @@ fn read_only(path: &str) -> Result<OwnedFd, String> {
         .map_err(|e| format!("a read-only mount of {path}: {e}"))?;
     let again = format!("/proc/self/fd/{}", tree.as_raw_fd());
     rustix::fs::open(again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)
+}
+
+/// Goes on as the same program by a mount that can't be written through, unless it is so already: a process of this program
+/// that enters a container can be reached from inside by /proc/PID/exe, and whoever is root there could write into the node's
+/// file. Everything else stays: arguments, environment, streams, pid.
+pub fn out_of_reach() -> Result<(), String> {
+    const SELF: &str = "/proc/self/exe";
+    let failed = |e: rustix::io::Errno| format!("{SELF}: {e}");
+    if rustix::fs::statvfs(SELF).map_err(failed)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    let program = read_only(SELF)?;
+    let mut args = std::env::args_os();
+    let mut again = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    let e = again.arg0(args.next().unwrap_or_default()).args(args).exec();
+    Err(format!("starting again from a read-only mount: {e}"))
 }
 
 /// mount_setattr(2) of a detached mount, or of all in it.

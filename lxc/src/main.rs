@@ -36,14 +36,14 @@ fn main() -> ExitCode {
         "create" => create::create(&options),
         "start" => create::start(&options),
         "kills" => kills::note(&options),
-        "exec" => exec::exec(&options),
+        "exec" => create::out_of_reach().and_then(|()| exec::exec(&options)),
         "delete" => delete::delete(&options),
         "make" => by_hand::make(&options),
         "run" => by_hand::run(&options),
         "halt" => by_hand::halt(&options),
         "destroy" => by_hand::destroy(&options),
         "states" => by_hand::states(&options),
-        "attach" => match by_hand::attach(&options) {
+        "attach" => match create::out_of_reach().and_then(|()| by_hand::attach(&options)) {
             Ok(code) => return ExitCode::from(code),
             Err(e) => {
                 // As shells have it: not the program's own code.

@@ -5,6 +5,10 @@
 
 use crate::core::error::{Error, Result};
 
+/// Longest mount entry in bytes: of a longer one liblxc drops the end (getmntent_r(3) with a buffer of PATH_MAX), which are its
+/// options.
+const MAX_ENTRY: usize = 4000;
+
 /// A configuration under construction.
 #[derive(Debug, Default)]
 pub struct Lines(String);
@@ -25,9 +29,14 @@ impl Lines {
 
     /// A mount: source, place from the container's root on, type, options.
     pub fn mount(&mut self, source: &str, place: &str, kind: &str, options: &[&str]) -> Result<()> {
-        let place = escaped(place.trim_start_matches('/'));
+        let at = escaped(place.trim_start_matches('/'));
         let options = if options.is_empty() { "defaults".to_owned() } else { options.join(",") };
-        self.put("lxc.mount.entry", &format!("{} {place} {kind} {options} 0 0", escaped(source)))
+        let entry = format!("{} {at} {kind} {options} 0 0", escaped(source));
+        if entry.len() > MAX_ENTRY {
+            let what = format!("mount {place:?}: {} bytes with its source and options", entry.len());
+            return Err(Error::invalid(format!("{what}, liblxc reads {MAX_ENTRY} (a blank counts four times)")));
+        }
+        self.put("lxc.mount.entry", &entry)
     }
 
     /// The text.
@@ -41,14 +50,12 @@ pub fn is_key(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// As fstab(5) has it: octal for what would end a field, a line, or begin a comment.
+/// As getmntent(3) reads it: octal for what would end a field or a line, and nothing else.
 fn escaped(path: &str) -> String {
     let mut out = String::new();
     for c in path.chars() {
         match c {
-            c if c.is_ascii() && (c.is_ascii_control() || matches!(c, ' ' | '\\' | '#' | '"' | '\'')) => {
-                out.push_str(&format!("\\{:03o}", c as u32));
-            }
+            ' ' | '\t' | '\n' | '\\' => out.push_str(&format!("\\{:03o}", c as u32)),
             c => out.push(c),
         }
     }
@@ -70,8 +77,13 @@ mod tests {
         let (mut out, mut rest) = (String::new(), text);
         while let Some(at) = rest.find('\\') {
             out.push_str(&rest[..at]);
-            let number = u8::from_str_radix(&rest[at + 1..at + 4], 8).expect("octal");
-            out.push(char::from(number));
+            out.push(match &rest[at + 1..at + 4] {
+                "040" => ' ',
+                "011" => '\t',
+                "012" => '\n',
+                "134" => '\\',
+                other => panic!("getmntent does not read \\{other}"),
+            });
             rest = &rest[at + 4..];
         }
         out + rest
@@ -95,8 +107,8 @@ mod tests {
         fn a_mount_is_six_fields_whatever_its_paths(source in "/[^\0]*", place in "/[^\0/][^\0]*") {
             let mut lines = Lines::default();
             if lines.mount(&source, &place, "none", &["rbind", "ro"]).is_err() {
-                // Control characters beyond ASCII have no octal form.
-                let beyond = |s: &str| s.chars().any(|c| c.is_control() && !c.is_ascii());
+                // Other control characters have no octal form.
+                let beyond = |s: &str| s.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n'));
                 prop_assert!(beyond(&source) || beyond(&place));
                 return Ok(());
             }
@@ -110,6 +122,14 @@ mod tests {
             prop_assert_eq!(unescaped(fields[1]), place.trim_start_matches('/'));
             prop_assert_eq!(fields[3], "rbind,ro");
         }
+    }
+
+    #[test]
+    fn an_entry_is_never_cut() {
+        let path = |blanks: usize| format!("/v/{}", " ".repeat(blanks));
+        assert!(Lines::default().mount("/tmp", &path(900), "none", &["rbind", "ro"]).is_ok());
+        let e = Lines::default().mount("/tmp", &path(1000), "none", &["rbind", "ro"]).expect_err("too long");
+        assert!(e.to_string().contains("liblxc reads 4000"), "{e}");
     }
 
     #[test]

@@ -215,11 +215,9 @@ fn mounts(
         }
     }
     for path in linux.masked_paths().iter().flatten() {
-        let (source, kind, options): (_, _, &[&str]) = match (input.is_folder)(path) {
-            true => ("tmpfs", "tmpfs", &["ro", "nosuid", "nodev", "noexec", "size=0k", "optional"]),
-            false => ("/dev/null", "none", &["bind", "optional"]),
-        };
-        lines.mount(source, path, kind, options)?;
+        // One of them fits what the container has there, which may be no folder where the node has one.
+        lines.mount("/dev/null", path, "none", &["bind", "optional"])?;
+        lines.mount("tmpfs", path, "tmpfs", &["ro", "nosuid", "nodev", "noexec", "size=0k", "optional"])?;
     }
     for path in linux.readonly_paths().iter().flatten() {
         lines.mount(path.trim_start_matches('/'), path, "none", &["rbind", "ro", "relative", "optional"])?;
