@@ -1,6 +1,9 @@
 //! Launch plans: writes what liblxc and the first process are told, and says which calls of the helper run them.
 
+use std::collections::BTreeSet;
+
 use camino::{Utf8Path, Utf8PathBuf};
+use oci_spec::runtime::Mount;
 use rustix::fs::{Mode, OFlags};
 
 use super::{LxcBackend, plan, seccomp, system};
@@ -44,6 +47,7 @@ impl LxcBackend {
         let cgroup = self.cgroup(&prepared.parent, id);
         let folders = self.pods.hierarchy.container(&prepared.parent, id);
         let (memory, kills) = (self.memory_folder(&folders.memory), run_dir.join("kills"));
+        let made = points_in_volumes(&prepared).await?;
         let is_folder = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
         let (text, staged) = plan::configuration(&plan::Input {
             spec: &prepared.spec,
@@ -64,6 +68,7 @@ impl LxcBackend {
                 file: &kills,
             }),
             is_folder: &is_folder,
+            made: &made,
         })?;
         if let Some(above) = cgroup.parent() {
             self.pods.hierarchy.let_cpuset_be_inherited(above)?;
@@ -244,6 +249,64 @@ pub(super) fn has_started(run_dir: &Utf8Path) -> Result<bool> {
     let by_descriptor = words.next().is_some_and(|w| w.starts_with("/proc/self/fd/"));
     let ours = by_descriptor && words.all(|w| w.parse::<u32>().is_ok());
     Ok(!(waiting && ours))
+}
+
+/// Makes the points of mounts that land inside of another mount's folder, and gives their destinations. liblxc would make them by
+/// the node's paths, through any link that users of that folder put there; it mounts through none. A link on the way is refused.
+async fn points_in_volumes(prepared: &Prepared) -> Result<BTreeSet<String>> {
+    let mounts = prepared.spec.mounts().clone().unwrap_or_default();
+    blocking(move || {
+        let text = |m: &Mount| m.destination().to_str().unwrap_or_default().trim_end_matches('/').to_owned();
+        let is_bind = |m: &Mount| m.typ().as_deref() == Some("bind");
+        let mut made = BTreeSet::new();
+        for (n, m) in mounts.iter().enumerate() {
+            let place = text(m);
+            let inside = |b: &Mount| place.strip_prefix(&text(b)).and_then(|p| p.strip_prefix('/')).map(str::to_owned);
+            let outer = mounts[..n].iter().rev().filter(|b| is_bind(b)).find_map(|b| Some((b, inside(b)?)));
+            let Some((outer, rest)) = outer else { continue };
+            let folder = !is_bind(m) || m.source().as_ref().is_some_and(|s| s.is_dir());
+            make_point_in(outer, &rest, folder).map_err(|e| {
+                let what = format!("mount {place:?}: its place in what is mounted at {:?}", text(outer));
+                Error::because(Kind::InvalidArgument, what, e)
+            })?;
+            made.insert(m.destination().to_string_lossy().into_owned());
+        }
+        Ok(made)
+    })
+    .await
+}
+
+fn make_point_in(outer: &Mount, rest: &str, folder: bool) -> std::io::Result<()> {
+    use std::os::fd::AsFd;
+
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+    let none = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    let source = outer.source().as_ref().ok_or_else(none)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let volume = rustix::fs::openat(CWD, source.as_path(), flags | OFlags::DIRECTORY, Mode::empty())?;
+    let no_links = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match openat2(&volume, rest, flags, Mode::empty(), no_links) {
+        Ok(_) => return Ok(()),
+        Err(rustix::io::Errno::NOENT) => {}
+        Err(e) => return Err(e.into()),
+    }
+    if outer.options().iter().flatten().any(|o| o == "ro" || o == "rro") {
+        return Err(none());
+    }
+    let root = beneath::Root::from_fd(volume);
+    let path = std::path::Path::new(rest);
+    if folder {
+        return root.folder_without_links(path, 0o755).map(drop);
+    }
+    let parent = match path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        Some(parent) => root.folder_without_links(parent, 0o755)?,
+        None => root.as_fd().try_clone_to_owned()?,
+    };
+    let name = path.file_name().and_then(|n| std::ffi::CString::new(n.as_encoded_bytes()).ok()).ok_or_else(none)?;
+    match beneath::create_file_at(parent.as_fd(), &name, 0o644) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
 }
 
 struct ExecFiles {

@@ -4,6 +4,8 @@
 //! process itself (user, capabilities, limits, labels, terminal) is for our own first process, in all versions of liblxc
 //! alike. What neither can do is refused by name.
 
+use std::collections::BTreeSet;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use lxcri_lxc::plan::{Limit, Node, Plan};
 use oci_spec::runtime::{
@@ -44,6 +46,8 @@ pub struct Input<'a> {
     pub kills: Option<Kills<'a>>,
     /// Whether a path of the node is a folder.
     pub is_folder: &'a dyn Fn(&str) -> bool,
+    /// Destinations whose mount points are there: liblxc must not make them.
+    pub made: &'a BTreeSet<String>,
 }
 
 /// What liblxc runs between a container's end and the removal of its group.
@@ -209,7 +213,9 @@ fn mounts(
             ("bind", _) => bind(input, m, &place, &options, lines, staged)?,
             (kind, _) => {
                 let mut words: Vec<&str> = options.iter().map(String::as_str).collect();
-                words.push("create=dir");
+                if !input.made.contains(&place) {
+                    words.push("create=dir");
+                }
                 lines.mount(kind, &place, kind, &words)?;
             }
         }
@@ -250,7 +256,11 @@ fn bind(
     staged: &mut Vec<Staged>,
 ) -> Result<()> {
     let source = m.source().as_ref().and_then(|s| s.to_str()).unwrap_or_default();
-    let kind = if (input.is_folder)(source) { "create=dir" } else { "create=file" };
+    let create = match (input.made.contains(place), (input.is_folder)(source)) {
+        (true, _) => None,
+        (false, true) => Some("create=dir"),
+        (false, false) => Some("create=file"),
+    };
     let has = |word: &str| options.iter().any(|o| o == word);
     let flags = FLAGS.iter().any(|flag| has(flag));
     let idmap = if has("ridmap") || has("idmap") { Some(own_users(input, m, place)?) } else { None };
@@ -260,7 +270,7 @@ fn bind(
     // liblxc sets flags of a bind mount only together with `ro`, and never of what is mounted below. The pod's /dev/shm has
     // its flags where it comes from.
     if !closed && idmap.is_none() && !has("rro") && (!flags || has("ro") || place == "/dev/shm") {
-        let words: Vec<&str> = options.iter().map(String::as_str).chain([kind]).collect();
+        let words: Vec<&str> = options.iter().map(String::as_str).chain(create).collect();
         return lines.mount(source, place, "none", &words);
     }
     let at = input.stage.join(staged.len().to_string());
@@ -268,7 +278,7 @@ fn bind(
     let recursive = has("rro") || has("ridmap");
     staged.push(Staged { source: source.to_owned(), place: at.clone(), attributes, recursive, idmap });
     let done = |o: &&str| attribute(o).is_some() || matches!(*o, "rw" | "ridmap" | "idmap");
-    let words: Vec<&str> = options.iter().map(String::as_str).filter(|o| !done(o)).chain([kind]).collect();
+    let words: Vec<&str> = options.iter().map(String::as_str).filter(|o| !done(o)).chain(create).collect();
     lines.mount(at.as_str(), place, "none", &words)
 }
 
@@ -399,6 +409,7 @@ mod tests {
                 file: "/run/x y/it's".into(),
             }),
             is_folder: &|path| !path.contains("file"),
+            made: &BTreeSet::new(),
         })
     }
 
