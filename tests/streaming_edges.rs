@@ -186,6 +186,18 @@ fn written(pid: i32) -> u64 {
     text.lines().find_map(|l| l.strip_prefix("wchar: ")).and_then(|n| n.parse().ok()).expect("wchar")
 }
 
+/// Waits until the process has written something and writes no more; how much it wrote.
+fn wait_stopped(what: &str, pid: i32) -> u64 {
+    let mut last = 0;
+    wait_for(what, LONG, || {
+        let now = written(pid);
+        let stopped = now > 0 && now == last;
+        last = now;
+        std::thread::sleep(Duration::from_millis(200)); // between two looks at a counter
+        stopped.then_some(now)
+    })
+}
+
 #[test]
 fn clients_that_vanish_or_do_not_read() {
     isolated("clients_that_vanish_or_do_not_read", || {
@@ -205,14 +217,7 @@ fn clients_that_vanish_or_do_not_read() {
             let mut client = Running(client.stdin(zero).spawn().expect("crictl"));
             wait_there("sleep 4321");
             let pid = i32::try_from(client.0.id()).expect("a pid");
-            let mut last = 0;
-            wait_for("the client to be stopped by a full connection", LONG, || {
-                let now = written(pid);
-                let stopped = now > 0 && now == last;
-                last = now;
-                std::thread::sleep(Duration::from_millis(200)); // between two looks at a counter
-                stopped.then_some(())
-            });
+            wait_stopped("the client to be stopped by a full connection", pid);
             client.0.kill().expect("kill -9");
             wait_gone("sleep 4321");
         }
@@ -224,14 +229,7 @@ fn clients_that_vanish_or_do_not_read() {
             let url = exec_url(&mut cri, &id, &["yes", "0123456789"], false).await;
             let ws = Ws::connect(&url, "v5.channel.k8s.io").await;
             let pid = wait_there("yes 0123456789");
-            let mut last = 0;
-            wait_for("`yes` to be stopped", LONG, || {
-                let now = written(pid);
-                let stopped = now > 0 && now == last;
-                last = now;
-                std::thread::sleep(Duration::from_millis(200)); // between two looks at a counter
-                stopped.then_some(())
-            });
+            let last = wait_stopped("`yes` to be stopped", pid);
             let grown = memory_kib(node.daemon_pid()).saturating_sub(before);
             println!("\nfigure: `yes` stopped after {last} bytes, the daemon grew by {grown} KiB");
             assert!(last < 16 << 20 && grown < 16 << 10, "{last} bytes, {grown} KiB");
@@ -328,14 +326,7 @@ fn clients_of_a_container_that_does_not_read_leave_nothing() {
             let zero = std::fs::File::open("/dev/zero").expect("/dev/zero");
             let mut client = Running(client.stdin(zero).spawn().expect("crictl"));
             let pid = i32::try_from(client.0.id()).expect("a pid");
-            let mut last = 0;
-            wait_for("the client to be stopped by a full connection", LONG, || {
-                let now = written(pid);
-                let stopped = now > 0 && now == last;
-                last = now;
-                std::thread::sleep(Duration::from_millis(200)); // between two looks at a counter
-                stopped.then_some(())
-            });
+            wait_stopped("the client to be stopped by a full connection", pid);
             client.0.kill().expect("kill -9");
             // After the first one, which is what stays for all.
             match before {
