@@ -652,8 +652,9 @@ pub trait FdStore: Send + Sync {
     fn forget(&self, name: &str);
     /// What an earlier daemon has parked, once.
     fn take(&self, name: &str) -> Option<OwnedFd>;
-    /// Keeps nothing of an earlier daemon any more that was not taken or parked anew.
-    fn sweep(&self);
+    /// Of what an earlier daemon has parked and nobody has taken, replaced or forgotten yet, keeps no more than what is `wanted`
+    /// (by name).
+    fn sweep(&self, wanted: &dyn Fn(&str) -> bool);
 }
 
 /// There is no such place.
@@ -665,7 +666,7 @@ impl FdStore for NoFdStore {
     fn take(&self, _: &str) -> Option<OwnedFd> {
         None
     }
-    fn sweep(&self) {}
+    fn sweep(&self, _: &dyn Fn(&str) -> bool) {}
 }
 
 // ---------------------------------------------------------------------------------------------- time

@@ -11,6 +11,7 @@
 //! | Stopping, Removing| any             | the step is resumed                                                 |
 //! | none              | answers         | rebuilt from what the monitor keeps                                 |
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,8 +94,12 @@ impl Engine {
         let finishing: Vec<_> = taken_up.into_iter().flatten().flatten().collect();
         // All pods are listed. What is left to do for them is theirs alone.
         fail_point!("recovery.pods");
-        // What is parked of live containers has been taken, or parked anew.
-        self.shared.ports.parked.sweep();
+        // The pods' tasks take or replace what is parked of live containers, some only after this.
+        if unlisted == 0 {
+            let live = self.containers(super::Scope::Local);
+            let live: HashSet<&str> = live.iter().filter(|c| c.exit.is_none()).map(|c| c.id.as_str()).collect();
+            self.shared.ports.parked.sweep(&|name| takeover::parked_of(name).is_some_and(|id| live.contains(id)));
+        }
         let all = async move {
             futures::future::join_all(finishing).await;
         };

@@ -96,6 +96,11 @@ fn parked_names(id: &ContainerId) -> [String; 4] {
     ["out", "err", "tty", "pid"].map(|what| format!("{id}.{what}"))
 }
 
+/// The container of such a name.
+pub(super) fn parked_of(name: &str) -> Option<&str> {
+    name.rsplit_once('.').map(|(id, _)| id)
+}
+
 fn park(shared: &Shared, id: &ContainerId, lent: &Lent) {
     use std::os::fd::AsFd;
     let fds = [&lent.stdout, &lent.stderr, &lent.terminal, &lent.pidfd];
@@ -279,9 +284,8 @@ impl PodTask {
 
     /// It has ended: nothing of it is held any more.
     pub(super) fn let_go(&mut self, id: &ContainerId) {
-        if self.kept.remove(id).is_some() {
-            parked_names(id).iter().for_each(|name| self.shared.ports.parked.forget(name));
-        }
+        self.kept.remove(id);
+        parked_names(id).iter().for_each(|name| self.shared.ports.parked.forget(name));
     }
 
     /// The monitor died, hung up, or hangs: another one takes the pod over. If that can't be, running containers are watched
