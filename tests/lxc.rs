@@ -206,6 +206,49 @@ fn odd_paths_and_devices_in_the_way() {
 }
 
 #[test]
+fn a_hangup_ends_it_and_links_to_closed_paths_are_followed() {
+    isolated("a_hangup_ends_it_and_links_to_closed_paths_are_followed", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let mut config = pod_config("p", &node.pod_logs("p"));
+        config["linux"]["security_context"]["namespace_options"]["pid"] = json!(0);
+        let pod = crictl.run(&["runp", &crictl.file("pod-shared", &config)]);
+        // In shared processes it is not the first one, which the kernel would shield.
+        let mut config = container_config("up", BUSYBOX, "ls /; kill -HUP $$; sleep 1000");
+        config["linux"]["security_context"] = json!({"namespace_options": {"pid": 0}});
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        assert_eq!(crictl.wait_exit(&id)["exitCode"], 129);
+        // Started once more, it would end by a code of the helper's.
+        let record = node.dir.join("run/pods").join(&pod).join("containers").join(&id).join("exit.json");
+        let record: Value = serde_json::from_slice(&std::fs::read(record).expect("its record")).expect("JSON");
+        assert_eq!(record["signal"], 1, "{record}");
+
+        let script = "mkdir /real; echo hidden >/real/f; ln -s real /one; ln -s /one /two; ln -s /proc/version /four; \
+                      echo ready; exec sleep 1000";
+        let made = create(&crictl, &pod, "p", &container_config("made", BUSYBOX, script)).expect("created");
+        crictl.run(&["start", &made]);
+        wait_for("its changes", Duration::from_secs(20), || log_of(&node, "p", "made").first().cloned());
+        let mut commit = Command::new(support::daemon_program());
+        commit.arg("--local-socket").arg(node.local_socket()).args(["container", "commit", &made, "local/linked:1"]);
+        support::run(&mut commit);
+        let script = "cat /real/f | wc -c; touch /bin/x || echo closed; wc -c </proc/version; exec sleep 1000";
+        let mut config = container_config("c", "local/linked:1", script);
+        config["linux"]["security_context"] =
+            json!({"masked_paths": ["/two", "/four"], "readonly_paths": ["/one/../bin"]});
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        let said = wait_for("its words", Duration::from_secs(20), || {
+            let said = log_of(&node, "p", "c");
+            (said.len() > 2).then_some(said)
+        });
+        assert_eq!(said, ["0", "closed", "0"]);
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+#[test]
 fn new_limits_and_a_terminal() {
     isolated("new_limits_and_a_terminal", || {
         let node = lxc_node();

@@ -75,6 +75,15 @@ impl Root {
     /// Path inside the root, without links, of the folder that `path` leads to: for a program that knows nothing of
     /// roots. It is worth as much as the promise that nobody changes the root's content.
     pub fn resolve_dir(&self, path: &Path) -> io::Result<PathBuf> {
+        self.resolve_to(path, false)
+    }
+
+    /// As [`Root::resolve_dir`], of what may be no folder, or not be there: then links are followed as far as there are any.
+    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        self.resolve_to(path, true)
+    }
+
+    fn resolve_to(&self, path: &Path, anything: bool) -> io::Result<PathBuf> {
         let parts = |path: &Path| path.components().map(|c| c.as_os_str().to_owned()).rev().collect::<Vec<_>>();
         let (mut pending, mut done, mut links) = (parts(path), PathBuf::new(), 0);
         while let Some(part) = pending.pop() {
@@ -84,7 +93,13 @@ impl Root {
                 b".." => drop(done.pop()),
                 _ => {
                     let next = done.join(&part);
-                    let fd = self.open_at(&next, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+                    let fd = match self.open_at(&next, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
+                        Err(e) if anything && e.kind() == io::ErrorKind::NotFound => {
+                            done = next;
+                            continue;
+                        }
+                        opened => opened?,
+                    };
                     match FileType::from_raw_mode(fs::fstat(&fd)?.st_mode) {
                         FileType::Directory => done = next,
                         FileType::Symlink if links < MAX_LINKS => {
@@ -93,6 +108,7 @@ impl Root {
                             pending.extend(parts(Path::new(OsStr::from_bytes(target.as_bytes()))));
                         }
                         FileType::Symlink => return Err(Errno::LOOP.into()),
+                        _ if anything && pending.is_empty() => done = next,
                         _ => return Err(Errno::NOTDIR.into()),
                     }
                 }

@@ -38,6 +38,7 @@ impl LxcBackend {
         let mut process = prepared.spec.process().clone().ok_or_else(lacking)?;
         process.set_terminal(Some(system || config.tty));
         self.make_points(&context, &prepared).await?;
+        closed_without_links(&context, &mut prepared).await?;
         let program = plan::process(&prepared.spec, &process)?;
         let policy = run_dir.join("seccomp");
         let filter = prepared.spec.linux().as_ref().and_then(|l| l.seccomp().clone());
@@ -307,6 +308,31 @@ fn make_point_in(outer: &Mount, rest: &str, folder: bool) -> std::io::Result<()>
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
         _ => Ok(()),
     }
+}
+
+/// liblxc mounts through no link, and says nothing of a masked or read-only path that is one: where such paths lead is closed.
+async fn closed_without_links(context: &LaunchContext<'_>, prepared: &mut Prepared) -> Result<()> {
+    let Some(mut linux) = prepared.spec.linux().clone() else { return Ok(()) };
+    let lists = [linux.masked_paths().clone(), linux.readonly_paths().clone()];
+    let rootfs = context.rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate a descriptor", e))?;
+    let [masked, readonly] = blocking(move || {
+        let root = beneath::Root::from_fd(rootfs);
+        let resolved = |path: String| match root.resolve(path.as_ref()) {
+            Ok(found) => std::path::Path::new("/")
+                .join(found)
+                .into_os_string()
+                .into_string()
+                .map_err(|_| Error::invalid(format!("{path:?} leads to a path that is not UTF-8"))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Ok(path),
+            Err(e) => Err(Error::io(format!("follow {path:?} in the image"), e)),
+        };
+        let [masked, readonly] = lists.map(|list| list.map(|paths| paths.into_iter().map(resolved).collect()));
+        Ok([masked.transpose()?, readonly.transpose()?])
+    })
+    .await?;
+    linux.set_masked_paths(masked).set_readonly_paths(readonly);
+    prepared.spec.set_linux(Some(linux));
+    Ok(())
 }
 
 struct ExecFiles {

@@ -137,9 +137,12 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
             lines.put(&format!("{prefix}.{file}"), &value)?;
         }
     }
+    // In version 0 hooks get arguments of liblxc's beside their own.
+    lines.put("lxc.hook.version", "1")?;
+    // liblxc takes a first process that ends by SIGHUP, as reboot(2) makes it, for one to be started again. Whether it is started
+    // again is the kubelet's to say; this hook's failure stops it.
+    lines.put("lxc.hook.post-stop", "/usr/bin/test \"$LXC_TARGET\" != reboot")?;
     if let Some(Kills { helper, group, file }) = input.kills {
-        // In version 0 hooks get arguments of liblxc's beside their own.
-        lines.put("lxc.hook.version", "1")?;
         let [helper, group, file] = [helper, group, file].map(|path| for_shell(path.as_str()));
         // A shell's words, in front of which liblxc puts `exec`. Quotes at both ends of the line would be lost.
         lines.put("lxc.hook.stop", &format!("{helper} kills {group} {file} --"))?;
