@@ -163,19 +163,16 @@ impl Running {
             0 => format!("exit status {}", ended.code),
             signal => format!("killed by signal {signal}"),
         };
-        let mut message = if self.overdue {
+        let end = if self.overdue {
             let ms = self.time.unwrap_or(self.deadline - self.since).as_millis();
             format!("{}: not done after {ms} ms", self.what)
         } else {
             format!("{}: {how}", self.what)
         };
-        for words in [tail_of_log(&self.error_log), self.words.and_then(tail_of_fd)].into_iter().flatten() {
-            let words = words.trim();
-            if !words.is_empty() {
-                message.push_str(": ");
-                message.push_str(words);
-            }
-        }
+        let words = [tail_of_log(&self.error_log), self.words.and_then(tail_of_fd)];
+        let words: Vec<&str> = words.iter().flatten().map(|w| w.trim()).filter(|w| !w.is_empty()).collect();
+        // Why comes first: it is what the reader needs, and the end of a long message may be cut off.
+        let message = if words.is_empty() { end } else { format!("{} ({end})", words.join(": ")) };
         let code = if self.overdue { ErrorCode::ErrorDeadline } else { ErrorCode::ErrorProgram };
         Err(Failure::new(code, message))
     }

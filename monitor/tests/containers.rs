@@ -142,7 +142,7 @@ fn a_failed_create_is_undone_and_says_why() {
     let error = client.error(Op::Create(plan.clone()));
     assert_eq!(error.code(), ErrorCode::ErrorProgram);
     assert!(
-        error.message.contains("/bin/sh -c") && error.message.contains("exit status 9: the reason is here"),
+        error.message.starts_with("the reason is here (/bin/sh -c ") && error.message.ends_with(": exit status 9)"),
         "{error:?}"
     );
     assert_eq!(pod.read("undone"), b"undone\n");
