@@ -477,10 +477,16 @@ fn containers_made_by_hand() {
             refused(&[verb, &id], "is a pod's");
         }
         refused(&["exec", &id, "true"], "is a pod's");
+        refused(&["create", &id, "--root", root], "a pod's container has the name");
         crictl.run(&["rmp", "-f", &pod]);
 
         good(&["stop", "--timeout", "20", "one"]);
         good(&["stop", "one"]);
+        let kept = node.dir.join("lib/lxc/one/snaps/snap0");
+        std::fs::create_dir_all(&kept).expect("a snapshot");
+        refused(&["delete", "one"], "snaps is not empty");
+        assert!(good(&["info", "one"]).contains("STOPPED"), "half of it is gone");
+        std::fs::remove_dir(&kept).expect("removed");
         good(&["delete", "one"]);
         refused(&["info", "one"], "there is none");
         assert!(Path::new(root).join("bin/busybox").exists(), "a root file system that was not ours is gone");

@@ -82,6 +82,9 @@ impl ByHand {
         if self.at(&self.folder, &new.name)?.is_some() {
             return Err(Error::new(Kind::AlreadyExists, format!("container {:?} is there already", new.name)));
         }
+        if self.at(&self.pods, &new.name)?.is_some() {
+            return Err(Error::new(Kind::AlreadyExists, format!("a pod's container has the name {:?}", new.name)));
+        }
         let mut more = Vec::new();
         if let Some(path) = &new.config {
             if !path.is_absolute() || !path.is_file() {
@@ -162,16 +165,23 @@ impl ByHand {
         blocking(move || {
             // The root file system is not in it: what is there is liblxc's, files and empty folders. The note goes last.
             let failed = |e| Error::io(format!("remove {folder}"), e);
+            let (mut files, mut folders) = (Vec::new(), Vec::new());
             for entry in folder.read_dir_utf8().map_err(failed)? {
                 let entry = entry.map_err(failed)?;
-                match entry.file_name() {
-                    FOREIGN_ROOT => {}
-                    _ if entry.file_type().map_err(failed)?.is_dir() => {
-                        std::fs::remove_dir(entry.path()).map_err(failed)?
-                    }
-                    _ => std::fs::remove_file(entry.path()).map_err(failed)?,
+                if !entry.file_type().map_err(failed)?.is_dir() {
+                    files.push(entry.into_path());
+                } else if entry.path().read_dir_utf8().map_err(failed)?.next().is_none() {
+                    folders.push(entry.into_path());
+                } else {
+                    let path = entry.path();
+                    return Err(Error::precondition(format!(
+                        "{path} is not empty (snapshots?): remove what is in it first"
+                    )));
                 }
             }
+            folders.iter().try_for_each(std::fs::remove_dir).map_err(failed)?;
+            files.retain(|path| path.file_name() != Some(FOREIGN_ROOT));
+            files.iter().try_for_each(std::fs::remove_file).map_err(failed)?;
             std::fs::remove_file(folder.join(FOREIGN_ROOT)).map_err(failed)?;
             std::fs::remove_dir(&folder).map_err(|e| Error::io(format!("remove {folder}"), e))
         })
