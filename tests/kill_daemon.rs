@@ -68,6 +68,19 @@ fn a_crash_between_any_two_steps_changes_nothing() {
         grown(20);
         assert_eq!(crictl.run(&["exec", "-s", &id, "echo", "still here"]), "still here");
         crash(&mut node, "exec");
+        // An exec ends with its daemon; the next one takes its files away.
+        let mut exec = crictl.command(&["exec", "-s", &id, "sleep", "4321"]).spawn().expect("crictl");
+        support::streams::wait_there("sleep 4321");
+        let folder = node.dir.join("run/pods").join(&pod).join("containers").join(&id);
+        let files = || {
+            let names = std::fs::read_dir(&folder).expect("its folder").flatten().map(|e| e.file_name());
+            names.filter(|n| n.to_string_lossy().starts_with("exec-")).count()
+        };
+        assert!(files() > 0, "no file of an exec in {}", folder.display());
+        node.crash_daemon();
+        assert!(!exec.wait().expect("its end").success());
+        wait_for("the exec's files to go", Duration::from_secs(20), || (files() == 0).then_some(()));
+        support::streams::wait_gone("sleep 4321");
         grown(20);
         // The log flows while there is no daemon.
         node.kill_daemon();
