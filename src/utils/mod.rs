@@ -12,3 +12,4 @@ pub mod secret_file;
 pub mod section;
 pub mod tar;
 pub mod tasks;
+pub mod turns;

@@ -160,7 +160,7 @@ impl Inner {
     }
 
     async fn fetch_layer(&self, job: LayerJob) -> Result<Usage> {
-        let _turn = self.layer_turn(&job.chain).await;
+        let _turn = self.turns.take(&job.chain).await;
         if self.layers.has(&job.chain).await? {
             return Ok(self.layers.layer_usage(&job.chain).unwrap_or_default());
         }

@@ -39,6 +39,7 @@ use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::registry::keychain::Keychain;
 use crate::integrations::registry::{RegistryClient, RegistryConfig};
 use crate::utils::tasks::TaskSet;
+use crate::utils::turns::Turns;
 
 use platform::Platform;
 use pull::PullResult;
@@ -95,7 +96,7 @@ struct Inner {
     /// Pulls under way by the digest they began with.
     pulls: Mutex<HashMap<Digest, watch::Receiver<Option<PullResult>>>>,
     /// One fetch per chain.
-    turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Turns<Digest>,
     /// Chains that unfinished pulls need, with how many do.
     leases: Mutex<HashMap<Digest, usize>>,
     /// Collections write, new leases read.
@@ -168,7 +169,7 @@ impl LocalImageStore {
             images: RwLock::new(images),
             changing: tokio::sync::Mutex::default(),
             pulls: Mutex::default(),
-            turns: Mutex::default(),
+            turns: Turns::default(),
             leases: Mutex::default(),
             collecting: tokio::sync::RwLock::default(),
             quarantined,
@@ -219,16 +220,6 @@ impl Inner {
             *leases.entry(chain.clone()).or_default() += 1;
         }
         Lease { store: self.clone(), chains: chains.to_vec() }
-    }
-
-    /// Waits until nobody else fetches this chain.
-    async fn layer_turn(&self, chain: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = lock(&self.turns);
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            turns.entry(chain.clone()).or_default().clone()
-        };
-        turn.lock_owned().await
     }
 
     /// Makes a record count: blobs, record, then what other images lose by it.

@@ -447,7 +447,7 @@ impl Inner {
         token: Option<String>,
     ) -> Result<()> {
         let chain = &described.chains[n];
-        let _turn = runtime.block_on(self.layer_turn(chain));
+        let _turn = runtime.block_on(self.turns.take(chain));
         if runtime.block_on(self.layers.has(chain))? {
             return frames.layer(&mut io::sink(), content);
         }

@@ -21,7 +21,6 @@ mod streams;
 mod usage;
 mod views;
 
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,8 +39,11 @@ use crate::core::spec::UserNamespace;
 use crate::fail_point;
 use crate::integrations::layers::confined::{Place, Unpacker};
 use crate::integrations::layers::unpack::{Limits, Whiteouts};
-use crate::integrations::zfs::{Dataset, Flavor, Property, RESUME_TOKEN, Reason, Snapshot, Zfs, ZfsConfig, ZfsError};
+use crate::integrations::zfs::{
+    Dataset, Flavor, Property, RESUME_TOKEN, Reason, Snapshot, Source, Zfs, ZfsConfig, ZfsError,
+};
 use crate::utils::tasks::TaskSet;
+use crate::utils::turns::Turns;
 
 use state::{Doomed, OWNER, READY, Rootfs, State};
 
@@ -64,6 +66,8 @@ pub struct ZfsStoreConfig {
     pub health_interval: Duration,
 }
 
+/// Bytes that a file system refers to before anything is in it, and some more.
+const EMPTY: u64 = 1 << 20;
 /// How long a layer's commit waits for zfs-fuse to be told of its closed files, and how often it looks.
 const LET_GO: Duration = Duration::from_secs(5);
 const LET_GO_PAUSE: Duration = Duration::from_millis(10);
@@ -77,7 +81,7 @@ struct Inner {
     /// Held for moments only.
     state: Mutex<State>,
     /// One apply per chain.
-    applying: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    applying: Turns<Digest>,
     /// There is something to destroy.
     doom: Notify,
     /// Something was destroyed.
@@ -190,16 +194,6 @@ impl Inner {
         }
     }
 
-    /// Waits until nobody else makes this layer.
-    async fn turn(&self, chain: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut applying = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
-            applying.retain(|_, turn| Arc::strong_count(turn) > 1);
-            applying.entry(chain.clone()).or_default().clone()
-        };
-        turn.lock_owned().await
-    }
-
     /// Gives a dataset to the reaper.
     fn doom(&self, dataset: Dataset, doomed: Doomed) {
         self.state().doomed.insert(dataset, doomed);
@@ -263,7 +257,13 @@ impl Inner {
             properties.push(Property::new(name, text).map_err(ZfsError::from)?);
         }
         fail_point!("zfs.clone.before");
-        self.zfs.clone_snapshot(origin, &dataset, &properties).await.map_err(|e| self.noted(e))?;
+        if let Err(e) = self.zfs.clone_snapshot(origin, &dataset, &properties).await {
+            // One that was late may be made all the same.
+            if e.reason() != Reason::Exists {
+                self.doom(dataset, Doomed { fork_of: made.fork_of, ..Doomed::new(Vec::new()) });
+            }
+            return Err(self.noted(e));
+        }
         fail_point!("zfs.clone.after");
         self.state().rootfs.insert(id.clone(), made);
         fail_point!("zfs.clone.known");
@@ -282,8 +282,7 @@ impl Inner {
     fn at_work(&self, dataset: &Dataset) -> bool {
         let leaf = dataset.leaf();
         let Some(chain) = state::received(leaf).or_else(|| format!("sha256:{leaf}").parse().ok()) else { return false };
-        let applying = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
-        applying.get(&chain).is_some_and(|turn| turn.try_lock().is_err())
+        self.applying.taken(&chain)
     }
 
     /// Reads the pool anew; what was being removed and is still there goes on being removed.
@@ -347,7 +346,7 @@ impl Inner {
                 self.zfs.create(root, &properties).await?;
             }
             Some(known) => {
-                let tag = known.get(OWNER).filter(|v| v.source != crate::integrations::zfs::Source::Elsewhere);
+                let tag = known.get(OWNER).filter(|v| v.source != Source::Elsewhere);
                 match tag {
                     Some(tag) if tag.text == self.config.owner => {}
                     Some(tag) => {
@@ -356,7 +355,10 @@ impl Inner {
                             tag.text, self.config.owner
                         )));
                     }
-                    None => self.zfs.set(root, &property(OWNER, &self.config.owner)?).await?,
+                    None => {
+                        self.must_be_empty(root).await?;
+                        self.zfs.set(root, &property(OWNER, &self.config.owner)?).await?;
+                    }
                 }
                 if known.get("mountpoint").is_none_or(|v| v.text != folder.as_str()) {
                     self.zfs.set(root, &property("mountpoint", folder.as_str())?).await?;
@@ -372,12 +374,45 @@ impl Inner {
                 // zfs-fuse does not mount what has no mountpoint, and takes canmount=off as well.
                 Flavor::Fuse => &properties[..2],
             };
-            match self.zfs.create(&self.place(part)?, none).await {
-                Err(e) if e.reason() == Reason::Exists => {}
+            let dataset = self.place(part)?;
+            match self.zfs.create(&dataset, none).await {
+                Err(e) if e.reason() == Reason::Exists => self.must_be_ours(&dataset).await?,
                 done => done?,
             }
         }
         self.mount_root().await
+    }
+
+    /// A dataset that somebody else has made is taken only if there is nothing in it that the mount point would take away.
+    async fn must_be_empty(&self, root: &Dataset) -> Result<()> {
+        let all = self.zfs.get_all(root, &["type", "referenced"]).await?;
+        let referenced = all.get(root.as_str()).and_then(|p| p.get("referenced")?.text.parse::<u64>().ok());
+        if all.len() == 1 && referenced.is_some_and(|bytes| bytes <= EMPTY) {
+            return Ok(());
+        }
+        Err(Error::precondition(format!(
+            "dataset {root} is there, is not of this installation, and is not empty: name another one, or a child of it that is not \
+             there yet; if all of it may be taken over: zfs set {OWNER}={} {root}",
+            self.config.owner
+        )))
+    }
+
+    async fn must_be_ours(&self, dataset: &Dataset) -> Result<()> {
+        let told = self.zfs.get(dataset, &[OWNER]).await?;
+        let tag = told.get(dataset.as_str()).and_then(|p| p.get(OWNER));
+        match tag.is_some_and(|t| t.source != Source::Elsewhere && t.text == self.config.owner) {
+            true => Ok(()),
+            false => Err(Error::precondition(format!(
+                "dataset {dataset} is there and is not of this installation; if it may be taken over: zfs set {OWNER}={} {dataset}",
+                self.config.owner
+            ))),
+        }
+    }
+
+    /// Snapshots of a dataset alone, oldest first, as the pool has them.
+    async fn snapshots(&self, dataset: &Dataset) -> std::result::Result<Vec<String>, ZfsError> {
+        let all = self.zfs.get_all(dataset, &["type", state::MADE]).await?;
+        Ok(state::snapshots_of(dataset.as_str(), &all))
     }
 
     /// Mounts the dataset that holds everything where the node can see it.
@@ -417,7 +452,7 @@ impl ZfsStore {
             resumes,
             tasks: tasks.clone(),
             state: Mutex::default(),
-            applying: Mutex::default(),
+            applying: Turns::default(),
             doom: Notify::new(),
             reaped: Notify::new(),
             trouble: Mutex::default(),
@@ -473,7 +508,7 @@ impl LayerStore for ZfsStore {
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<Usage> {
         self.0.usable()?;
-        let turn = self.0.turn(chain).await;
+        let turn = self.0.applying.take(chain).await;
         let (store, parent, chain) = (self.0.clone(), parent.cloned(), chain.clone());
         self.to_its_end("unpack a layer", async move {
             let _turn = turn;
@@ -664,7 +699,7 @@ impl LayerStore for ZfsStore {
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<()> {
         self.0.usable()?;
-        let turn = self.0.turn(chain).await;
+        let turn = self.0.applying.take(chain).await;
         let (store, chain, token) = (self.0.clone(), chain.clone(), token.map(str::to_owned));
         self.to_its_end("receive a layer", async move {
             let _turn = turn;
