@@ -337,7 +337,8 @@ fn neighbours_are_left_alone() {
         // As a Proxmox `zfspool` storage makes them on the same pool, and somebody's own below ours.
         zfs(&["create", "-o", "canmount=noauto", "tank/subvol-100-disk-0"]);
         zfs(&["snapshot", "tank/subvol-100-disk-0@__base__"]);
-        zfs(&["create", "tank/lxcri"]);
+        node.start_daemon();
+        node.stop_daemon();
         zfs(&["create", "tank/lxcri/mine"]);
         let foreign = || {
             let all = zfs(&["list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", "tank"]);

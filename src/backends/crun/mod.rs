@@ -203,11 +203,7 @@ impl Backend for CrunBackend {
     }
 
     async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
-        let verb = if frozen { "pause" } else { "resume" };
-        let root = self.root();
-        let call = Spawn::new(self.config.program.as_str(), ["--root", root.as_str(), verb, container.as_str()]);
-        let done = call.env("PATH", PATH).deadline(self.config.timeout).run_ok().await;
-        done.map(drop).map_err(|e| Error::from(e).context(format!("pod {}", pod.id)))
+        self.pods.freeze(pod, container, frozen).await
     }
 
     async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {

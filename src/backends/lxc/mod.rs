@@ -247,8 +247,7 @@ impl Backend for LxcBackend {
     }
 
     async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
-        let (hierarchy, parent, container) = (self.pods.hierarchy.clone(), self.pods.parent(pod)?, container.clone());
-        blocking(move || Ok(hierarchy.freeze(&parent, &container, frozen)?)).await
+        self.pods.freeze(pod, container, frozen).await
     }
 
     async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {

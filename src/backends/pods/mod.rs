@@ -180,6 +180,12 @@ impl NodePods {
         blocking(move || Ok(hierarchy.end_execs(&parent, &container, Some(sandbox::KILL))?)).await
     }
 
+    /// Stops all processes of a container where they are, or lets them run on.
+    pub async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {
+        let (hierarchy, parent, container) = (self.hierarchy.clone(), self.parent(pod)?, container.clone());
+        blocking(move || Ok(hierarchy.freeze(&parent, &container, frozen)?)).await
+    }
+
     /// Whether the profile can be had on this node.
     pub fn check_apparmor(&self, profile: &Profile) -> Result<()> {
         match profile {

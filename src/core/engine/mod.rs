@@ -39,6 +39,7 @@ use super::records::{ContainerRecord, PodRecord, RecordStore};
 use super::spec::{ContainerConfig, Owner, SandboxConfig};
 use super::state::PodPhase;
 use crate::utils::tasks::TaskSet;
+use crate::utils::turns::Turns;
 
 pub use events::{EVENT_QUEUE, EventKind, EventStream, PodEvent};
 pub use exec::ExecOutput;
@@ -97,6 +98,8 @@ struct Shared {
     stats: stats::Samples,
     /// Containers that a checkpoint is being made of.
     checkpoints: std::sync::Mutex<std::collections::BTreeSet<ContainerId>>,
+    /// One at a time freezes a pod's containers: the first to end would let them run on under the others.
+    freezing: Turns<PodId>,
 }
 
 /// The engine; cheap to clone.
@@ -138,8 +141,8 @@ impl Shared {
 impl Engine {
     /// An engine without pods; [`Engine::recover`] finds those of an earlier daemon.
     pub fn new(config: EngineConfig, ports: Ports, records: RecordStore, tasks: TaskSet) -> Self {
-        let (index, active, events, stats, checkpoints) = Default::default();
-        let shared = Shared { config, ports, records, index, tasks, active, events, stats, checkpoints };
+        let (index, active, events, stats, checkpoints, freezing) = Default::default();
+        let shared = Shared { config, ports, records, index, tasks, active, events, stats, checkpoints, freezing };
         Self { shared: Arc::new(shared) }
     }
 

@@ -499,6 +499,10 @@ impl PodTask {
         }
         let live: Vec<_> = self.containers.values().filter(|c| c.exit.is_none()).map(|c| c.id.clone()).collect();
         for id in live {
+            // An earlier daemon may have been killed over a cut.
+            if let Err(e) = self.backend.freeze(&self.pod, &id, false).await {
+                tracing::debug!(container = id.as_str(), error = e.chain(), "not thawed");
+            }
             self.keep(&id).await;
         }
         for id in ended {

@@ -1,8 +1,8 @@
 //! What the engine does with root file systems beside running containers on them: checks and consistent cuts.
 //!
 //! Called by `cri` for our own command line. Drivers that can't do it say so by name. A cut freezes the pod's containers
-//! for as long as the driver takes; they are thawed whatever comes of it. A crash in between leaves them frozen until
-//! the next cut or a stop, which thaws what it kills.
+//! for as long as the driver takes; they are thawed whatever comes of it, also when the caller goes away. A crash in between
+//! leaves them frozen until the next start.
 
 use std::sync::Arc;
 
@@ -41,7 +41,20 @@ impl Engine {
         }
     }
 
-    /// Runs `work` while the pod's running containers are frozen.
+    /// Runs `work` to its end even when the caller goes away: nobody else would thaw what it has frozen.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        what: String,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        self.shared.tasks.spawn(what, async move {
+            let _ = answer.send(work.await);
+        });
+        answered.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, "the daemon ends")))
+    }
+
+    /// Runs `work` while the pod's running containers are frozen. To be called in a task that outlives its caller.
     pub(super) async fn frozen<T>(
         &self,
         scope: Scope,
@@ -51,9 +64,12 @@ impl Engine {
     ) -> Result<T> {
         let record = self.pod(scope, pod)?;
         let backend = self.shared.backend(&record.handler)?;
+        let _turn = self.shared.freezing.take(&record.id).await;
         let mut frozen = Vec::new();
         let mut failed = None;
-        for c in containers.iter().filter(|c| c.phase == ContainerPhase::Running) {
+        let now = |c: &Arc<ContainerRecord>| self.shared.index().container(&c.id);
+        // Those that run by now: it may have been some time until it was this one's turn.
+        for c in containers.iter().filter_map(now).filter(|c| c.phase == ContainerPhase::Running) {
             match backend.freeze(&record, &c.id, true).await {
                 Ok(()) => frozen.push(c.id.clone()),
                 Err(e) => {
@@ -103,12 +119,8 @@ impl Engine {
             return Err(Error::precondition(format!("container {}: {}", container.id, container.phase.word())));
         }
         let (engine, reference) = (self.clone(), reference.to_owned());
-        let (answer, answered) = oneshot::channel();
-        // A caller that goes must not leave it frozen.
-        self.shared.tasks.spawn(format!("commit {}", container.id.short()), async move {
-            let _ = answer.send(engine.commit(scope, &container, &reference, &edit).await);
-        });
-        answered.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, "the daemon ends")))
+        let what = format!("commit {}", container.id.short());
+        self.to_its_end(what, async move { engine.commit(scope, &container, &reference, &edit).await }).await
     }
 
     async fn commit(
@@ -132,15 +144,25 @@ impl Engine {
 
     /// One cut of all of the pod's root file systems, called `name`.
     pub async fn snapshot_pod(&self, scope: Scope, pod: &str, name: &str) -> Result<Vec<ContainerId>> {
-        let containers = self.cut_of(scope, pod)?;
-        let ids: Vec<ContainerId> = containers.iter().map(|c| c.id.clone()).collect();
-        let layers = self.shared.ports.layers.clone();
-        self.frozen(scope, pod, &containers, layers.snapshot_rootfs(&ids, name)).await?;
-        Ok(ids)
+        let (engine, pod, name) = (self.clone(), pod.to_owned(), name.to_owned());
+        self.to_its_end(format!("snapshot of pod {pod}"), async move {
+            let containers = engine.cut_of(scope, &pod)?;
+            let ids: Vec<ContainerId> = containers.iter().map(|c| c.id.clone()).collect();
+            let layers = engine.shared.ports.layers.clone();
+            engine.frozen(scope, &pod, &containers, layers.snapshot_rootfs(&ids, &name)).await?;
+            Ok(ids)
+        })
+        .await
     }
 
     /// Puts all of the pod's root file systems back to the cut `name`. Newer cuts go.
     pub async fn rollback_pod(&self, scope: Scope, pod: &str, name: &str) -> Result<Vec<ContainerId>> {
+        let (engine, pod, name) = (self.clone(), pod.to_owned(), name.to_owned());
+        self.to_its_end(format!("rollback of pod {pod}"), async move { engine.rollback(scope, &pod, &name).await })
+            .await
+    }
+
+    async fn rollback(&self, scope: Scope, pod: &str, name: &str) -> Result<Vec<ContainerId>> {
         let containers = self.cut_of(scope, pod)?;
         let layers = self.shared.ports.layers.clone();
         // A container that is newer than the cut stays as it is.

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::Inner;
+use super::state::FORK;
 use crate::core::error::Result;
 use crate::core::ids::ContainerId;
 use crate::core::ports::StorageReport;
@@ -51,6 +52,11 @@ pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<Stor
     report.problems.extend(missing.map(|(c, _)| gone("layer", &c.to_string())));
     let missing = known.rootfs.iter().filter(|(c, r)| found.rootfs.get(c).map(|f| &f.top) != Some(&r.top));
     report.problems.extend(missing.map(|(c, _)| gone("container", c.as_str())));
+    let cuts =
+        |cuts: &[String]| -> BTreeSet<String> { cuts.iter().filter(|c| !c.starts_with(FORK)).cloned().collect() };
+    let other =
+        known.rootfs.iter().filter(|(c, r)| found.rootfs.get(c).is_some_and(|f| cuts(&f.cuts) != cuts(&r.cuts)));
+    report.problems.extend(other.map(|(c, _)| format!("container {c}: the pool has other snapshots than are known")));
     let doomed = |leaf: &str| known.doomed.keys().chain(&going).any(|d| d.leaf() == leaf);
     let more = found.layers.keys().filter(|c| !known.layers.contains_key(c) && !doomed(c.hex()));
     report.problems.extend(more.map(|c| format!("layer {c}: in the pool, but not known")));

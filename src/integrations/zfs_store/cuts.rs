@@ -7,7 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::state::{CUT, Doomed, READY};
+use super::state::{CUT, Doomed, FORK, READY};
 use super::{Inner, blocking, diff, mount, path_of};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
@@ -42,7 +42,19 @@ impl Inner {
             }
             all.push(self.cut(id, name)?);
         }
-        self.zfs.snapshot(&all, &[]).await.map_err(|e| self.noted(e))?;
+        if let Err(e) = self.zfs.snapshot(&all, &[]).await {
+            // zfs-fuse makes them one by one, and one that was late may be made all the same.
+            // What was there before, unknown to us, is kept.
+            for snapshot in all.iter().filter(|_| e.reason() != Reason::Exists) {
+                if let Err(left) = self.zfs.destroy_snapshot(snapshot).await
+                    && left.reason() != Reason::NotFound
+                {
+                    tracing::warn!(%snapshot, error = %left, "a snapshot of a cut that failed may stay");
+                }
+            }
+            self.read_cuts(containers).await;
+            return Err(self.noted(e));
+        }
         let mut state = self.state();
         for id in containers {
             if let Some(rootfs) = state.rootfs.get_mut(id) {
@@ -52,31 +64,70 @@ impl Inner {
         Ok(())
     }
 
-    /// Newer cuts go.
+    /// Takes over which cuts the pool has of them: it has done something else than what was asked for.
+    async fn read_cuts(&self, containers: &[ContainerId]) {
+        for id in containers {
+            let Ok(dataset) = self.container(id) else { continue };
+            match self.snapshots(&dataset).await {
+                Ok(mut there) => {
+                    there.retain(|s| s.starts_with(CUT) || s.starts_with(FORK));
+                    if let Some(rootfs) = self.state().rootfs.get_mut(id) {
+                        rootfs.cuts = there;
+                    }
+                }
+                Err(e) => tracing::warn!(%dataset, error = %e, "its snapshots can't be listed"),
+            }
+        }
+    }
+
+    /// Newer cuts go. Whatever can be found out is found out for all containers before the first is changed.
     pub(super) async fn rollback(&self, containers: &[ContainerId], name: &str) -> Result<()> {
+        let mut all = Vec::new();
         for id in containers {
             let cut = self.cut(id, name)?;
             if !self.cuts(id)?.iter().any(|n| n == name) {
                 return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short())));
             }
+            self.can_roll_back(id, &cut).await?;
+            all.push((id, cut));
+        }
+        for (_, cut) in &all {
             // zfs-fuse can't do it under a mount; OpenZFS can.
             self.let_go(cut.dataset()).await.map_err(|e| self.noted(e))?;
-            self.zfs.rollback(&cut).await.map_err(|e| match e.reason() {
-                Reason::HasDependents => Error::because(
-                    Kind::FailedPrecondition,
-                    format!("container {}: a fork is made of a newer state; remove that first", id.short()),
-                    e,
-                ),
-                _ => self.noted(e),
+        }
+        for (n, (id, cut)) in all.iter().enumerate() {
+            let done = self.zfs.rollback(cut).await.map_err(|e| self.noted(e));
+            self.read_cuts(std::slice::from_ref(*id)).await;
+            done.map_err(|e| match n {
+                0 => e.context(format!("container {}", id.short())),
+                _ => e.context(format!("container {}, after {n} of the pod's others were put back", id.short())),
             })?;
-            let mut state = self.state();
-            if let Some(rootfs) = state.rootfs.get_mut(id)
-                && let Some(at) = rootfs.cuts.iter().position(|c| c == cut.name())
-            {
-                rootfs.cuts.truncate(at + 1);
-            }
         }
         Ok(())
+    }
+
+    /// Refuses what would take more than our own newer cuts.
+    async fn can_roll_back(&self, id: &ContainerId, cut: &Snapshot) -> Result<()> {
+        let there = self.snapshots(cut.dataset()).await.map_err(|e| self.noted(e))?;
+        let Some(at) = there.iter().position(|s| s == cut.name()) else {
+            self.read_cuts(std::slice::from_ref(id)).await;
+            return Err(Error::not_found(format!("snapshot {cut} is not in the pool any more")));
+        };
+        let newer = &there[at + 1..];
+        if let Some(other) = newer.iter().find(|s| !s.starts_with(CUT) && !s.starts_with(FORK)) {
+            let what = format!("container {}: @{other} is newer and not ours; remove that first", id.short());
+            return Err(Error::precondition(what));
+        }
+        let state = self.state();
+        let live = state.rootfs.values().filter_map(|r| r.fork_of.as_ref());
+        let mut forks = live.chain(state.doomed.values().filter_map(|d| d.fork_of.as_ref()));
+        match forks.any(|of| of.dataset() == cut.dataset() && newer.iter().any(|s| s == of.name())) {
+            true => Err(Error::precondition(format!(
+                "container {}: a fork is made of a newer state; remove that first",
+                id.short()
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// Compares a container with its cut or its layers by walking both.

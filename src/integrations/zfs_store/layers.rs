@@ -4,6 +4,7 @@
 //! leaves the same to the next start. The snapshot is what counts: ZFS has it on disk when the command returns.
 
 use std::io::Read;
+use std::time::Duration;
 
 use super::state::{Layer, OWNER, READY, USAGE, usage_text};
 use super::{Doomed, Inner, blocking};
@@ -15,6 +16,9 @@ use crate::integrations::layers::confined::Place;
 use crate::integrations::layers::unpack::Whiteouts;
 use crate::integrations::zfs::{Dataset, Property, Snapshot, ZfsError};
 
+/// How long whoever wants a layer anew waits for what is left of it to go.
+const GOING: Duration = Duration::from_secs(10);
+
 impl Inner {
     /// The work of `LayerStore::apply`.
     pub(super) async fn apply(
@@ -25,7 +29,7 @@ impl Inner {
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<Usage> {
         let dataset = self.layer(chain)?;
-        if let Some(usage) = self.there_or_free(chain, &dataset).await {
+        if let Some(usage) = self.there_or_free(chain, &dataset).await? {
             return Ok(usage);
         }
         let done = self.unpack_and_commit(parent, chain, &dataset, tar, verify).await;
@@ -38,30 +42,42 @@ impl Inner {
         done
     }
 
-    /// A layer that is there, or was to be destroyed and is there again. Waits while it is being destroyed.
-    pub(super) async fn there_or_free(&self, chain: &Digest, dataset: &Dataset) -> Option<Usage> {
+    /// A layer that is there, or was to be destroyed and is there again. Waits while it is being destroyed; FailedPrecondition
+    /// with the reason when it does not go.
+    pub(super) async fn there_or_free(&self, chain: &Digest, dataset: &Dataset) -> Result<Option<Usage>> {
+        let until = tokio::time::Instant::now() + GOING;
+        let mut asked = false;
         loop {
             let mut reaped = std::pin::pin!(self.reaped.notified());
             reaped.as_mut().enable();
             {
                 let mut state = self.state();
                 if let Some(layer) = state.layers.get(chain) {
-                    return Some(layer.usage);
+                    return Ok(Some(layer.usage));
                 }
                 match state.doomed.get_mut(dataset) {
-                    None => return None,
+                    None => return Ok(None),
                     Some(doomed) if !doomed.busy && doomed.layer.is_some() => {
-                        let (chain, layer) = state.doomed.remove(dataset).and_then(|d| d.layer)?;
-                        let usage = layer.usage;
-                        state.layers.insert(chain, layer);
-                        return Some(usage);
+                        let layer = state.doomed.remove(dataset).and_then(|d| d.layer);
+                        return Ok(layer.map(|(chain, layer)| {
+                            let usage = layer.usage;
+                            state.layers.insert(chain, layer);
+                            usage
+                        }));
                     }
                     // Wanted now: no pause before the next try.
-                    Some(doomed) => doomed.after = None,
+                    Some(doomed) if !asked => doomed.after = None,
+                    Some(doomed) if tokio::time::Instant::now() >= until => {
+                        let what = format!("dataset {dataset} is half destroyed and does not go: {}", doomed.why);
+                        return Err(Error::precondition(what));
+                    }
+                    Some(_) => {}
                 }
             }
-            self.doom.notify_one();
-            reaped.await;
+            if !std::mem::replace(&mut asked, true) {
+                self.doom.notify_one();
+            }
+            let _ = tokio::time::timeout_at(until, reaped).await;
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Inner;
-use super::state::{Doomed, FORK, State};
+use super::state::{CUT, Doomed, FORK, READY, RECEIVED, State};
 use crate::core::ids::Digest;
 use crate::fail_point;
 use crate::integrations::zfs::{Dataset, Reason, ZfsError};
@@ -105,16 +105,10 @@ fn claim(store: &Inner, dataset: &Dataset) -> Option<Doomed> {
 async fn destroy(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<(), ZfsError> {
     fail_point!("zfs.destroy.before");
     store.let_go(dataset).await?;
-    for snapshot in &doomed.snapshots {
-        match store.zfs.destroy_snapshot(&dataset.snapshot(snapshot)?).await {
-            Err(e) if e.reason() != Reason::NotFound => return Err(e),
-            _ => {}
-        }
-        fail_point!("zfs.destroy.snapshot_gone");
-    }
-    match store.zfs.destroy(dataset).await {
-        Err(e) if e.reason() != Reason::NotFound => return Err(e),
-        _ => {}
+    match dataset.leaf().starts_with(RECEIVED) {
+        // Whatever the stream has put there is nobody else's.
+        true => gone(store.zfs.destroy_with_snapshots(dataset).await)?,
+        false => destroy_own(store, dataset, doomed).await?,
     }
     fail_point!("zfs.destroy.after");
     if let Some(of) = doomed.fork_of.as_ref().filter(|s| s.name().starts_with(FORK))
@@ -124,6 +118,57 @@ async fn destroy(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<()
         tracing::warn!(snapshot = %of, error = e.chain(), "a fork's snapshot stays for now");
     }
     Ok(())
+}
+
+/// What was gone before is success.
+fn gone(done: Result<(), ZfsError>) -> Result<(), ZfsError> {
+    match done {
+        Err(e) if e.reason() != Reason::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// The snapshots that are ours, then the dataset. One with a snapshot of somebody else's stays, and a layer stays whole then.
+async fn destroy_own(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<(), ZfsError> {
+    if doomed.layer.is_some() {
+        let others = others(store.snapshots(dataset).await, |s| s == READY)?;
+        others.map_or(Ok(()), Err)?;
+        // From here on it can't be had back.
+        if let Some(doomed) = store.state().doomed.get_mut(dataset) {
+            doomed.layer = None;
+        }
+    }
+    for snapshot in &doomed.snapshots {
+        gone(store.zfs.destroy_snapshot(&dataset.snapshot(snapshot)?).await)?;
+        fail_point!("zfs.destroy.snapshot_gone");
+    }
+    match store.zfs.destroy(dataset).await {
+        Err(e) if e.reason() == Reason::HasDependents => {
+            // One that was made later than we waited for, or that another program has made.
+            let ours = |s: &str| s == READY || s.starts_with(CUT) || s.starts_with(FORK);
+            let there = store.snapshots(dataset).await?;
+            for snapshot in there.iter().filter(|s| ours(s)) {
+                gone(store.zfs.destroy_snapshot(&dataset.snapshot(snapshot)?).await)?;
+            }
+            others(Ok(there), ours)?.map_or(Ok(()), Err)?;
+            gone(store.zfs.destroy(dataset).await)
+        }
+        done => gone(done),
+    }
+}
+
+/// Why a dataset can't go: snapshots that are not ours.
+fn others(there: Result<Vec<String>, ZfsError>, ours: impl Fn(&str) -> bool) -> Result<Option<ZfsError>, ZfsError> {
+    let there = match there {
+        Err(e) if e.reason() == Reason::NotFound => return Ok(None),
+        there => there?,
+    };
+    let others: Vec<String> = there.into_iter().filter(|s| !ours(s)).map(|s| format!("@{s}")).collect();
+    Ok((!others.is_empty()).then(|| ZfsError::Failed {
+        what: "destroy".into(),
+        reason: Reason::HasDependents,
+        message: format!("it has snapshots of somebody else's: {}", others.join(", ")),
+    }))
 }
 
 /// Whether it is gone; else when it is tried again.
@@ -143,6 +188,7 @@ fn settle(store: &Inner, dataset: &Dataset, done: Result<(), ZfsError>) -> bool 
     doomed.tries += 1;
     let pause = PAUSE.saturating_mul(1 << doomed.tries.min(10)).min(MAX_PAUSE);
     doomed.after = Some(Instant::now() + pause);
+    doomed.why = e.to_string();
     let tries = doomed.tries;
     drop(state);
     match e.reason() {

@@ -29,8 +29,11 @@ const CHAIN_LEN: usize = 64;
 pub(super) const CUT: &str = "lxcri-";
 /// Begins the names of snapshots that were made for a fork alone. A user's cut can't have one.
 pub(super) const FORK: &str = "lxcri:fork-";
+/// When a snapshot was made: a number that grows with the pool's transactions.
+pub(super) const MADE: &str = "createtxg";
 /// What a listing asks for, beside [`RESUME_TOKEN`] where there is one.
-pub(super) const LISTED: &[&str] = &["type", "used", "referenced", "origin", "guid", OWNER, USAGE, IDMAP, VOLUMES];
+pub(super) const LISTED: &[&str] =
+    &["type", "used", "referenced", "origin", "guid", MADE, OWNER, USAGE, IDMAP, VOLUMES];
 
 /// A committed layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,13 +74,15 @@ pub(super) struct Doomed {
     pub after: Option<Instant>,
     /// Tries so far.
     pub tries: u32,
+    /// Why the last of them failed.
+    pub why: String,
     /// The snapshot of another container that it is a fork of.
     pub fork_of: Option<Snapshot>,
 }
 
 impl Doomed {
     pub fn new(snapshots: Vec<String>) -> Self {
-        Self { layer: None, snapshots, busy: false, after: None, tries: 0, fork_of: None }
+        Self { layer: None, snapshots, busy: false, after: None, tries: 0, why: String::new(), fork_of: None }
     }
 }
 
@@ -212,15 +217,31 @@ fn layer_below(root: &Dataset, all: &Properties, name: &str) -> Option<Digest> {
     None
 }
 
+/// Names of a dataset's snapshots, oldest first.
+pub(super) fn snapshots_of(dataset: &str, all: &Properties) -> Vec<String> {
+    let mut found: Vec<(u64, String)> = all
+        .iter()
+        .filter_map(|(name, properties)| {
+            let snapshot = name.strip_prefix(dataset)?.strip_prefix('@')?;
+            let made = properties.get(MADE).and_then(|v| v.text.parse().ok()).unwrap_or_default();
+            Some((made, snapshot.to_owned()))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, name)| name).collect()
+}
+
 /// Makes a state of what `zfs get -r` of `root` told. `owner` is our tag.
 pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
     let mut state = State::default();
-    let mut snapshots: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for name in all.keys() {
+    let mut snapshots: BTreeMap<&str, Vec<(u64, &str)>> = BTreeMap::new();
+    for (name, properties) in all {
         if let Some((dataset, snapshot)) = name.split_once('@') {
-            snapshots.entry(dataset).or_default().push(snapshot);
+            let made = properties.get(MADE).and_then(|v| v.text.parse().ok()).unwrap_or_default();
+            snapshots.entry(dataset).or_default().push((made, snapshot));
         }
     }
+    snapshots.values_mut().for_each(|own| own.sort_unstable());
     for (name, properties) in all.iter().filter(|(name, _)| !name.contains('@')) {
         let Ok(dataset) = name.parse::<Dataset>() else {
             state.foreign.insert(name.clone());
@@ -237,7 +258,8 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
             state.foreign.insert(name.clone());
             continue;
         }
-        let own = snapshots.get(name.as_str()).cloned().unwrap_or_default();
+        let own: Vec<&str> =
+            snapshots.get(name.as_str()).into_iter().flatten().map(|(_, snapshot)| *snapshot).collect();
         let origin = layer_below(root, all, name);
         match place.split_once('/') {
             Some(("layers", leaf)) if chain(leaf).is_some() => {
@@ -370,6 +392,25 @@ mod tests {
         state.rootfs.clear();
         assert_eq!(state.unwanted(&[digest(&a)]), [digest(&b)]);
         assert_eq!(state.unwanted(&[]).len(), 2);
+    }
+
+    #[test]
+    fn snapshots_are_in_the_order_they_were_made_in() {
+        let id = "a".repeat(64);
+        let dataset = format!("tank/l/containers/{id}");
+        let (layer, ready) = (format!("tank/l/layers/{id}"), format!("tank/l/layers/{id}@ready"));
+        let names = ["lxcri-z", "lxcri-a", "daily", "lxcri-m"].map(|n| format!("{dataset}@{n}"));
+        let made: Vec<_> = ["9", "10", "11", "100"].into_iter().map(|n| [(MADE, n)]).collect();
+        let mut rows: Vec<(&str, &[(&str, &str)])> =
+            names.iter().zip(&made).map(|(name, made)| (name.as_str(), made.as_slice())).collect();
+        let of_layer: &[_] = &[("referenced", "1"), (USAGE, "7,8")];
+        rows.extend([(ready.as_str(), of_layer), (layer.as_str(), &[(OWNER, "me")])]);
+        let own = [(OWNER, "me"), ("origin", ready.as_str())];
+        rows.push((&dataset, &own));
+        let all = listing(&rows);
+        assert_eq!(snapshots_of(&dataset, &all), ["lxcri-z", "lxcri-a", "daily", "lxcri-m"]);
+        let state = read(&"tank/l".parse().expect("name"), "me", &all);
+        assert_eq!(state.rootfs.values().next().expect("one").cuts, ["lxcri-z", "lxcri-a", "lxcri-m"]);
     }
 
     #[test]

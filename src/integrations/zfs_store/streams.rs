@@ -15,7 +15,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::{LayerState, StreamFrom, Usage};
 use crate::fail_point;
-use crate::integrations::zfs::{Dataset, Property, Reason, ResumeToken, Snapshot, ZfsError};
+use crate::integrations::zfs::{Dataset, Property, Reason, ResumeToken, Snapshot, Source, ZfsError};
 
 /// Digits that tell streams of the same layer apart.
 const NUMBER: usize = 8;
@@ -73,7 +73,7 @@ impl Inner {
         verify: Box<dyn FnOnce() -> Result<()> + Send>,
     ) -> Result<()> {
         let dataset = self.layer(chain)?;
-        if self.there_or_free(chain, &dataset).await.is_some() {
+        if self.there_or_free(chain, &dataset).await?.is_some() {
             self.give_up(chain);
             return Ok(());
         }
@@ -133,6 +133,25 @@ impl Inner {
         }
     }
 
+    /// Refuses what a stream can hold beside a layer: other snapshots, file systems below, properties.
+    async fn only_a_layer(&self, beside: &Dataset, ready: &Snapshot) -> Result<()> {
+        const LISTED: &[&str] =
+            &["type", "mountpoint", "canmount", "quota", "refquota", "reservation", "refreservation", "sharenfs"];
+        let all = self.zfs.get_all(beside, LISTED).await.map_err(|e| self.noted(e))?;
+        let (name, ready) = (beside.to_string(), ready.to_string());
+        if !all.contains_key(&ready) {
+            return Err(Error::invalid(format!("the stream has no snapshot @{READY}")));
+        }
+        if let Some(more) = all.keys().find(|k| **k != name && **k != ready) {
+            return Err(Error::invalid(format!("the stream has more than one snapshot of a layer: {more}")));
+        }
+        let received = all.values().flatten().find(|(_, value)| value.source == Source::Received);
+        match received {
+            Some((property, _)) => Err(Error::invalid(format!("the stream has the property {property}"))),
+            None => Ok(()),
+        }
+    }
+
     async fn receive_and_commit(
         &self,
         chain: &Digest,
@@ -156,6 +175,7 @@ impl Inner {
         })?;
         fail_point!("zfs.receive.received");
         let ready = beside.snapshot(READY).map_err(ZfsError::from)?;
+        self.only_a_layer(beside, &ready).await?;
         let property = |key: &str, value: String| Property::new(key, value).map_err(ZfsError::from);
         self.zfs.set_snapshot(&ready, &property(USAGE, usage_text(usage))?).await.map_err(|e| self.noted(e))?;
         self.zfs.set_snapshot(&ready, &property(OWNER, self.config.owner.clone())?).await.map_err(|e| self.noted(e))?;
