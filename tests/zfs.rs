@@ -438,6 +438,31 @@ fn a_pod_is_cut_compared_and_put_back() {
     });
 }
 
+/// Its processes put a link in the place of a folder while the folder is walked.
+#[test]
+fn a_comparison_stays_in_the_container() {
+    isolated("a_comparison_stays_in_the_container", || {
+        let node = Node::start(options());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        std::fs::create_dir_all("/tmp/secret/of-the-node").expect("folder");
+        let pod = crictl.run_pod("p");
+        let script = "mkdir /many; i=0; while [ $i -lt 2000 ]; do i=$((i+1)); : > /many/f$i; done; ln -s /tmp/secret /l; \
+            : > /ready; while :; do mv /var /x; mv /l /var; mv /var /l; mv /x /var; done";
+        let id = crictl.create(&pod, "p", "c", BUSYBOX, script);
+        crictl.run(&["start", &id]);
+        wait_for("its files", Duration::from_secs(60), || {
+            crictl.try_run(&["exec", "-s", &id, "test", "-e", "/ready"]).0.then_some(())
+        });
+        for n in 0..30 {
+            let (_, said) = lxcri(&node, &["pod", "diff", "p"]);
+            assert!(!said.contains("of-the-node"), "the node's files, by comparison {n}");
+        }
+        crictl.run(&["rmp", "-f", &pod]);
+        clean(&node);
+    });
+}
+
 #[test]
 fn a_configuration_without_a_dataset_is_refused() {
     isolated("a_configuration_without_a_dataset_is_refused", || {

@@ -12,6 +12,7 @@ use super::{Inner, blocking, diff, mount, path_of};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::FileChange;
+use crate::integrations::mountattr;
 use crate::integrations::zfs::{Flavor, Reason, Snapshot, ZfsError};
 
 fn absent(id: &ContainerId) -> Error {
@@ -139,8 +140,13 @@ impl Inner {
             Some(name) => return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short()))),
         };
         let (before, temporary) = self.open_snapshot(&from).await?;
-        let after = self.mount(&self.container(id)?).await?;
+        let after = self.mount(&self.container(id)?).await;
         let changes = blocking(move || {
+            let after = after?;
+            // Its processes may put a link in the place of a folder while both are walked.
+            for tree in [&before, &after] {
+                mountattr::guard(tree).map_err(|e| Error::io("a view of a root file system", e.into()))?;
+            }
             diff::compare(&path_of(&before), &path_of(&after)).map_err(|e| Error::io("comparing root file systems", e))
         })
         .await;
