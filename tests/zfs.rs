@@ -221,11 +221,14 @@ fn a_container_writes_no_more_than_it_may() {
             }
             crictl.run(&["rmp", "-f", &pod]);
         }
-        let pod = run_limited(&crictl, &node, "odd", Some("much"));
-        let (made, said) = create(&pod, "odd", "true");
-        assert!(!made && said.contains("InvalidArgument") && said.contains("ephemeral-storage"), "{said}");
-        assert!(said.contains("much"), "{said}");
-        crictl.run(&["rmp", "-f", &pod]);
+        // Nor one that has no room for the files that every container gets.
+        for odd in ["much", "1", "1Ki"] {
+            let pod = run_limited(&crictl, &node, "odd", Some(odd));
+            let (made, said) = create(&pod, "odd", "true");
+            assert!(!made && said.contains("InvalidArgument") && said.contains("ephemeral-storage"), "{said}");
+            assert!(said.contains(odd), "{said}");
+            crictl.run(&["rmp", "-f", &pod]);
+        }
         clean(&node);
     });
 }

@@ -64,6 +64,7 @@ fn forks_begin_as_the_pod_was_and_go_their_own_way() {
         refused(&["pod", "fork", "p", "none"], "no snapshot \"none\"");
         refused(&["pod", "fork", "nobody"], "no pod");
         refused(&["pod", "snapshot", "p", "x", "--as", "y"], "--as names a fork");
+        refused(&["pod", "fork", "p", "one", "--as", "../x"], "a fork's name \"../x\"");
         good(&node, &["pod", "fork", "p", "one", "--as", "then"]);
         refused(&["pod", "fork", "p", "--as", "then"], "already");
         good(&node, &["pod", "fork", "p", "--as", "now"]);

@@ -26,7 +26,10 @@ const UNITS: [(&str, u64); 11] = [
     ("", 1),
 ];
 
-/// Bytes of a quantity: whole numbers with Ki, Mi, Gi, Ti, Pi, k, M, G, T, P or nothing behind them.
+/// Least limit in bytes: a container needs room for the few files that are made for it.
+const LEAST: u64 = 1 << 20;
+
+/// Bytes of a limit, 0 for none: whole numbers with Ki, Mi, Gi, Ti, Pi, k, M, G, T, P or nothing behind them.
 pub fn bytes(text: &str) -> Result<u64> {
     let bad = |why| Error::invalid(format!("size {text:?}: {why}"));
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -38,7 +41,11 @@ pub fn bytes(text: &str) -> Result<u64> {
         return Err(bad("it has no number"));
     }
     let number: Option<u64> = number.parse().ok();
-    number.and_then(|n| n.checked_mul(*factor)).ok_or_else(|| bad("larger than 16 EiB"))
+    match number.and_then(|n| n.checked_mul(*factor)) {
+        None => Err(bad("larger than 16 EiB")),
+        Some(1..LEAST) => Err(bad("less than 1Mi; \"0\" is no limit")),
+        Some(bytes) => Ok(bytes),
+    }
 }
 
 /// Annotations of a pod or a container.
@@ -60,16 +67,33 @@ mod tests {
     fn quantities() {
         for (text, expected) in [
             ("0", 0),
-            ("1", 1),
+            ("0Gi", 0),
+            ("1048576", 1 << 20),
+            ("1Mi", 1 << 20),
             ("10Gi", 10 << 30),
             ("500M", 500_000_000),
-            ("64Ki", 65_536),
-            ("3k", 3_000),
+            ("1024Ki", 1 << 20),
+            ("3000k", 3_000_000),
             ("16383Pi", 16_383 << 50),
         ] {
             assert_eq!(bytes(text).expect(text), expected, "{text}");
         }
-        for bad in ["", "Gi", "-1", "1.5Gi", "1 Gi", "1GiB", "1gi", "16384Pi", "99999999999999999999", "٣"] {
+        for bad in [
+            "",
+            "Gi",
+            "-1",
+            "1.5Gi",
+            "1 Gi",
+            "1GiB",
+            "1gi",
+            "16384Pi",
+            "99999999999999999999",
+            "٣",
+            "1",
+            "1Ki",
+            "1M",
+            "1023Ki",
+        ] {
             let e = bytes(bad).expect_err(bad);
             assert_eq!(e.kind(), crate::core::error::Kind::InvalidArgument, "{bad}");
         }
@@ -79,8 +103,8 @@ mod tests {
     fn the_nearest_word_counts() {
         let (mut pod, mut container) = (Annotations::new(), Annotations::new());
         assert_eq!(of(&pod, &container, 7).expect("default"), 7);
-        pod.insert(ANNOTATION.into(), "1Ki".into());
-        assert_eq!(of(&pod, &container, 7).expect("the pod's"), 1024);
+        pod.insert(ANNOTATION.into(), "2Mi".into());
+        assert_eq!(of(&pod, &container, 7).expect("the pod's"), 2 << 20);
         container.insert(ANNOTATION.into(), "0".into());
         assert_eq!(of(&pod, &container, 7).expect("its own"), 0);
         container.insert(ANNOTATION.into(), "much".into());

@@ -23,7 +23,7 @@ use crate::core::state::ContainerPhase;
 
 /// Says in the new pod's annotations which pod it is a fork of.
 const FORK_OF: &str = "proxmox-lxcri/fork-of";
-/// Longest hostname.
+/// Longest hostname, and longest name that may be asked for.
 const HOSTNAME_MAX: usize = 63;
 
 /// What is wanted.
@@ -48,9 +48,13 @@ pub struct Forked {
 
 impl Engine {
     /// Makes a fork of a pod: of its containers that run or, if none does, of all (the last one of each name). Those are
-    /// started. FailedPrecondition when an image is gone or an environment is not known any more, NotFound for an unknown
+    /// started. InvalidArgument for a name that is no DNS label,
+    /// FailedPrecondition when an image is gone or an environment is not known any more, NotFound for an unknown
     /// cut, Unimplemented where the driver has no forks.
     pub async fn fork_pod(&self, scope: Scope, pod: &str, fork: Fork) -> Result<Forked> {
+        if let Some(name) = &fork.name {
+            fitting(name)?;
+        }
         let record = self.pod(scope, pod)?;
         let (engine, told) = (self.clone(), format!("fork of pod {}", record.id.short()));
         let (answer, answered) = oneshot::channel();
@@ -173,6 +177,19 @@ impl Engine {
     }
 }
 
+/// Refuses a new pod's name that is no DNS label (RFC 1123), as which it is the pod's hostname and in folders' names.
+fn fitting(name: &str) -> Result<()> {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    let ends = !name.starts_with('-') && !name.ends_with('-');
+    if name.is_empty() || name.len() > HOSTNAME_MAX || !ends || !name.bytes().all(inner) {
+        let told: String = name.chars().take(HOSTNAME_MAX).collect();
+        return Err(Error::invalid(format!(
+            "a fork's name {told:?}: it has to be lower case letters, digits and '-', {HOSTNAME_MAX} at most"
+        )));
+    }
+    Ok(())
+}
+
 /// Of each name the last one; of these those that run, or all.
 fn chosen(containers: Vec<Arc<ContainerRecord>>) -> Vec<Arc<ContainerRecord>> {
     let mut last: Vec<Arc<ContainerRecord>> = Vec::new();
@@ -203,4 +220,21 @@ fn sandbox(pod: &PodRecord, fork: &Fork) -> SandboxConfig {
     (config.resources, config.overhead) = (Resources::default(), Resources::default());
     config.annotations.insert(FORK_OF.into(), pod.id.to_string());
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forks_name_is_a_dns_label() {
+        let longest = "n".repeat(63);
+        for good in ["a", "0", "then-2", longest.as_str()] {
+            fitting(good).expect(good);
+        }
+        let long = "n".repeat(64);
+        for bad in ["", "-a", "a-", "a b", "A", "a_b", "a.b", "../x", "a/b", "x\ny", "ä", long.as_str()] {
+            assert_eq!(fitting(bad).expect_err(bad).kind(), Kind::InvalidArgument, "{bad:?}");
+        }
+    }
 }
