@@ -103,6 +103,19 @@ fn going_on(stream: &[u8], token: &[u8]) -> Vec<u8> {
     changed
 }
 
+/// The stream with another size of its layers in its header.
+fn of_size(stream: &[u8], bytes: &str) -> Vec<u8> {
+    let header = "lxcri-image-1\n".len();
+    let length = u32::from_be_bytes(stream[header + 1..header + 5].try_into().expect("four bytes")) as usize;
+    let (said, rest) = stream[header + 5..].split_at(length);
+    let mut said: Value = serde_json::from_slice(said).expect("JSON");
+    for layer in said["layers"].as_array_mut().expect("layers") {
+        layer["bytes"] = bytes.parse::<u64>().expect("a number").into();
+    }
+    let said = said.to_string();
+    [&stream[..=header], &(said.len() as u32).to_be_bytes(), said.as_bytes(), rest].concat()
+}
+
 fn digest(data: &[u8]) -> String {
     sha2::Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -163,6 +176,8 @@ fn images_go_from_node_to_node() {
         let whole = sent(&a, &["t/one:1"]);
         let (taken, said) = received(&b, &file, &going_on(&whole, b"1-abc-def"));
         assert!(!taken && said.contains("nothing of it is here that this stream could go on with"), "{said}");
+        let (taken, said) = received(&b, &file, &of_size(&whole, "18446744073709551615"));
+        assert!(!taken && said.contains("a layer of more than"), "{said}");
         for cut in [0, 5, 40, whole.len() / 2, whole.len() - 40, whole.len() - 1] {
             let (good, said) = received(&b, &file, &whole[..cut]);
             assert!(!good && said.contains("too early"), "cut at {cut}: {said}");

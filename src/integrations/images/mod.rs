@@ -449,8 +449,8 @@ impl ImageStore for LocalImageStore {
             images.values().flat_map(|(r, _)| &r.layers).map(|l| (&l.chain, l.usage)).collect();
         let mut sum = Usage::default();
         for usage in unique.values() {
-            sum.bytes += usage.bytes;
-            sum.inodes += usage.inodes;
+            sum.bytes = sum.bytes.saturating_add(usage.bytes);
+            sum.inodes = sum.inodes.saturating_add(usage.inodes);
         }
         (self.0.layers.mountpoint(), sum)
     }

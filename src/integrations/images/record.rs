@@ -52,7 +52,7 @@ impl Record {
             id: self.id.clone(),
             repo_tags: self.repo_tags.clone(),
             repo_digests: self.repo_digests.clone(),
-            size: self.layers.iter().map(|l| l.usage.bytes).sum(),
+            size: self.layers.iter().fold(0, |sum, l| sum.saturating_add(l.usage.bytes)),
             chains: self.layers.iter().map(|l| l.chain.clone()).collect(),
             config: self.config.clone(),
             pinned: self.pinned,
@@ -192,4 +192,27 @@ fn read(path: &Utf8Path, name: &str) -> Result<Record> {
         return Err(Error::internal(format!("{path} holds the record of {}", record.id)));
     }
     Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_are_not_to_be_believed_are_no_overflow() {
+        let digest = |n: u8| Digest::from_sha256(&[n; 32]);
+        let usage = Usage { bytes: u64::MAX, inodes: u64::MAX };
+        let record = Record {
+            id: digest(0),
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            manifests: Vec::new(),
+            layers: [1, 2].map(|n| LayerRecord { chain: digest(n), diff_id: digest(n), usage }).to_vec(),
+            config: ImageConfig::default(),
+            pinned: false,
+            pulled_at: 0,
+            changed_at: 0,
+        };
+        assert_eq!(record.image().size, u64::MAX);
+    }
 }

@@ -235,6 +235,14 @@ fn begins(kind: u8, content: &[u8], n: usize) -> Result<Option<String>> {
     }
 }
 
+/// What a stream says of its layers' sizes is added up and shown later: none may be larger than a layer can be.
+fn sizes_fit(layers: &[HeaderLayer]) -> Result<()> {
+    match layers.iter().any(|l| l.bytes > MAX_LAYER || l.inodes > MAX_LAYER) {
+        true => Err(malformed(format!("its header: a layer of more than {MAX_LAYER} bytes"))),
+        false => Ok(()),
+    }
+}
+
 /// Nothing is fetched: all layers are there when the image is made.
 struct Nowhere;
 
@@ -431,6 +439,7 @@ impl Inner {
         if diff_ids.iter().zip(&header.layers).any(|(d, l)| d.to_string() != l.diff_id) {
             return Err(malformed("its header names other layers than its config"));
         }
+        sizes_fit(&header.layers)?;
         let names = header.names.iter().map(|n| Reference::parse(n, &self.config.default_registry));
         let names = names.collect::<Result<Vec<_>>>()?;
         let chains = manifest::chain_ids(&diff_ids);
@@ -506,6 +515,15 @@ mod tests {
         // It came whole meanwhile.
         let both = [vec![part], have(&[(1, "a"), (2, "b")])].concat();
         assert_eq!(plan(&chains, &states, &both), [Not, Not, OnParent]);
+    }
+
+    #[test]
+    fn a_size_that_no_layer_can_have_is_refused() {
+        let of = |bytes, inodes| [HeaderLayer { diff_id: String::new(), bytes, inodes, sent: true }];
+        sizes_fit(&of(MAX_LAYER, 1_000_000)).expect("the largest");
+        for layers in [of(MAX_LAYER + 1, 1), of(u64::MAX, 1), of(1, u64::MAX)] {
+            assert_eq!(sizes_fit(&layers).expect_err("too much").kind(), Kind::InvalidArgument);
+        }
     }
 
     #[test]

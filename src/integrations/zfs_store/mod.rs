@@ -518,13 +518,13 @@ impl LayerStore for ZfsStore {
     }
 
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64> {
-        let mut freed = 0;
+        let mut freed = 0u64;
         {
             let mut state = self.0.state();
             for chain in state.unwanted(keep) {
                 let dataset = self.0.layer(&chain)?;
                 let Some(layer) = state.layers.remove(&chain) else { continue };
-                freed += layer.usage.bytes;
+                freed = freed.saturating_add(layer.usage.bytes);
                 let doomed = Doomed { layer: Some((chain, layer)), ..Doomed::new(vec![READY.into()]) };
                 state.doomed.insert(dataset, doomed);
             }
