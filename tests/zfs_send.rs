@@ -253,3 +253,33 @@ fn images_go_from_node_to_node() {
         }
     });
 }
+
+/// Whoever receives a layer and gets nothing more does not keep others from it.
+#[test]
+fn a_stream_that_stands_still_is_ended() {
+    isolated("a_stream_that_stands_still_is_ended", || {
+        let lines = [String::new(), String::new(), "progress_timeout = 3".into()];
+        let node = Node::start(Options { zfs: true, pool_size: "1G".into(), more_lines: lines, ..Options::default() });
+        let socket = node.local_socket();
+        let base = format!("oci:{}", given("LXCRI_IMAGES").join("oci/busybox").display());
+        good(&socket, &["pull", &base, "--as", "t/base:1"]);
+        let stream = sent(&socket, &["t/base:1"]);
+        node.crictl().run(&["rmi", "t/base:1"]);
+        wait_for("its layers to go", Duration::from_secs(60), || {
+            let (_, said) = lxcri(&socket, &["storage", "check"]);
+            (said.contains("0 layers") && !said.contains("destroyed")).then_some(())
+        });
+        let mut command = Command::new(daemon_program());
+        command.arg("--local-socket").arg(&socket).args(["image", "recv"]).stdin(Stdio::piped());
+        let mut client = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("recv");
+        let mut input = client.stdin.take().expect("its input");
+        std::io::Write::write_all(&mut input, &stream[..stream.len() / 2]).expect("half a stream");
+        // It waits for who is at the layer, and then makes it itself.
+        good(&socket, &["pull", &base, "--as", "t/base:1"]);
+        let out = client.wait_with_output().expect("recv");
+        let said = describe(&out);
+        assert!(!out.status.success() && said.contains("stands still: nothing came for 3 s"), "{said}");
+        drop(input);
+        good(&socket, &["run", "--rm", "--host-network", "t/base:1", "true"]);
+    });
+}

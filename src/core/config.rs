@@ -236,7 +236,7 @@ pub struct Images {
     pub credential_helper_timeout: u64,
     /// Layers of one image fetched at once.
     pub max_concurrent_downloads: usize,
-    /// Seconds without a byte before a pull is given up.
+    /// Seconds without a byte before a pull, or an image from another node, is given up.
     pub progress_timeout: u64,
     /// Registry of names without one.
     pub default_registry: String,

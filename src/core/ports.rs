@@ -507,8 +507,8 @@ pub trait ImageStore: Send + Sync {
         Err(Error::new(Kind::Unimplemented, format!("this image store can't send {}", wanted.image)))
     }
     /// Takes an image that another node has sent. Nothing of it is listed before all of it was there and compared; whole
-    /// layers of a failed try are not needed again.
-    async fn receive(&self, input: Box<dyn std::io::Read + Send>) -> Result<Arc<Image>> {
+    /// layers of a failed try are not needed again. DeadlineExceeded for one that stands still.
+    async fn receive(&self, input: Box<dyn tokio::io::AsyncRead + Send + Unpin>) -> Result<Arc<Image>> {
         let _ = input;
         Err(Error::new(Kind::Unimplemented, "this image store can't receive"))
     }

@@ -167,7 +167,7 @@ impl local::local_service_server::LocalService for Front {
                 .map_err(|status| std::io::Error::other(status.message().to_owned()))
         });
         let reader = tokio_util::io::StreamReader::new(pieces);
-        let image = self.engine.images().receive(Box::new(tokio_util::io::SyncIoBridge::new(reader))).await?;
+        let image = self.engine.images().receive(Box::new(reader)).await?;
         Ok(Response::new(local::ReceiveImageResponse { image: Some(told(&image)) }))
     }
 

@@ -439,7 +439,7 @@ impl ImageStore for LocalImageStore {
         self.0.send_image(wanted, out).await
     }
 
-    async fn receive(&self, input: Box<dyn std::io::Read + Send>) -> Result<Arc<Image>> {
+    async fn receive(&self, input: Box<dyn tokio::io::AsyncRead + Send + Unpin>) -> Result<Arc<Image>> {
         self.0.receive_image(input).await
     }
 

@@ -16,12 +16,14 @@
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 
 use super::assemble::Plan;
@@ -151,6 +153,66 @@ struct Unframer<R> {
     sum: Sha256,
 }
 
+/// What a client sends, read by a thread. From the time that something else waits for it, it may not pause for long.
+struct Incoming {
+    input: Box<dyn AsyncRead + Send + Unpin>,
+    runtime: tokio::runtime::Handle,
+    idle: Option<Duration>,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Self { input, runtime, idle } = self;
+        runtime.block_on(async {
+            match idle {
+                None => input.read(buffer).await,
+                Some(idle) => match tokio::time::timeout(*idle, input.read(buffer)).await {
+                    Ok(read) => read,
+                    Err(_) => Err(stalled("nothing came", *idle)),
+                },
+            }
+        })
+    }
+}
+
+/// A pipe whose reader may not pause for long.
+struct Outgoing {
+    pipe: io::PipeWriter,
+    idle: Duration,
+}
+
+impl Outgoing {
+    fn new(pipe: io::PipeWriter, idle: Duration) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        Ok(Self { pipe, idle })
+    }
+}
+
+impl Write for Outgoing {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let longest = rustix::time::Timespec::try_from(self.idle).map_err(io::Error::other)?;
+        loop {
+            match self.pipe.write(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            let mut room = [rustix::event::PollFd::new(&self.pipe, rustix::event::PollFlags::OUT)];
+            match rustix::event::poll(&mut room, Some(&longest)) {
+                Ok(0) => return Err(stalled("nothing was taken", self.idle)),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn stalled(what: &str, idle: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("{what} for {} s", idle.as_secs_f32()))
+}
+
 fn malformed(why: impl std::fmt::Display) -> Error {
     Error::invalid(format!("this is no image stream, or a damaged one: {why}"))
 }
@@ -158,6 +220,7 @@ fn malformed(why: impl std::fmt::Display) -> Error {
 fn read_failed(e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::UnexpectedEof => malformed("it ends too early"),
+        io::ErrorKind::TimedOut => Error::because(Kind::DeadlineExceeded, "the image stream stands still", e),
         _ => Error::io("reading the image stream", e),
     }
 }
@@ -205,6 +268,10 @@ impl<R: Read> Unframer<R> {
                     if written.is_ok() {
                         written = out.write_all(content);
                     }
+                    written = match written {
+                        Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(read_failed(e)),
+                        other => other,
+                    };
                 }
                 b'E' if content.as_slice() == sum.clone().finalize().as_slice() => {
                     // Whoever did not take all of it says why by himself.
@@ -373,16 +440,21 @@ impl Inner {
     }
 
     /// Takes an image from `input`.
-    pub(super) async fn receive_image(self: &Arc<Self>, input: Box<dyn Read + Send>) -> Result<Arc<Image>> {
+    pub(super) async fn receive_image(
+        self: &Arc<Self>,
+        input: Box<dyn AsyncRead + Send + Unpin>,
+    ) -> Result<Arc<Image>> {
         let (store, runtime) = (self.clone(), tokio::runtime::Handle::current());
         let (described, lease) = blocking(move || {
-            let mut frames = Unframer::open(input)?;
+            let mut frames = Unframer::open(Incoming { input, runtime: runtime.clone(), idle: None })?;
             let mut content = Vec::new();
             let (kind, _) = frames.next(&mut content, MAX_HEADER)?;
             if kind != b'H' {
                 return Err(malformed("it does not say what it is"));
             }
             let described = store.described(&content)?;
+            // Others wait for the layers that this stream is at.
+            frames.input.idle = Some(store.config.progress_timeout);
             let lease = runtime.block_on(store.lease(&described.chains));
             for (n, layer) in described.layers.iter().enumerate() {
                 if layer.sent {
@@ -449,7 +521,7 @@ impl Inner {
     fn receive_one(
         &self,
         runtime: &tokio::runtime::Handle,
-        frames: &mut Unframer<Box<dyn Read + Send>>,
+        frames: &mut Unframer<Incoming>,
         content: &mut Vec<u8>,
         described: &Described,
         n: usize,
@@ -461,6 +533,8 @@ impl Inner {
             return frames.layer(&mut io::sink(), content);
         }
         let (reader, writer) = io::pipe().map_err(|e| Error::io("a pipe", e))?;
+        let idle = self.config.progress_timeout;
+        let mut writer = Outgoing::new(writer, idle).map_err(|e| Error::io("a pipe", e))?;
         let (told, whole) = std::sync::mpsc::sync_channel(1);
         let verify = Box::new(move || whole.recv().unwrap_or_else(|_| Err(malformed("it ends in a layer"))));
         let usage = Usage { bytes: described.layers[n].bytes, inodes: described.layers[n].inodes };
@@ -468,7 +542,6 @@ impl Inner {
         let taking = runtime.spawn_blocking(move || {
             handle.block_on(layers.receive_layer(&name, usage, token.as_deref(), OwnedFd::from(reader), verify))
         });
-        let mut writer = writer;
         let copied = frames.layer(&mut writer, content);
         let good = copied.is_ok();
         let _ = told.send(match good {
@@ -476,7 +549,11 @@ impl Inner {
             false => Err(malformed("a layer is not whole")),
         });
         drop(writer);
-        let taken = runtime.block_on(taking);
+        let taken = match good {
+            true => runtime.block_on(taking),
+            // Whoever hangs does so alone: only what is kept of the beginning depends on it.
+            false => runtime.block_on(async { tokio::time::timeout(idle, taking).await.unwrap_or(Ok(Ok(()))) }),
+        };
         let part = |l: &LayerState| l.chain == *chain && l.part.is_some();
         copied.map_err(|e| match self.layers.layer_states().is_ok_and(|all| all.iter().any(part)) {
             true => e.context(format!("the beginning of layer {chain} is kept (`image have`)")),
@@ -515,6 +592,31 @@ mod tests {
         // It came whole meanwhile.
         let both = [vec![part], have(&[(1, "a"), (2, "b")])].concat();
         assert_eq!(plan(&chains, &states, &both), [Not, Not, OnParent]);
+    }
+
+    #[test]
+    fn a_stream_that_stands_still_ends() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let idle = Duration::from_millis(50);
+        let (mut client, input) = tokio::io::duplex(1 << 20);
+        let piece = |content: &[u8]| {
+            let mut frame = Framer { out: Vec::new(), sum: Sha256::new() };
+            frame.frame(b'D', content).expect("a frame");
+            frame.out
+        };
+        runtime.block_on(tokio::io::AsyncWriteExt::write_all(&mut client, &piece(&[7; 100]))).expect("written");
+        let input = Incoming { input: Box::new(input), runtime: runtime.handle().clone(), idle: Some(idle) };
+        let mut frames = Unframer { input, sum: Sha256::new() };
+        let (mut taken, mut content) = (Vec::new(), Vec::new());
+        let e = frames.layer(&mut taken, &mut content).expect_err("nothing more comes");
+        assert_eq!((e.kind(), taken.len()), (Kind::DeadlineExceeded, 100), "{}", e.chain());
+
+        // Nobody reads the pipe.
+        let (_reader, writer) = io::pipe().expect("a pipe");
+        let mut out = Outgoing::new(writer, idle).expect("a pipe");
+        runtime.block_on(tokio::io::AsyncWriteExt::write_all(&mut client, &piece(&[7; PIECE]))).expect("written");
+        let e = frames.layer(&mut out, &mut content).expect_err("nothing is taken");
+        assert!(e.kind() == Kind::DeadlineExceeded && e.chain().contains("taken"), "{}", e.chain());
     }
 
     #[test]

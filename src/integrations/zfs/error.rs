@@ -48,6 +48,14 @@ pub enum ZfsError {
         /// Operations in the queue.
         waiting: usize,
     },
+    /// Others kept the pool busy for as long as this one could wait.
+    #[error("{what}: the pool is busy, no turn within {} s", waited.as_secs())]
+    Busy {
+        /// What was to be done.
+        what: String,
+        /// How long it waited.
+        waited: std::time::Duration,
+    },
     /// A name that can't be one.
     #[error("not a name of ZFS")]
     Name(#[from] BadName),
@@ -136,7 +144,7 @@ fn reason(stderr: &str) -> Reason {
 impl From<ZfsError> for Error {
     fn from(e: ZfsError) -> Self {
         let kind = match &e {
-            ZfsError::QueueFull { .. } => Kind::ResourceExhausted,
+            ZfsError::QueueFull { .. } | ZfsError::Busy { .. } => Kind::ResourceExhausted,
             ZfsError::Name(_) => Kind::InvalidArgument,
             ZfsError::Output { .. } => Kind::Internal,
             ZfsError::Unsupported { .. } => Kind::Unimplemented,

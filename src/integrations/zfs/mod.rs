@@ -1,8 +1,9 @@
 //! `zfs` and `zpool`, typed: one method per operation, no policy. OpenZFS 2.1 and later, and zfs-fuse.
 //!
 //! Called by the ZFS layer store. Which ZFS it is, is asked once ([`Zfs::probe`]). Programs run by absolute path with an
-//! argument list, never a shell; names are checked types. All go through one queue: a few at a time, a bounded number
-//! waiting, and [`ZfsError::QueueFull`] beyond. Each has a deadline. Fails with [`ZfsError`]. A crash leaves the program
+//! argument list, never a shell; names are checked types. All go through a queue: a few at a time, a bounded number
+//! waiting, [`ZfsError::QueueFull`] beyond, and [`ZfsError::Busy`] for who waited too long. Streams, which take long, have a
+//! queue of their own. Each operation has a deadline, and waits within it. Fails with [`ZfsError`]. A crash leaves the program
 //! running to its end: every operation of ZFS is all or nothing.
 
 mod error;
@@ -12,7 +13,7 @@ pub mod parse;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -25,6 +26,8 @@ pub use parse::{Change, PoolState, Properties, Source, TokenContents, Value};
 
 /// Operations at once. ZFS commits its changes in groups; more at a time only hold memory.
 const AT_ONCE: usize = 4;
+/// Streams at once.
+const STREAMS_AT_ONCE: usize = 4;
 /// Operations that may wait.
 const MAX_WAITING: usize = 64;
 /// Output of one listing: some 100,000 datasets.
@@ -60,7 +63,7 @@ pub struct ZfsConfig {
     pub zfs: Utf8PathBuf,
     /// Absolute path of `zpool`.
     pub zpool: Utf8PathBuf,
-    /// Longest time for one operation.
+    /// Longest time for one operation, and for a stream to wait for its turn.
     pub deadline: Duration,
     /// Longest time for one stream to be sent or received.
     pub stream_deadline: Duration,
@@ -93,29 +96,38 @@ impl Drop for Waiting<'_> {
 }
 
 impl Queue {
-    async fn enter(&self, what: &str) -> Result<SemaphorePermit<'_>, ZfsError> {
+    fn new(at_once: usize) -> Arc<Self> {
+        Arc::new(Self { running: Semaphore::new(at_once), waiting: AtomicUsize::new(0) })
+    }
+
+    async fn enter(&self, what: &str, longest: Duration) -> Result<SemaphorePermit<'_>, ZfsError> {
         let waiting = self.waiting.fetch_add(1, Ordering::AcqRel);
         let _here = Waiting(&self.waiting);
         if waiting >= MAX_WAITING {
             return Err(ZfsError::QueueFull { what: what.into(), waiting });
         }
-        self.running.acquire().await.map_err(|_| ZfsError::QueueFull { what: what.into(), waiting })
+        match tokio::time::timeout(longest, self.running.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) => Err(ZfsError::QueueFull { what: what.into(), waiting }),
+            Err(_) => Err(ZfsError::Busy { what: what.into(), waited: longest }),
+        }
     }
 }
 
-/// The wrapper; clones share the queue.
+/// The wrapper; clones share the queues.
 #[derive(Debug, Clone)]
 pub struct Zfs {
     config: ZfsConfig,
     flavor: Flavor,
     queue: Arc<Queue>,
+    streams: Arc<Queue>,
 }
 
 impl Zfs {
     /// Asks which ZFS this is.
     pub async fn probe(config: ZfsConfig) -> Result<Self, ZfsError> {
-        let queue = Queue { running: Semaphore::new(AT_ONCE), waiting: AtomicUsize::new(0) };
-        let mut zfs = Self { config, flavor: Flavor::Fuse, queue: Arc::new(queue) };
+        let (queue, streams) = (Queue::new(AT_ONCE), Queue::new(STREAMS_AT_ONCE));
+        let mut zfs = Self { config, flavor: Flavor::Fuse, queue, streams };
         zfs.flavor = match zfs.zfs(["version"]).await {
             Ok(text) => match parse::version(&text) {
                 Some((major, minor)) => Flavor::Kernel(major, minor),
@@ -142,14 +154,22 @@ impl Zfs {
         Spawn::new(program.as_str(), args)
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LC_ALL", "C")
-            .deadline(self.config.deadline)
             .stdout_cap(MAX_OUTPUT)
     }
 
     async fn run(&self, spawn: Spawn) -> Result<String, ZfsError> {
-        let what = spawn.command();
-        let _turn = self.queue.enter(&what).await?;
-        let output = spawn.run().await?;
+        self.run_in(&self.queue, spawn, self.config.deadline).await
+    }
+
+    /// Sends or receives.
+    async fn stream(&self, spawn: Spawn) -> Result<(), ZfsError> {
+        self.run_in(&self.streams, spawn, self.config.stream_deadline).await.map(drop)
+    }
+
+    async fn run_in(&self, queue: &Queue, spawn: Spawn, deadline: Duration) -> Result<String, ZfsError> {
+        let (what, asked) = (spawn.command(), Instant::now());
+        let _turn = queue.enter(&what, deadline.min(self.config.deadline)).await?;
+        let output = spawn.deadline(deadline.saturating_sub(asked.elapsed())).run().await?;
         if !output.success() {
             return Err(ZfsError::from_words(what, &output.stderr));
         }
@@ -318,8 +338,7 @@ impl Zfs {
         let (base, snapshot) = (base.map(ToString::to_string), snapshot.to_string());
         let since = base.iter().flat_map(|b| ["-i", b.as_str()]);
         let args = ["send"].into_iter().chain(since).chain([snapshot.as_str()]);
-        let spawn = self.spawn(&self.config.zfs, args).deadline(self.config.stream_deadline).stdout_to(out);
-        self.run(spawn).await.map(drop)
+        self.stream(self.spawn(&self.config.zfs, args).stdout_to(out)).await
     }
 
     /// Whether streams into this pool can be gone on with where they were cut: OpenZFS, and the pool's feature is on.
@@ -349,8 +368,7 @@ impl Zfs {
     /// `zfs send -t` into `out`: the rest of a stream that was cut.
     pub async fn send_rest(&self, token: &ResumeToken, out: OwnedFd) -> Result<(), ZfsError> {
         self.needs_kernel("resumable streams")?;
-        let spawn = self.spawn(&self.config.zfs, ["send", "-t", token.as_str()]);
-        self.run(spawn.deadline(self.config.stream_deadline).stdout_to(out)).await.map(drop)
+        self.stream(self.spawn(&self.config.zfs, ["send", "-t", token.as_str()]).stdout_to(out)).await
     }
 
     /// `zfs receive` from `input`, not mounted. An incremental stream finds its base by itself. `keep`: what came before a
@@ -362,8 +380,7 @@ impl Zfs {
             // It has no -u; with canmount=noauto it mounts nothing either.
             Flavor::Fuse => vec!["receive", dataset.as_str()],
         };
-        let spawn = self.spawn(&self.config.zfs, args).deadline(self.config.stream_deadline).stdin_from(input);
-        self.run(spawn).await.map(drop)
+        self.stream(self.spawn(&self.config.zfs, args).stdin_from(input)).await
     }
 
     /// State of the pool; None: it is not imported. Of the kernel's pools it is read from a file, without a process and
@@ -448,5 +465,44 @@ mod tests {
         let e = calls.swap_remove(0).await.expect_err("a hang");
         assert!(matches!(e, ZfsError::Spawn(crate::utils::process::SpawnError::Deadline { .. })), "{e}");
         drop(calls);
+    }
+    #[tokio::test(flavor = "multi_thread")]
+    async fn streams_leave_the_queue_to_others_and_waiting_ends() {
+        let (_dir, zfs) = zfs("[ \"$1\" != send ] || exec sleep 1000; exit 0").await;
+        let snapshot: Snapshot = "t/a@ready".parse().expect("name");
+        let send = || {
+            let out = std::fs::File::create("/dev/null").expect("a file");
+            Box::pin(zfs.send(None, &snapshot, out.into()))
+        };
+        let mut streams: Vec<_> = (0..STREAMS_AT_ONCE).map(|_| send()).collect();
+        for stream in &mut streams {
+            assert!(futures::future::poll_immediate(stream).await.is_none());
+        }
+        zfs.destroy(&"t/b".parse().expect("name")).await.expect("a short operation beside them");
+        let e = send().await.expect_err("no place");
+        assert!(matches!(e, ZfsError::Busy { .. }), "{e}");
+        assert_eq!(crate::core::error::Error::from(e).kind(), crate::core::error::Kind::ResourceExhausted);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_waits_for_a_turn_waits_within_the_deadline() {
+        let (_dir, zfs) = zfs("exec sleep 1000").await;
+        let dataset: Dataset = "t/a".parse().expect("name");
+        let mut first: Vec<_> = (0..AT_ONCE).map(|_| Box::pin(zfs.destroy(&dataset))).collect();
+        for call in &mut first {
+            assert!(futures::future::poll_immediate(call).await.is_none());
+        }
+        // Nobody polls those on: their places stay taken.
+        let waited = tokio::time::timeout(Duration::from_secs(30), zfs.destroy(&dataset)).await.expect("an end");
+        assert!(matches!(waited, Err(ZfsError::Busy { .. })), "{waited:?}");
+        // Who gets a place late has what is left.
+        let asked = Instant::now();
+        let mut late = Box::pin(zfs.destroy(&dataset));
+        assert!(futures::future::poll_immediate(&mut late).await.is_none());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(first);
+        let e = late.await.expect_err("a hang");
+        assert!(matches!(e, ZfsError::Spawn(crate::utils::process::SpawnError::Deadline { .. })), "{e}");
+        assert!(asked.elapsed() < Duration::from_millis(2800), "{:?}", asked.elapsed());
     }
 }
