@@ -116,3 +116,55 @@ fn what_was_in_the_overlay_store_is_the_same_in_the_pool() {
         }
     });
 }
+
+/// Of a comparison that fails only what that run made is removed: an image may be nowhere else than in the pool.
+#[test]
+fn a_tree_that_differs_takes_nothing_with_it_that_was_there() {
+    isolated("a_tree_that_differs_takes_nothing_with_it_that_was_there", || {
+        let mut node = Node::prepare(Options { zfs: true, pool_size: "1G".into(), ..Options::default() });
+        let path = node.dir.join("config.toml");
+        let zfs = std::fs::read_to_string(&path).expect("config.toml");
+        let overlay = zfs.replace("driver = \"zfs\"", "driver = \"overlay\"");
+        let made = |node: &Node, name: &str| {
+            let script = format!("echo {name} > /made-{name}");
+            good(node, &["run", "--host-network", "--name", name, BUSYBOX, "/bin/sh", "-c", &script]);
+            good(node, &["container", "commit", name, &format!("local/{name}:1")]);
+            good(node, &["rm", name]);
+        };
+        let layers = || {
+            let mut command = Command::new("/usr/sbin/zfs");
+            let all = support::run(command.args(["list", "-H", "-o", "name", "-r", "tank/lxcri/layers"]));
+            all.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        std::fs::write(&path, &overlay).expect("config.toml");
+        node.start_daemon();
+        made(&node, "first");
+        node.stop_daemon();
+        std::fs::write(&path, &zfs).expect("config.toml");
+        let (moved, said) = migrate(&node, None);
+        assert!(moved, "{said}");
+        node.start_daemon();
+        made(&node, "only");
+        node.stop_daemon();
+        let before = layers();
+
+        // One image that is to be moved; its base differs by now, which is that of the other one as well.
+        std::fs::write(&path, &overlay).expect("config.toml");
+        node.start_daemon();
+        made(&node, "more");
+        good(&node, &["rmi", "local/first:1"]);
+        good(&node, &["rmi", BUSYBOX]);
+        node.stop_daemon();
+        std::fs::write(&path, &zfs).expect("config.toml");
+        let script = "cd $0 && for f in */fs/etc/group; do echo odd >> $f; done";
+        support::run(Command::new("sh").args(["-c", script]).arg(node.dir.join("lib/overlay/layers")));
+        for _ in 0..2 {
+            refused(&node, None, "/etc/group: its ");
+            // At once, not with the daemon's next start.
+            assert_eq!(layers(), before);
+        }
+        node.start_daemon();
+        let told = good(&node, &["run", "--rm", "--host-network", "local/only:1", "cat", "/made-only"]);
+        assert_eq!(told, "only");
+    });
+}

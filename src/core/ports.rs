@@ -214,6 +214,11 @@ pub trait LayerStore: Send + Sync {
     /// Forgets layers that are not in `keep`, and parts of such; those in use by a container stay. Returns the bytes freed, when they are
     /// free: a kubelet looks at the disk as soon as an image is removed, and ends pods if that was not enough.
     async fn retain_layers(&self, keep: &[Digest]) -> Result<u64>;
+    /// Waits until all that was removed is off the disk, but for what forks of it keep; false: it took longer.
+    async fn settled(&self, longest: Duration) -> bool {
+        let _ = longest;
+        true
+    }
     /// Makes the container's writable root on the layers `chains` (base first, at least one). Repeatable.
     async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()>;
     /// A detached mount of it, ready for move_mount(2). Repeatable.

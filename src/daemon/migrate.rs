@@ -4,7 +4,7 @@
 //! Every layer goes through the same tar as a pulled one and is committed as such; then each image's whole tree is compared
 //! on both sides, contents included. What is there already is compared and not copied: after an interruption at any point it
 //! is called again. The overlay store stays as it is. Fails by name while a daemon or a container runs; a tree that differs
-//! takes the layers with it that no compared image has.
+//! takes the layers with it that this run made and no compared image has, and nothing that was in the pool before.
 
 // A command's answer.
 #![allow(clippy::print_stdout)]
@@ -14,6 +14,7 @@ use std::io::BufWriter;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Arg, ArgMatches};
 
@@ -32,6 +33,9 @@ use crate::integrations::layers::{compare, export};
 use crate::integrations::overlay::{OverlayOptions, OverlayStore};
 use crate::utils::pidfd::{self, ProcessId};
 use crate::utils::tasks::TaskSet;
+
+/// How long what was removed may take to be destroyed.
+const SETTLED: Duration = Duration::from_secs(120);
 
 /// `storage` with the verbs that need no daemon.
 pub struct Storage;
@@ -79,6 +83,10 @@ async fn migrate(config: &Config) -> Result<u8> {
     let images = LocalImageStore::open(images_config(config, unpacker.clone()), overlay.clone(), tasks.clone()).await?;
     let mover = Mover { overlay, to, unpacker };
     let done = mover.all(&*images, &claimed).await;
+    // What was removed is destroyed in the background, which ends here.
+    if !mover.to.settled(SETTLED).await {
+        println!("not all that was removed is destroyed yet: the daemon's next start goes on with it");
+    }
     tasks.shutdown().await;
     let behind = done?;
     match behind {
@@ -122,14 +130,13 @@ impl Mover {
     /// How many containers could not be moved.
     async fn all(&self, images: &dyn ImageStore, claimed: &BTreeSet<ContainerId>) -> Result<usize> {
         let mut compared: HashSet<Digest> = HashSet::new();
+        let mut made: Vec<Digest> = Vec::new();
         for image in images.list() {
             let name = image.repo_tags.first().or(image.repo_digests.first()).cloned();
             let name = name.unwrap_or_else(|| image.id.to_string());
-            let moved = self.layers(&image.chains).await.map_err(|e| e.context(format!("image {name}")))?;
+            let moved = self.layers(&image.chains, &mut made).await.map_err(|e| e.context(format!("image {name}")))?;
             if let Err(e) = self.same_image(&image.chains).await {
-                // What was compared stays; the rest is not what it should be.
-                let keep: Vec<Digest> = compared.into_iter().collect();
-                self.to.retain_layers(&keep).await?;
+                self.take_back(&made, &compared).await?;
                 return Err(e.context(format!("image {name}")));
             }
             compared.extend(image.chains.iter().cloned());
@@ -140,7 +147,7 @@ impl Mover {
             if !claimed.contains(&id) {
                 continue;
             }
-            match self.container(&id).await {
+            match self.container(&id, &mut made).await {
                 Ok(()) => println!("container {}: moved, the same on both sides", id.short()),
                 Err(e) => {
                     behind += 1;
@@ -151,7 +158,15 @@ impl Mover {
         Ok(behind)
     }
 
-    async fn layers(&self, chains: &[Digest]) -> Result<usize> {
+    /// What this run made goes, unless it was compared; what was in the pool before may be of an image that is nowhere else.
+    async fn take_back(&self, made: &[Digest], compared: &HashSet<Digest>) -> Result<()> {
+        let there = self.to.layer_states()?.into_iter().map(|l| l.chain);
+        let keep: Vec<Digest> = there.filter(|c| compared.contains(c) || !made.contains(c)).collect();
+        self.to.retain_layers(&keep).await.map(drop)
+    }
+
+    /// How many were not there yet.
+    async fn layers(&self, chains: &[Digest], made: &mut Vec<Digest>) -> Result<usize> {
         let mut moved = 0;
         for (n, chain) in chains.iter().enumerate() {
             if self.to.has(chain).await? {
@@ -160,6 +175,7 @@ impl Mover {
             let (reader, verify) = piped(self.overlay.layer_changes(chain).await?)?;
             let parent = n.checked_sub(1).map(|n| &chains[n]);
             self.to.apply(parent, chain, Box::new(reader), verify).await?;
+            made.push(chain.clone());
             moved += 1;
         }
         Ok(moved)
@@ -190,9 +206,9 @@ impl Mover {
     }
 
     /// What a container that has ended has written.
-    async fn container(&self, id: &ContainerId) -> Result<()> {
+    async fn container(&self, id: &ContainerId, made: &mut Vec<Digest>) -> Result<()> {
         let (chains, options) = self.overlay.rootfs_layers(id)?;
-        self.layers(&chains).await?;
+        self.layers(&chains, made).await?;
         self.to.create_rootfs(id, &chains, &options).await?;
         let mount = self.to.mount_rootfs(id).await?;
         let mut changes = self.overlay.rootfs_changes(id).await?;

@@ -540,6 +540,10 @@ impl LayerStore for ZfsStore {
         Ok(freed)
     }
 
+    async fn settled(&self, longest: Duration) -> bool {
+        tokio::time::timeout(longest, reaper::settled(&self.0)).await.is_ok()
+    }
+
     async fn create_rootfs(&self, container: &ContainerId, chains: &[Digest], options: &RootfsOptions) -> Result<()> {
         self.0.usable()?;
         let Some(top) = chains.last().cloned() else {

@@ -42,6 +42,21 @@ pub(super) async fn run(store: Arc<Inner>) {
     }
 }
 
+/// Ends when there is nothing to destroy but what has forks.
+pub(super) async fn settled(store: &Inner) {
+    loop {
+        let mut reaped = std::pin::pin!(store.reaped.notified());
+        reaped.as_mut().enable();
+        {
+            let state = store.state();
+            if state.doomed.keys().all(|d| state.has_forks(d)) {
+                return;
+            }
+        }
+        reaped.await;
+    }
+}
+
 /// Tries everything whose time has come; again from the start as long as something went, which may free something else.
 async fn round(store: &Arc<Inner>) {
     loop {
