@@ -19,6 +19,7 @@ use support::{daemon_program, describe, isolated, run, wait_for};
 /// Makes the programs hang, or `zpool` tell a suspended pool, while a file of that name is in /tmp.
 const PROGRAM: &str = "#!/bin/sh\n\
     [ ! -e /tmp/hang ] || sleep 30\n\
+    [ $1 != clone ] || while [ -e /tmp/slow-clone ]; do : > /tmp/cloning; sleep 0.1; done\n\
     case $0:$1 in */zpool:list) [ ! -e /tmp/suspended ] || { echo SUSPENDED; exit; } ;; esac\n\
     exec /usr/sbin/${0##*/} \"$@\"\n";
 
@@ -462,6 +463,28 @@ fn a_comparison_stays_in_the_container() {
             assert!(!said.contains("of-the-node"), "the node's files, by comparison {n}");
         }
         crictl.run(&["rmp", "-f", &pod]);
+        clean(&node);
+    });
+}
+
+#[test]
+fn a_container_that_is_being_made_is_no_problem_of_the_store() {
+    isolated("a_container_that_is_being_made_is_no_problem_of_the_store", || {
+        let node = Node::start(options());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        let file = crictl.file("late", &container_config("late", BUSYBOX, "true"));
+        std::fs::write("/tmp/slow-clone", "").expect("a file");
+        let args = ["create", "--no-pull", &pod, &file, &crictl.pod_file("p")];
+        let mut create = crictl.command(&args).stdout(std::process::Stdio::null()).spawn().expect("crictl");
+        wait_for("the clone to be under way", Duration::from_secs(30), || {
+            std::path::Path::new("/tmp/cloning").exists().then_some(())
+        });
+        let (good, said) = lxcri(&node, &["storage", "check"]);
+        assert!(good && said.contains("zfs: clean"), "{said}");
+        std::fs::remove_file("/tmp/slow-clone").expect("the file");
+        assert!(create.wait().expect("crictl").success());
         clean(&node);
     });
 }

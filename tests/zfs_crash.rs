@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use images_support::{Item, layer};
 use proxmox_lxcri::core::ids::{ContainerId, Digest};
-use proxmox_lxcri::core::ports::{LayerStore, RootfsOptions, StreamFrom, Usage};
+use proxmox_lxcri::core::ports::{Claims, LayerStore, RootfsOptions, StreamFrom, Usage};
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use proxmox_lxcri::integrations::layers::unpack::Limits;
 use proxmox_lxcri::integrations::zfs::ZfsConfig;
@@ -133,7 +133,8 @@ async fn remove_all(store: &ZfsStore) {
 async fn until_clean(store: &ZfsStore, claimed: &[ContainerId]) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let report = store.check(claimed).await.unwrap();
+        let report =
+            store.check(&|| Claims { whole: claimed.iter().cloned().collect(), ..Claims::default() }).await.unwrap();
         let going = |n: &String| n.contains("being destroyed") || n.contains("removed, but stays");
         if report.problems.is_empty() && !report.notes.iter().any(going) {
             return;

@@ -1,6 +1,7 @@
 //! The seams: what the engine needs from the world, as traits. Integrations and backends implement them,
 //! `main` wires them, tests put fakes behind them. Every verb may be repeated after a crash.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -129,6 +130,22 @@ pub struct StorageTrouble {
     pub message: String,
     /// Nothing can be made until it is over.
     pub blocks: bool,
+}
+
+/// The containers that there are at a moment, for a look at all of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Claims {
+    /// They have a root file system.
+    pub whole: BTreeSet<ContainerId>,
+    /// They are being made or removed: they may have one.
+    pub half: BTreeSet<ContainerId>,
+}
+
+impl Claims {
+    /// Whether a root file system may be there for this one.
+    pub fn has(&self, container: &ContainerId) -> bool {
+        self.whole.contains(container) || self.half.contains(container)
+    }
 }
 
 /// What a look at all of the store found.
@@ -336,9 +353,10 @@ pub trait LayerStore: Send + Sync {
     fn trouble(&self) -> Option<StorageTrouble> {
         None
     }
-    /// Compares what is on disk with what is known; `claimed` are the containers that there are. Changes nothing.
-    async fn check(&self, claimed: &[ContainerId]) -> Result<StorageReport> {
-        let _ = claimed;
+    /// Compares what is on disk with what is known; `claims` tells the containers that there are when it is called.
+    /// Changes nothing.
+    async fn check(&self, claims: &(dyn Fn() -> Claims + Send + Sync)) -> Result<StorageReport> {
+        let _ = claims;
         Err(self.lacks("check"))
     }
 }

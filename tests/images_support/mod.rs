@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)] // tests start programs and write files plainly
 #![allow(dead_code)] // each test file uses a part of it
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use proxmox_lxcri::core::ids::{ContainerId, Digest};
-use proxmox_lxcri::core::ports::{LayerStore, Usage};
+use proxmox_lxcri::core::ports::{Claims, LayerStore, Usage};
 use proxmox_lxcri::integrations::images::{ImagesConfig, LocalImageStore};
 use proxmox_lxcri::integrations::layers::confined::{Confined, Landlock, Unpacker};
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
@@ -355,7 +355,10 @@ impl World {
         let deadline = Instant::now() + Duration::from_secs(20);
         let root = zfs_config(Utf8Path::from_path(self.dir.path()).unwrap()).dataset.to_string();
         loop {
-            let check = async { self.layers.check(&self.layers.list_rootfs().await.unwrap()).await.unwrap() };
+            let check = async {
+                let whole: BTreeSet<_> = self.layers.list_rootfs().await.unwrap().into_iter().collect();
+                self.layers.check(&|| Claims { whole: whole.clone(), ..Claims::default() }).await.unwrap()
+            };
             let report = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(check));
             let going = report.notes.iter().chain(&report.problems).any(|n| n.contains("destroyed"));
             if !going {

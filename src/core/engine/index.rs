@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::pod::PodHandle;
 use crate::core::error::{Error, Result};
 use crate::core::ids::{ContainerId, PodId};
-use crate::core::ports::Monitor;
+use crate::core::ports::{Claims, Monitor};
 use crate::core::records::{ContainerRecord, PodRecord};
 use crate::core::spec::{Owner, PodMetadata};
 use crate::core::state::{ContainerPhase, PodPhase};
@@ -186,6 +186,21 @@ impl Index {
 
     pub(super) fn all_container_ids(&self) -> Vec<ContainerId> {
         self.owners.keys().cloned().collect()
+    }
+
+    /// Who has a root file system, and who may have one.
+    pub(super) fn claims(&self) -> Claims {
+        let mut claims = Claims::default();
+        for (id, pod) in &self.owners {
+            let phase = self.pods.get(pod).and_then(|e| e.containers.get(id)).map(|c| c.phase);
+            match phase {
+                Some(ContainerPhase::Created | ContainerPhase::Running | ContainerPhase::Exited) => {
+                    claims.whole.insert(id.clone())
+                }
+                Some(ContainerPhase::Creating | ContainerPhase::Removing) | None => claims.half.insert(id.clone()),
+            };
+        }
+        claims
     }
 
     pub(super) fn pods(&self, scope: Scope) -> Vec<Arc<PodRecord>> {

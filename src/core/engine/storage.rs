@@ -25,8 +25,7 @@ impl Engine {
         if repair {
             self.shared.ports.images.collect_layers().await?;
         }
-        let claimed = self.shared.index().all_container_ids();
-        self.shared.ports.layers.check(&claimed).await
+        self.shared.ports.layers.check(&|| self.shared.index().claims()).await
     }
 
     /// The pod's containers that have a root file system, oldest first.

@@ -7,15 +7,17 @@ use std::collections::BTreeSet;
 use super::Inner;
 use super::state::FORK;
 use crate::core::error::Result;
-use crate::core::ids::ContainerId;
-use crate::core::ports::StorageReport;
+use crate::core::ports::{Claims, StorageReport};
 use crate::integrations::zfs::Dataset;
 
-/// `claimed`: the containers that there are.
-pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<StorageReport> {
+/// `claims`: the containers that there are.
+pub(super) async fn check(store: &Inner, claims: &(dyn Fn() -> Claims + Send + Sync)) -> Result<StorageReport> {
+    // Containers come and go while the pool is read: what is to be there is what was before and is still.
+    let before = claims();
     // What goes while the pool is read is in the list, and known no more.
     let going: BTreeSet<Dataset> = store.state().doomed.keys().cloned().collect();
     let found = store.read_pool().await?;
+    let now = claims();
     let mut report = StorageReport::default();
     let known = store.state();
     report.notes.push(format!("{} layers, {} root file systems", known.layers.len(), known.rootfs.len()));
@@ -50,7 +52,8 @@ pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<Stor
     let gone = |what: &str, name: &str| format!("{what} {name}: known, but not in the pool as it was made");
     let missing = known.layers.iter().filter(|(c, l)| found.layers.get(c) != Some(l));
     report.problems.extend(missing.map(|(c, _)| gone("layer", &c.to_string())));
-    let missing = known.rootfs.iter().filter(|(c, r)| found.rootfs.get(c).map(|f| &f.top) != Some(&r.top));
+    let made = known.rootfs.iter().filter(|(c, _)| before.whole.contains(*c) || !now.has(c));
+    let missing = made.filter(|(c, r)| found.rootfs.get(c).map(|f| &f.top) != Some(&r.top));
     report.problems.extend(missing.map(|(c, _)| gone("container", c.as_str())));
     let cuts =
         |cuts: &[String]| -> BTreeSet<String> { cuts.iter().filter(|c| !c.starts_with(FORK)).cloned().collect() };
@@ -60,10 +63,9 @@ pub(super) async fn check(store: &Inner, claimed: &[ContainerId]) -> Result<Stor
     let doomed = |leaf: &str| known.doomed.keys().chain(&going).any(|d| d.leaf() == leaf);
     let more = found.layers.keys().filter(|c| !known.layers.contains_key(c) && !doomed(c.hex()));
     report.problems.extend(more.map(|c| format!("layer {c}: in the pool, but not known")));
-    let claimed: BTreeSet<&ContainerId> = claimed.iter().collect();
-    let orphans = found.rootfs.keys().filter(|c| !claimed.contains(c) && !doomed(c.as_str()));
+    let orphans = found.rootfs.keys().filter(|c| !before.has(c) && !now.has(c) && !doomed(c.as_str()));
     report.problems.extend(orphans.map(|c| format!("container {c}: a root file system that no container has")));
-    let lost = claimed.iter().filter(|c| !found.rootfs.contains_key(**c));
+    let lost = before.whole.intersection(&now.whole).filter(|c| !found.rootfs.contains_key(*c));
     report.problems.extend(lost.map(|c| format!("container {c}: it has no root file system")));
     report.problems.extend(found.odd.iter().map(|d| format!("{d}: ours, but of no use")));
     report.notes.extend(found.foreign.iter().map(|d| format!("{d}: not ours, left alone")));

@@ -33,7 +33,8 @@ use tokio::sync::{Notify, oneshot};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::{
-    FileChange, LayerState, LayerStore, RootfsChanges, RootfsOptions, StorageReport, StorageTrouble, StreamFrom, Usage,
+    Claims, FileChange, LayerState, LayerStore, RootfsChanges, RootfsOptions, StorageReport, StorageTrouble,
+    StreamFrom, Usage,
 };
 use crate::core::spec::UserNamespace;
 use crate::fail_point;
@@ -716,8 +717,8 @@ impl LayerStore for ZfsStore {
         self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn check(&self, claimed: &[ContainerId]) -> Result<StorageReport> {
-        check::check(&self.0, claimed).await
+    async fn check(&self, claims: &(dyn Fn() -> Claims + Send + Sync)) -> Result<StorageReport> {
+        check::check(&self.0, claims).await
     }
 }
 
