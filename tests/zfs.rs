@@ -459,7 +459,8 @@ fn a_comparison_stays_in_the_container() {
             crictl.try_run(&["exec", "-s", &id, "test", "-e", "/ready"]).0.then_some(())
         });
         for n in 0..30 {
-            let (_, said) = lxcri(&node, &["pod", "diff", "p"]);
+            let (good, said) = lxcri(&node, &["pod", "diff", "p"]);
+            assert!(good, "{said}");
             assert!(!said.contains("of-the-node"), "the node's files, by comparison {n}");
         }
         crictl.run(&["rmp", "-f", &pod]);

@@ -66,8 +66,13 @@ fn all_new(root: &Path, folder: PathBuf, changes: &mut Vec<FileChange>) -> io::R
 fn entries(folder: &Path) -> io::Result<BTreeMap<OsString, Metadata>> {
     let mut list = BTreeMap::new();
     let read = match std::fs::read_dir(folder) {
-        // Gone, or another kind of thing on the other side.
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(list),
+        // Gone, or another kind of thing on the other side or by now: a link, which a guarded mount does not follow.
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                || e.raw_os_error() == Some(libc::ELOOP) =>
+        {
+            return Ok(list);
+        }
         read => read?,
     };
     for entry in read {
@@ -138,5 +143,18 @@ mod tests {
         ];
         assert_eq!(told, expected);
         assert_eq!(compare(&a, &a).expect("compared"), []);
+    }
+    #[test]
+    fn a_folder_that_is_a_link_by_now_is_gone() {
+        crate::integrations::mounts::tests::in_private_mounts(|dir| {
+            std::fs::create_dir_all(dir.join("out")).unwrap();
+            std::fs::create_dir(dir.join("in")).unwrap();
+            std::fs::File::create(dir.join("out/secret")).unwrap();
+            std::os::unix::fs::symlink("../out", dir.join("in/link")).unwrap();
+            let view = crate::integrations::mountattr::view(&dir.join("in")).unwrap();
+            let root = super::super::path_of(&view);
+            assert!(entries(&root.join("link")).unwrap().is_empty());
+            assert_eq!(entries(&root).unwrap().len(), 1);
+        });
     }
 }
