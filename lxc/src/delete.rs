@@ -73,7 +73,7 @@ fn kill_if_ours(pid: i32, name: &str) {
 }
 
 /// Kills what is in a group, removes it and what is below it.
-fn remove_group(folder: &Path) -> Result<(), String> {
+pub fn remove_group(folder: &Path) -> Result<(), String> {
     let until = Instant::now() + KILL;
     loop {
         let failed = match remove_tree(folder) {

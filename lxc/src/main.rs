@@ -12,6 +12,7 @@ mod exec;
 mod kills;
 mod liblxc;
 mod options;
+mod within;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ use options::Options;
 
 const USAGE: &str = "usage: proxmox-lxcri-lxc version [--library FILE]
        proxmox-lxcri-lxc create|exec|delete --lxcpath DIR --name NAME ... | start FIFO | kills GROUP FILE
+       proxmox-lxcri-lxc within|keep|forget --init PID:START ... -- PROGRAM...
        proxmox-lxcri-lxc make|run|halt|destroy|attach --lxcpath DIR --name NAME ... | states --lxcpath DIR NAME...";
 
 fn main() -> ExitCode {
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
         "kills" => kills::note(&options),
         "exec" => create::out_of_reach().and_then(|()| exec::exec(&options)),
         "delete" => delete::delete(&options),
+        "within" => within::within(&options),
+        "keep" => within::keep(&options),
+        "forget" => within::forget(&options),
         "make" => by_hand::make(&options),
         "run" => by_hand::run(&options),
         "halt" => by_hand::halt(&options),

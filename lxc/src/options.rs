@@ -30,6 +30,10 @@ pub struct Options {
     pub init: String,
     /// Written with the pid of the process, and its parent's if that stays.
     pub pid_file: String,
+    /// Written by an OCI runtime with the pid of what it has made.
+    pub runtime_pid_file: String,
+    /// Folder that goes with a container when its runtime can't be asked any more.
+    pub state: String,
     /// FIFO that lets the first process run.
     pub start: String,
     /// Written with how the first process ended.
@@ -85,6 +89,8 @@ impl Options {
                 "plan" => options.plan = value,
                 "init" => options.init = value,
                 "pid-file" => options.pid_file = value,
+                "runtime-pid-file" => options.runtime_pid_file = value,
+                "state" => options.state = value,
                 "start" => options.start = value,
                 "status" => options.status = value,
                 "kills" => options.kills = value,

@@ -59,7 +59,8 @@ impl Server {
         if let Some(bad) = request.cgroups.iter().find(|p| !p.starts_with('/')) {
             return Err(Failure::invalid(format!("cgroup {bad:?}: not an absolute path")));
         }
-        if let Some(bad) = request.namespaces.iter().find(|p| !p.is_empty() && !p.starts_with('/')) {
+        let namespaces = request.namespaces.iter().chain([&request.pid_namespace]);
+        if let Some(bad) = namespaces.into_iter().find(|p| !p.is_empty() && !p.starts_with('/')) {
             return Err(Failure::invalid(format!("namespace {bad:?}: not an absolute path")));
         }
         let failed = |e| Failure::errno("memory for the init", e);
@@ -68,7 +69,8 @@ impl Server {
         // Told by stdin and not by arguments, which everybody in the namespace can read.
         let mut text = String::new();
         let (user, others) = request.namespaces.split_at(request.namespaces.len().min(1));
-        for (kind, paths) in [('c', &request.cgroups[..]), ('u', user), ('n', others)] {
+        let own = std::slice::from_ref(&request.pid_namespace);
+        for (kind, paths) in [('c', &request.cgroups[..]), ('u', user), ('n', others), ('p', own)] {
             paths
                 .iter()
                 .filter(|p| !p.is_empty())
@@ -163,6 +165,7 @@ fn start() -> std::result::Result<(), String> {
             namespaces.push((kind, path, fd));
         }
     }
+    let joins = namespaces.iter().any(|(kind, ..)| *kind == "p");
     for (kind, path, fd) in namespaces {
         use std::os::fd::AsFd;
         rustix::thread::move_into_link_name_space(fd.as_fd(), None::<LinkNameSpaceType>)
@@ -171,8 +174,11 @@ fn start() -> std::result::Result<(), String> {
             become_its_root().map_err(|e| format!("become root of {path}: {e}"))?;
         }
     }
-    // SAFETY: a PID namespace for children; no descriptor table is unshared.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }.map_err(|e| format!("new PID namespace: {e}"))?;
+    if !joins {
+        // SAFETY: a PID namespace for children; no descriptor table is unshared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }
+            .map_err(|e| format!("new PID namespace: {e}"))?;
+    }
     let (mut ready, tell) = std::io::pipe().map_err(|e| format!("pipe: {e}"))?;
     // SAFETY: this process has one thread, so that the child may do anything.
     match unsafe { libc::fork() } {

@@ -5,3 +5,4 @@ pub mod crun;
 pub mod lxc;
 pub mod oci;
 pub mod pods;
+pub mod proxmox_lxc;

@@ -150,6 +150,16 @@ pub trait Backend: Send + Sync {
     async fn probe(&self) -> Result<()>;
     /// Refuses what this backend can't honour, before anything is made.
     fn check(&self, pod: &super::spec::SandboxConfig) -> Result<()>;
+    /// Adds what every pod of this backend has, asked for or not. Called before [`Backend::check`].
+    fn adapt_pod(&self, pod: &mut super::spec::SandboxConfig) -> Result<()> {
+        let _ = pod;
+        Ok(())
+    }
+    /// As `adapt_pod`, for a container of such a pod.
+    fn adapt_container(&self, pod: &PodRecord, container: &mut ContainerConfig) -> Result<()> {
+        let _ = (pod, container);
+        Ok(())
+    }
     /// Makes the pod's unit; on failure the engine calls [`Backend::teardown`]. `cancel` ends waits for the outside.
     async fn ensure_sandbox(
         &self,

@@ -182,6 +182,9 @@ pub struct Handlers {
     pub crun: CrunHandler,
     /// Handler `lxc`.
     pub lxc: LxcHandler,
+    /// Handler `proxmox-lxc`.
+    #[serde(rename = "proxmox-lxc")]
+    pub proxmox_lxc: ProxmoxLxcHandler,
 }
 
 /// Handler `crun`.
@@ -219,6 +222,40 @@ pub struct LxcHandler {
 impl Default for LxcHandler {
     fn default() -> Self {
         Self { helper: None, init: None, library: None, timeout: 60 }
+    }
+}
+
+/// Handler `proxmox-lxc`. Uses `[proxmox]`, the OCI runtime of `crun`, and the programs of `lxc`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxmoxLxcHandler {
+    /// Whether there is such a handler.
+    pub enabled: bool,
+    /// Numbers that CTs get: `FIRST-LAST`. Nobody else should use them.
+    pub vmids: String,
+    /// Storage of the CTs' root file systems.
+    pub storage: String,
+    /// Storage of the template that they are made of (with content `vztmpl`).
+    pub template_storage: String,
+    /// Pool that they are put into; "": none.
+    pub pool: String,
+    /// First id on the node of an unprivileged CT's users and groups, as /etc/subuid has it.
+    pub first_id: u32,
+    /// How many there are.
+    pub ids: u32,
+}
+
+impl Default for ProxmoxLxcHandler {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            vmids: "900000-909999".into(),
+            storage: "local-zfs".into(),
+            template_storage: "local".into(),
+            pool: String::new(),
+            first_id: 100_000,
+            ids: 65_536,
+        }
     }
 }
 
@@ -383,9 +420,13 @@ impl Config {
         if self.runtime.log_line_max < 256 {
             return Err(Error::invalid("runtime.log_line_max: at least 256 bytes"));
         }
-        if !["crun", "lxc"].contains(&self.runtime.default_handler.as_str()) {
+        let proxmox_lxc = self.handlers.proxmox_lxc.enabled.then_some("proxmox-lxc");
+        if proxmox_lxc.is_some() && self.proxmox.endpoints.is_empty() {
+            return Err(Error::invalid("handlers.proxmox-lxc.enabled: proxmox.endpoints says how Proxmox is reached"));
+        }
+        if !["crun", "lxc"].into_iter().chain(proxmox_lxc).any(|h| h == self.runtime.default_handler) {
             return Err(Error::invalid(format!(
-                "runtime.default_handler: {:?} is not a handler of this build (crun, lxc)",
+                "runtime.default_handler: {:?} is not a handler (crun, lxc, and proxmox-lxc where it is enabled)",
                 self.runtime.default_handler
             )));
         }

@@ -20,6 +20,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::backends::crun::{CrunBackend, CrunConfig};
 use crate::backends::lxc::{LxcBackend, LxcConfig};
 use crate::backends::pods::{NodePods, PodsConfig};
+use crate::backends::proxmox_lxc::{ProxmoxLxcBackend, ProxmoxLxcConfig};
+use crate::core::backend::Backend;
 use crate::core::caps::CapSet;
 use crate::core::config::{CgroupDriver, Config};
 use crate::core::engine::{Engine, EngineConfig, Ports};
@@ -34,6 +36,7 @@ use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
 use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
+use crate::integrations::proxmox_api::Proxmox;
 use crate::integrations::registry::keychain::Keychain;
 use crate::utils::pidfd;
 use crate::utils::tasks::TaskSet;
@@ -119,9 +122,18 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let holders = HOLDERS.into();
     let idmapped = layers.try_idmap().await.map_err(|e| e.chain());
     let pods = pods_config(config, cgroup_driver, idmapped)?;
+    let in_cts = PodsConfig { driver: Driver::Cgroupfs, ..pods.clone() };
+    let in_cts = (in_cts, hierarchy.clone(), pins.clone(), network.clone());
     let pods = Arc::new(NodePods::new(pods, hierarchy, pins, network, tasks.clone()).await?);
     let crun = CrunBackend::new(crun_config(config), pods.clone()).await;
     let lxc = LxcBackend::new(lxc_config(config, holders), pods);
+    let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(crun), Arc::new(lxc)];
+    if config.handlers.proxmox_lxc.enabled {
+        let (settings, hierarchy, pins, network) = in_cts;
+        let pods = Arc::new(NodePods::new(settings, hierarchy, pins, network, tasks.clone()).await?);
+        let api = Proxmox::new(&config.proxmox)?;
+        backends.push(Arc::new(ProxmoxLxcBackend::new(proxmox_lxc_config(config, &api)?, api, pods)));
+    }
     let engine = Engine::new(
         EngineConfig {
             state: state.clone(),
@@ -131,7 +143,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
             boot_id: pidfd::boot_id().map_err(|e| Error::io("read the boot id", e))?,
         },
         Ports {
-            backends: vec![Arc::new(crun), Arc::new(lxc)],
+            backends,
             layers,
             images,
             supervisor,
@@ -219,6 +231,30 @@ fn lxc_config(config: &Config, holders: Utf8PathBuf) -> LxcConfig {
         timeout: Duration::from_secs(lxc.timeout.max(1)),
         holders,
     }
+}
+
+fn proxmox_lxc_config(config: &Config, api: &Proxmox) -> Result<ProxmoxLxcConfig> {
+    let handler = &config.handlers.proxmox_lxc;
+    let programs = lxc_config(config, HOLDERS.into());
+    let bad = || Error::invalid(format!("handlers.proxmox-lxc.vmids {:?}: FIRST-LAST is needed", handler.vmids));
+    let (first, last) = handler.vmids.split_once('-').ok_or_else(bad)?;
+    let vmids = (first.trim().parse().map_err(|_| bad())?, last.trim().parse().map_err(|_| bad())?);
+    if vmids.0 > vmids.1 {
+        return Err(bad());
+    }
+    Ok(ProxmoxLxcConfig {
+        node: api.node(),
+        installation: storage::installation(&config.server.root)?,
+        vmids,
+        storage: handler.storage.clone(),
+        pool: handler.pool.clone(),
+        template_storage: handler.template_storage.clone(),
+        init: programs.init,
+        helper: programs.helper,
+        runtime: config.handlers.crun.path.clone(),
+        timeout: programs.timeout,
+        ids: (handler.first_id, handler.ids),
+    })
 }
 
 /// A program in our own folder or in the package's.

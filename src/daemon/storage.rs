@@ -67,7 +67,7 @@ pub(super) async fn open(config: &Config, unpacker: Unpacker, tasks: &TaskSet) -
 }
 
 /// The installation's id, which it gets at its first start.
-fn installation(root: &Utf8Path) -> Result<String> {
+pub(super) fn installation(root: &Utf8Path) -> Result<String> {
     if let Some(id) = known_installation(root)? {
         return Ok(id);
     }

@@ -20,6 +20,9 @@ const CANNOT_RUN: u8 = 127;
 const HANGUP: u8 = 128 + 1;
 
 fn main() -> ExitCode {
+    if std::env::args_os().len() <= 1 {
+        return serve();
+    }
     let numbers: Vec<i32> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     let [plan, tell, start, streams @ ..] = &numbers[..] else { return ExitCode::from(CANNOT_RUN) };
     for (number, fd) in (0..).zip(streams) {
@@ -60,4 +63,26 @@ fn main() -> ExitCode {
     let e = program.execute();
     let _ = writeln!(std::io::stderr(), "exec: {e}");
     ExitCode::from(CANNOT_RUN)
+}
+
+/// Without arguments: the init of a Proxmox container that others put their processes into. It reaps, and ends when it is told to.
+fn serve() -> ExitCode {
+    const ENDS: [i32; 3] = [libc::SIGPWR, libc::SIGTERM, libc::SIGINT];
+    // SAFETY: plain calls; the set is made by sigfillset before it is used.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::sigemptyset(&raw mut set);
+        for signal in ENDS.into_iter().chain([libc::SIGCHLD]) {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        loop {
+            match libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) {
+                libc::SIGCHLD => while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {},
+                signal if ENDS.contains(&signal) => return ExitCode::SUCCESS,
+                _ => {}
+            }
+        }
+    }
 }

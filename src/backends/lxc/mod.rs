@@ -8,7 +8,7 @@
 
 pub mod by_hand;
 mod launch;
-mod limits;
+pub(super) mod limits;
 mod lines;
 mod plan;
 mod seccomp;

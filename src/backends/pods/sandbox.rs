@@ -68,16 +68,11 @@ impl NodePods {
         cancel: &CancellationToken,
     ) -> Result<SandboxFacts> {
         let shape = Shape::of(pod);
-        let owner = root_of(pod)?;
+        root_of(pod)?;
         let parent = self.parent(pod)?;
         let shm = pod_dir.join("shm");
-        let mut notes = vec![resource(CGROUP, &pod.config.cgroup_parent), resource(NAMESPACES, pod.id.as_str())];
-        if shape.ipc {
-            notes.push(resource(SHM_MOUNT, shm.as_str()));
-        }
-        if shape.net {
-            notes.push(resource(NETWORK, self.pins.netns_path(&pod.id)));
-        }
+        let mut notes = vec![resource(CGROUP, &pod.config.cgroup_parent)];
+        notes.extend(self.notes(pod, pod_dir));
         journal.note(notes).await?;
         fail_point!("sandbox.noted");
         let (hierarchy, parent_in, id) = (self.hierarchy.clone(), parent.clone(), pod.id.clone());
@@ -103,8 +98,7 @@ impl NodePods {
             .await?;
         fail_point!("sandbox.pinned");
         if shape.ipc {
-            let path = shm.clone();
-            blocking(move || Ok(mounts::mount_shm(path.as_std_path(), SHM, owner)?)).await?;
+            self.mount_shm(pod, pod_dir).await?;
         }
         fail_point!("sandbox.shm");
         let (pidns, init) = match shape.shared_pids {
@@ -116,10 +110,7 @@ impl NodePods {
             false => NetworkResult::default(),
         };
         fail_point!("sandbox.connected");
-        {
-            let (pod, pod_dir, network) = (pod.clone(), pod_dir.to_owned(), network.clone());
-            blocking(move || write_files(&pod, &pod_dir, owner, &network)).await?;
-        }
+        self.write_files(pod, pod_dir, &network).await?;
         fail_point!("sandbox.files");
         Ok(SandboxFacts {
             netns: pinned.net,
@@ -134,8 +125,40 @@ impl NodePods {
         })
     }
 
+    /// What the journal says of a pod's namespaces and network.
+    pub(in crate::backends) fn notes(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Vec<Resource> {
+        let shape = Shape::of(pod);
+        let mut notes = vec![resource(NAMESPACES, pod.id.as_str())];
+        if shape.ipc {
+            notes.push(resource(SHM_MOUNT, pod_dir.join("shm").as_str()));
+        }
+        if shape.net {
+            notes.push(resource(NETWORK, self.pins.netns_path(&pod.id)));
+        }
+        notes
+    }
+
+    /// Mounts what the pod's containers have as /dev/shm.
+    pub(in crate::backends) async fn mount_shm(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Result<Utf8PathBuf> {
+        let (path, owner) = (pod_dir.join("shm"), root_of(pod)?);
+        let at = path.clone();
+        blocking(move || Ok(mounts::mount_shm(at.as_std_path(), SHM, owner)?)).await?;
+        Ok(path)
+    }
+
+    /// Writes the files that the pod's containers see as theirs.
+    pub(in crate::backends) async fn write_files(
+        &self,
+        pod: &PodRecord,
+        pod_dir: &Utf8Path,
+        network: &NetworkResult,
+    ) -> Result<()> {
+        let (pod, pod_dir, network, owner) = (pod.clone(), pod_dir.to_owned(), network.clone(), root_of(pod)?);
+        blocking(move || write_files(&pod, &pod_dir, owner, &network)).await
+    }
+
     /// What is asked for, and beside it what lets programs without capabilities serve and ping, as containers elsewhere.
-    fn sysctls(&self, pod: &PodRecord) -> BTreeMap<String, String> {
+    pub(in crate::backends) fn sysctls(&self, pod: &PodRecord) -> BTreeMap<String, String> {
         let mut all = pod.config.sysctls.clone();
         if !Shape::of(pod).net {
             return all;
@@ -167,8 +190,21 @@ impl NodePods {
         let request = monitor_v1::StartInit {
             cgroups: cgroups.iter().map(ToString::to_string).collect(),
             namespaces: vec![path(&pinned.user), path(&pinned.ipc), path(&pinned.uts), path(&pinned.net)],
+            pid_namespace: String::new(),
         };
         fail_point!("sandbox.init_cgroup");
+        let identity = self.begin_init(pod, request, monitor, journal).await?;
+        Ok((self.pins.pin_pid(&pod.id, identity.pid).await?, identity))
+    }
+
+    /// Has the monitor start the pod's init, and notes it.
+    pub(in crate::backends) async fn begin_init(
+        &self,
+        pod: &PodRecord,
+        request: monitor_v1::StartInit,
+        monitor: &dyn Monitor,
+        journal: &mut dyn Journal,
+    ) -> Result<ProcessId> {
         let pid = monitor.start_init(request).await?;
         fail_point!("sandbox.init_started");
         let identity =
@@ -177,10 +213,14 @@ impl NodePods {
             .note(vec![resource(INIT, format!("{}:{}:{}", identity.pid, identity.start_time, identity.boot_id))])
             .await?;
         fail_point!("sandbox.init_noted");
-        Ok((self.pins.pin_pid(&pod.id, pid).await?, identity))
+        Ok(identity)
     }
 
-    async fn connect(&self, pod: &PodRecord, cancel: &CancellationToken) -> Result<NetworkResult> {
+    pub(in crate::backends) async fn connect(
+        &self,
+        pod: &PodRecord,
+        cancel: &CancellationToken,
+    ) -> Result<NetworkResult> {
         let request = self.network_request(pod)?;
         match cancel.run_until_cancelled(self.network.add(&request)).await {
             Some(result) => result.map_err(|e| e.context(format!("connect pod {}", pod.id))),

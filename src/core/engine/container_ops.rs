@@ -34,11 +34,13 @@ const GRACE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 impl PodTask {
     /// CreateContainer. On failure nothing is left.
-    pub(super) async fn create_container(&mut self, config: ContainerConfig, base: Base) -> Result<ContainerId> {
+    pub(super) async fn create_container(&mut self, mut config: ContainerConfig, base: Base) -> Result<ContainerId> {
         if let Verdict::Refuse(why) = self.pod.phase.verdict(PodRequest::CreateContainer) {
             return Err(Error::precondition(format!("container {:?} in pod {}: {why}", config.name, self.pod.id)));
         }
-        limits::check(&config.resources, &config.resources)
+        self.backend
+            .adapt_container(&self.pod, &mut config)
+            .and_then(|()| limits::check(&config.resources, &config.resources))
             .map_err(|e| e.context(format!("container {:?} in pod {}", config.name, self.pod.id)))?;
         if let Some(id) = self.taken(&config)? {
             return Ok(id);

@@ -182,8 +182,9 @@ impl Engine {
     // ------------------------------------------------------------------------------------------ pods
 
     /// Makes a pod. A second call with the same metadata while the first is at work joins it.
-    pub async fn run_sandbox(&self, owner: Owner, config: SandboxConfig, handler: &str) -> Result<PodId> {
+    pub async fn run_sandbox(&self, owner: Owner, mut config: SandboxConfig, handler: &str) -> Result<PodId> {
         let backend = self.shared.backend(handler)?;
+        backend.adapt_pod(&mut config)?;
         for (what, asked) in [("resources", &config.resources), ("overhead", &config.overhead)] {
             super::limits::check(asked, asked)
                 .map_err(|e| e.context(format!("the {what} of pod {}", config.metadata.name)))?;

@@ -177,6 +177,31 @@ impl NamespacePins {
         }
     }
 
+    /// Pins namespaces that `pid` has, in place of older ones.
+    pub async fn pin_of(&self, pod: &PodId, pid: i32, list: &[Which]) -> Result<Pinned, NetnsError> {
+        let (this, pod, list) = (self.clone(), pod.clone(), list.to_vec());
+        in_thread(move || {
+            let folder = this.folder(&pod);
+            std::fs::create_dir_all(&folder).map_err(|e| NetnsError::system(format!("create {folder}"), e))?;
+            mounts::make_shared(this.netns.as_std_path())?;
+            // The link first: it is what garbage collection finds the netns by.
+            this.link_netns(&pod)?;
+            for which in &list {
+                this.unpin_one(&pod, *which)?;
+                pin(Path::new(&format!("/proc/{pid}/ns/{}", which.file())), &this.path(&pod, *which))?;
+            }
+            let path = |which| list.contains(&which).then(|| this.path(&pod, which));
+            Ok(Pinned {
+                net: path(Which::Net),
+                ipc: path(Which::Ipc),
+                uts: path(Which::Uts),
+                pid: path(Which::Pid),
+                user: path(Which::User),
+            })
+        })
+        .await
+    }
+
     /// Pins the PID namespace of `pid` (the pod's init) for containers to join. Replaces an older one.
     pub async fn pin_pid(&self, pod: &PodId, pid: i32) -> Result<Utf8PathBuf, NetnsError> {
         let (folder, path) = (self.folder(pod), self.path(pod, Which::Pid));

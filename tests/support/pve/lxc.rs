@@ -56,7 +56,8 @@ impl Server {
         let name = vmid.to_string();
         let config = format!(
             "lxc.rootfs.path = dir:{}\nlxc.uts.name = CT{vmid}\nlxc.init.cmd = {init}\nlxc.net.0.type = empty\nlxc.mount.auto = proc:mixed sys:mixed\n\
-             lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\nlxc.console.path = none\nlxc.pty.max = 0\nlxc.tty.max = 0\nlxc.apparmor.profile = unconfined\n",
+             lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\nlxc.console.path = none\nlxc.pty.max = 0\nlxc.tty.max = 0\nlxc.apparmor.profile = unconfined\n\
+             lxc.cgroup.dir.container = lxc/{vmid}\nlxc.cgroup.dir.container.inner = ns\nlxc.cgroup.dir.monitor = lxc.monitor/{vmid}\n",
             root.display()
         );
         std::fs::create_dir_all(path.join(&name)).map_err(|e| e.to_string())?;

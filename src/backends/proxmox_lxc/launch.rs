@@ -1,0 +1,170 @@
+//! Launch plans: the OCI runtime's calls, each made inside of the CT's PID namespace by the helper.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::ProxmoxLxcBackend;
+use crate::backends::pods::PATH;
+use crate::backends::pods::launch::{Calls, exec_process, write};
+use crate::core::backend::{ExecContext, Launch, LaunchContext};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::ids::ContainerId;
+use crate::core::ports::monitor_v1;
+use crate::core::records::PodRecord;
+use crate::fail_point;
+use crate::integrations::cgroup::Parent;
+use crate::utils::process::Spawn;
+
+/// A call of the helper: its verb, its options, and the OCI runtime's own verb.
+struct Call<'a> {
+    verb: &'a str,
+    options: Vec<(&'a str, String)>,
+    log: &'a Utf8Path,
+    oom_score_adj: i32,
+    runtime: Vec<&'a str>,
+}
+
+impl ProxmoxLxcBackend {
+    /// The process by which the CT's PID namespace is found: ours, and gone with it.
+    fn inside(pod: &PodRecord) -> Result<String> {
+        let watch = pod.facts.as_ref().and_then(|f| f.init.as_ref());
+        let watch =
+            watch.ok_or_else(|| Error::precondition(format!("nothing is known of the CT of pod {}", pod.id)))?;
+        Ok(format!("{}:{}", watch.pid, watch.start_time))
+    }
+
+    fn program(&self, pod: &PodRecord, call: Call<'_>) -> Result<monitor_v1::Program> {
+        let mut args = vec![call.verb.to_owned(), "--init".to_owned(), Self::inside(pod)?];
+        for (name, value) in call.options {
+            args.extend([format!("--{name}"), value]);
+        }
+        args.extend(["--log", call.log.as_str(), "--", self.config.runtime.as_str()].map(String::from));
+        args.extend(["--root", self.root().as_str(), "--log", call.log.as_str()].map(String::from));
+        args.extend(call.runtime.into_iter().map(String::from));
+        Ok(monitor_v1::Program {
+            path: self.config.helper.to_string(),
+            args,
+            env: vec![format!("PATH={PATH}")],
+            cwd: String::new(),
+            deadline_ms: u32::try_from(self.config.timeout.as_millis()).unwrap_or(u32::MAX),
+            error_log: call.log.to_string(),
+            oom_score_adj: call.oom_score_adj,
+        })
+    }
+
+    pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
+        let pod = self.in_ct(context.pod)?;
+        let context = LaunchContext { pod: &pod, ..context };
+        let prepared = self.pods.prepare(&context, true).await?;
+        let LaunchContext { run_dir, id, config, .. } = context;
+        let text =
+            serde_json::to_vec(&prepared.spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
+        write(&run_dir.join("config.json"), &text)?;
+        fail_point!("create.bundle");
+        let at = |name: &str| run_dir.join(name);
+        let (log, pid_file, inner, status) = (at("crun.log"), at("pid"), at("pid.ct"), at("status"));
+        let console = self.pods.console_socket(id.as_str());
+        let mut create = vec!["create", "--bundle", run_dir.as_str(), "--pid-file", inner.as_str()];
+        if config.tty {
+            create.extend(["--console-socket", console.as_str()]);
+        }
+        create.push(id.as_str());
+        let files = [("runtime-pid-file", &inner), ("pid-file", &pid_file), ("status", &status)]
+            .map(|(k, v)| (k, v.to_string()));
+        let oom_score_adj = prepared.oom_score_adj;
+        let create = Call { verb: "keep", options: files.into(), log: &log, oom_score_adj, runtime: create };
+        let start = Call {
+            verb: "within",
+            options: Vec::new(),
+            log: &log,
+            oom_score_adj: 0,
+            runtime: vec!["start", id.as_str()],
+        };
+        let folders = self.pods.hierarchy.container(&prepared.parent, id);
+        let calls = Calls {
+            create: self.program(&pod, create)?,
+            start: self.program(&pod, start)?,
+            delete: self.program(&pod, self.delete_call(&prepared.parent, id, &log))?,
+            pid_file,
+            status_file: status.to_string(),
+            cgroups: monitor_v1::Cgroups { memory: folders.memory.to_string(), kill: folders.kill.to_string() },
+            terminal: config.tty,
+        };
+        let plan = self.pods.monitor_plan(&context, &prepared, calls);
+        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal })
+    }
+
+    fn delete_call<'a>(&self, parent: &Parent, id: &'a ContainerId, log: &'a Utf8Path) -> Call<'a> {
+        let mut options = vec![("state", self.root().join(id.as_str()).to_string())];
+        for root in self.pods.hierarchy.roots() {
+            options.push(("remove", root.join(parent.container(id)).to_string()));
+        }
+        Call { verb: "forget", options, log, oom_score_adj: 0, runtime: vec!["delete", "--force", id.as_str()] }
+    }
+
+    /// Removes a container from the OCI runtime without its monitor.
+    pub(super) async fn forget(&self, pod: &PodRecord, parent: &Parent, id: &ContainerId) -> Result<()> {
+        let call = self.program(pod, self.delete_call(parent, id, "/dev/null".into()))?;
+        Spawn::new(&call.path, &call.args).env("PATH", PATH).deadline(self.config.timeout).run_ok().await?;
+        Ok(())
+    }
+
+    pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
+        let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
+        let pod = self.in_ct(pod)?;
+        let (_, process) = exec_process(run_dir, &container.id, command, tty).await?;
+        let oom_score_adj = process.oom_score_adj().unwrap_or(0);
+        let files = ExecFiles::of(run_dir, exec_id);
+        let text =
+            serde_json::to_vec(&process).map_err(|e| Error::because(Kind::Internal, "encode the exec's process", e))?;
+        write(&files.process, &text)?;
+        let console = self.pods.console_socket(exec_id);
+        let mut verb =
+            vec!["exec", "--detach", "--pid-file", files.inner.as_str(), "--process", files.process.as_str()];
+        if tty {
+            verb.extend(["--console-socket", console.as_str()]);
+        }
+        let (group, folders) = self.pods.hierarchy.create_exec(&self.pods.parent(&pod)?, &container.id, exec_id)?;
+        if !folders.is_empty() {
+            verb.extend(["--cgroup", group.as_str()]);
+        }
+        verb.push(container.id.as_str());
+        let options = vec![("runtime-pid-file", files.inner.to_string()), ("pid-file", files.pid.to_string())];
+        let program =
+            self.program(&pod, Call { verb: "keep", options, log: &files.log, oom_score_adj, runtime: verb })?;
+        Ok(monitor_v1::Exec {
+            container_id: container.id.to_string(),
+            exec_id: exec_id.to_string(),
+            program: Some(program),
+            pid_file: files.pid.to_string(),
+            terminal: tty,
+            console_socket: if tty { console.to_string() } else { String::new() },
+            cgroups: folders.into_iter().map(String::from).collect(),
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        let files = ExecFiles::of(run_dir, exec_id);
+        for path in [files.process, files.pid, files.inner, files.log] {
+            let _ = std::fs::remove_file(path);
+        }
+        // The monitor has done it, unless it never heard of the exec.
+        if let Ok(parent) = self.in_ct(pod).and_then(|pod| self.pods.parent(&pod)) {
+            self.pods.hierarchy.remove_exec(&parent, container, exec_id);
+        }
+    }
+}
+
+struct ExecFiles {
+    process: Utf8PathBuf,
+    pid: Utf8PathBuf,
+    inner: Utf8PathBuf,
+    log: Utf8PathBuf,
+}
+
+impl ExecFiles {
+    fn of(run_dir: &Utf8Path, exec_id: &str) -> Self {
+        let file = |kind: &str| run_dir.join(format!("exec-{exec_id}.{kind}"));
+        Self { process: file("json"), pid: file("pid"), inner: file("pid.ct"), log: file("log") }
+    }
+}
