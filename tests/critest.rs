@@ -78,17 +78,21 @@ fn named(text: &str) -> Vec<String> {
     listed.skip.into_iter().filter(here).map(|s| s.spec).collect()
 }
 
-/// What liblxc can't do: left out by us, since critest asks for it on every handler.
-fn beyond_liblxc() -> Vec<String> {
-    let on_lxc = std::env::var("LXCRI_TEST_HANDLER").is_ok_and(|h| h == "lxc");
-    let list = if on_lxc { named(include_str!("critest/skips-lxc.toml")) } else { Vec::new() };
-    assert!(list.len() <= 8, "at most eight specs");
+/// What the handler can't do: left out by us, since critest asks for it on every handler.
+fn beyond_the_handler() -> Vec<String> {
+    let handler = std::env::var("LXCRI_TEST_HANDLER").unwrap_or_default();
+    let (list, most) = match handler.as_str() {
+        "lxc" => (named(include_str!("critest/skips-lxc.toml")), 8),
+        "proxmox-lxc" => (named(include_str!("critest/skips-proxmox-lxc.toml")), 20),
+        _ => return Vec::new(),
+    };
+    assert!(list.len() <= most, "at most {most} specs");
     list
 }
 
 /// What the lists of skips name.
 fn listed() -> BTreeSet<String> {
-    named(include_str!("critest/skips.toml")).into_iter().chain(beyond_liblxc()).collect()
+    named(include_str!("critest/skips.toml")).into_iter().chain(beyond_the_handler()).collect()
 }
 
 /// The arguments that leave those out: one pattern each, with what is special to patterns escaped.
@@ -96,7 +100,7 @@ fn without() -> Vec<String> {
     let literal = |spec: String| -> String {
         spec.chars().flat_map(|c| if "\\.+*?()|[]{}^$".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
     };
-    beyond_liblxc().into_iter().map(|spec| format!("-ginkgo.skip={}$", literal(spec))).collect()
+    beyond_the_handler().into_iter().map(|spec| format!("-ginkgo.skip={}$", literal(spec))).collect()
 }
 
 /// `CRITEST_ROUNDS`: how many times in a row. `CRITEST_FOCUS`: a part of the specs alone, of which `CRITEST_PASSED` have to

@@ -5,13 +5,10 @@
 
 #![allow(clippy::disallowed_methods)] // tests write files and look into /proc plainly
 
-#[path = "support/pve/mod.rs"]
-mod pve;
 mod support;
 
 use std::time::Duration;
 
-use pve::{Pve, TOKEN};
 use serde_json::json;
 use support::crictl::{BUSYBOX, container_config, read_log, stream_lines};
 use support::node::{Node, Options};
@@ -19,30 +16,15 @@ use support::{isolated, wait_for};
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// A Proxmox, and a node of it.
-fn start() -> (Pve, Node) {
-    // As on a Proxmox node: root may give containers this range.
-    for file in ["/etc/subuid", "/etc/subgid"] {
-        std::fs::write(file, "root:100000:65536\n").expect("a range of users");
-    }
-    let lxc = std::path::PathBuf::from("/var/lib/lxc");
-    std::fs::create_dir_all(&lxc).expect("lxc's folder");
-    let pve = Pve::start(pve::Options { runner: pve::Runner::Lxc(lxc), ..pve::Options::default() });
-    let more_config = format!(
-        "[proxmox]\nendpoints = [\"{}\"]\nnode = \"pve1\"\ntoken_id = \"{TOKEN}\"\ntoken_file = \"{}\"\nca_file = \"{}\"\n\
-         [handlers.proxmox-lxc]\nenabled = true\nvmids = \"9000-9099\"\nstorage = \"local\"\npool = \"k8s\"\n",
-        pve.url(),
-        pve.file("token"),
-        pve.file("ca.pem"),
-    );
-    let node = Node::start(Options { handler: "proxmox-lxc".into(), more_config, ..Options::default() });
-    (pve, node)
+fn start() -> Node {
+    Node::start(Options { handler: "proxmox-lxc".into(), ..Options::default() })
 }
 
 #[test]
 fn a_pod_is_a_ct() {
     isolated("a_pod_is_a_ct", || {
-        let (pve, node) = start();
+        let node = start();
+        let pve = node.pve.as_ref().expect("a Proxmox");
         let crictl = node.crictl();
         crictl.run(&["pull", BUSYBOX]);
         let pod = crictl.run_pod("p");
@@ -75,7 +57,7 @@ fn a_pod_is_a_ct() {
 #[test]
 fn what_an_operator_does_to_the_ct_is_seen() {
     isolated("what_an_operator_does_to_the_ct_is_seen", || {
-        let (_pve, node) = start();
+        let node = start();
         let crictl = node.crictl();
         crictl.run(&["pull", BUSYBOX]);
         let pod = crictl.run_pod("p");
@@ -94,7 +76,7 @@ fn what_an_operator_does_to_the_ct_is_seen() {
 #[test]
 fn what_a_ct_can_not_do_is_refused_by_name() {
     isolated("what_a_ct_can_not_do_is_refused_by_name", || {
-        let (_pve, node) = start();
+        let node = start();
         let crictl = node.crictl();
         crictl.run(&["pull", BUSYBOX]);
         let pod = crictl.run_pod("p");

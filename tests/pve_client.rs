@@ -5,8 +5,6 @@
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
-#[path = "support/pve/mod.rs"]
-mod pve;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -15,7 +13,7 @@ use proxmox_lxcri::core::config::Proxmox as Settings;
 use proxmox_lxcri::integrations::proxmox_api::{
     ApiError, CloneSpec, CtChange, CtSpec, Ended, ErrorKind, Net, Proxmox, Vmid, Volume, needs,
 };
-use pve::{Options, Pve, SECRET, TOKEN, What};
+use support::pve::{self, Options, Pve, SECRET, TOKEN, What};
 
 const NODE: &str = "pve1";
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::pve::{self, Pve};
 use super::{given, wait_for};
 
 /// What a test wants to be otherwise.
@@ -80,6 +81,8 @@ pub struct Node {
     failpoint_file: Option<PathBuf>,
     /// Starts the daemon as systemd does, with what an earlier one has parked.
     pub manager: Option<super::manager::Manager>,
+    /// The Proxmox that it is a node of, with handler proxmox-lxc.
+    pub pve: Option<Pve>,
     registry: i32,
     /// `127.0.0.1:<port>` of the registry.
     pub registry_address: String,
@@ -94,7 +97,7 @@ impl Node {
     }
 
     /// A node whose daemon is not started yet.
-    pub fn prepare(options: Options) -> Self {
+    pub fn prepare(mut options: Options) -> Self {
         let dir = PathBuf::from("/tmp/node");
         for d in ["cni", "certs.d", "logs", "lib", "run"] {
             std::fs::create_dir_all(dir.join(d)).expect("the node's folders");
@@ -107,7 +110,7 @@ impl Node {
             let pool = super::repository().join("tests/env/pool");
             super::run(Command::new(pool).arg(given("LXCRI_ZFS_FUSE")).arg(&options.pool_size));
         }
-        make_cgroup_parent();
+        make_cgroup("tests");
         let (registry, registry_address) = start_registry(&dir);
         // Every registry name is this one; `unreachable.test` is nowhere.
         for (name, address) in [
@@ -123,10 +126,11 @@ impl Node {
             );
             std::fs::write(folder.join("hosts.toml"), hosts).expect("hosts.toml");
         }
+        let pve = (options.handler == "proxmox-lxc").then(|| start_proxmox(&mut options.more_config));
         std::fs::write(dir.join("cni/10-test.conflist"), &options.network).expect("the network list");
         std::fs::write(dir.join("config.toml"), config(&dir, &options)).expect("config.toml");
         let failpoint_file = options.failpoint_file;
-        Self { dir, daemon: None, failpoint_file, manager: None, registry, registry_address }
+        Self { dir, daemon: None, failpoint_file, manager: None, pve, registry, registry_address }
     }
 
     /// The CRI socket.
@@ -250,19 +254,41 @@ impl Node {
     }
 }
 
-/// The pods' parent cgroup, /tests, made here as a kubelet makes its own: a runtime need not remove it.
-fn make_cgroup_parent() {
+/// A Proxmox that runs its containers by Debian's `lxc`; adds what the daemon has to know of it.
+pub fn start_proxmox(config: &mut String) -> Pve {
+    // As on a Proxmox node: root may give containers this range.
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        std::fs::write(file, "root:100000:65536\n").expect("a range of users");
+    }
+    ["lxc", "lxc.monitor", "lxc.pivot"].into_iter().for_each(make_cgroup);
+    let lxc = PathBuf::from("/var/lib/lxc");
+    std::fs::create_dir_all(&lxc).expect("lxc's folder");
+    let pve = Pve::start(pve::Options { runner: pve::Runner::Lxc(lxc), ..pve::Options::default() });
+    config.push_str(&format!(
+        "[proxmox]\nendpoints = [\"{}\"]\nnode = \"pve1\"\ntoken_id = \"{}\"\ntoken_file = \"{}\"\nca_file = \"{}\"\n\
+         [handlers.proxmox-lxc]\nenabled = true\nvmids = \"9000-9999\"\nstorage = \"local\"\npool = \"k8s\"\n",
+        pve.url(),
+        pve::TOKEN,
+        pve.file("token"),
+        pve.file("ca.pem"),
+    ));
+    pve
+}
+
+/// A cgroup below the root, in all hierarchies: the pods' parent, made as a kubelet makes its own, which a runtime need not
+/// remove, and those that liblxc leaves.
+fn make_cgroup(name: &str) {
     let root = Path::new("/sys/fs/cgroup");
     if root.join("cgroup.procs").exists() {
-        std::fs::create_dir_all(root.join("tests")).expect("the cgroup /tests");
+        std::fs::create_dir_all(root.join(name)).expect("the cgroup");
         return;
     }
     for hierarchy in std::fs::read_dir(root).expect("/sys/fs/cgroup").flatten() {
-        let tests = hierarchy.path().join("tests");
-        std::fs::create_dir_all(&tests).expect("the cgroup /tests");
+        let group = hierarchy.path().join(name);
+        std::fs::create_dir_all(&group).expect("the cgroup");
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if let Ok(value) = std::fs::read(hierarchy.path().join(file)) {
-                std::fs::write(tests.join(file), value).expect("the cgroup's cpuset");
+                std::fs::write(group.join(file), value).expect("the cgroup's cpuset");
             }
         }
     }
