@@ -1,5 +1,5 @@
-//! critest, whole, against the daemon with the handler crun, or lxc where LXCRI_TEST_HANDLER says so: nothing fails, and
-//! exactly the specs of `tests/critest/skips.toml` (and `skips-lxc.toml`) are skipped.
+//! critest, whole, against the daemon with the handler crun, or another where LXCRI_TEST_HANDLER says so: nothing fails, and
+//! exactly the specs of `tests/critest/skips.toml` (and the handler's own list) are skipped.
 //!
 //! Run by `cargo test --test critest`, as root. `scripts/test-critest` starts the daemon in the tests' environment; its logs
 //! are target/test-logs/critest.log and critest-daemon.log.
@@ -97,10 +97,14 @@ fn listed() -> BTreeSet<String> {
 
 /// The arguments that leave those out: one pattern each, with what is special to patterns escaped.
 fn without() -> Vec<String> {
+    patterns(beyond_the_handler())
+}
+
+fn patterns(specs: Vec<String>) -> Vec<String> {
     let literal = |spec: String| -> String {
         spec.chars().flat_map(|c| if "\\.+*?()|[]{}^$".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
     };
-    beyond_the_handler().into_iter().map(|spec| format!("-ginkgo.skip={}$", literal(spec))).collect()
+    specs.into_iter().map(|spec| format!("-ginkgo.skip={}$", literal(spec))).collect()
 }
 
 /// `CRITEST_ROUNDS`: how many times in a row. `CRITEST_FOCUS`: a part of the specs alone, of which `CRITEST_PASSED` have to
@@ -150,15 +154,27 @@ fn whole_run() {
     assert!(not_skipped.is_empty(), "listed in skips.toml, but not skipped: {not_skipped:#?}");
 }
 
-/// What containers are and how they live; the whole is for `make test-lxc`.
-#[test]
-fn a_slice_passes_on_the_handler_lxc() {
+/// What containers are and how they live: 40 specs or more.
+fn slice(handler: &str, without: &[String]) {
     let slice = ["support basic operations on container", "NamespaceOption", "bucket", "NoNewPrivs", "Mount Readonly"];
-    let focus = slice.iter().map(|part| format!("-ginkgo.focus={part}")).collect::<Vec<_>>();
-    let (succeeded, said) = critest_on("lxc", &focus);
+    let mut arguments = slice.iter().map(|part| format!("-ginkgo.focus={part}")).collect::<Vec<_>>();
+    arguments.extend_from_slice(without);
+    let (succeeded, said) = critest_on(handler, &arguments);
     let passed = said.split("SUCCESS! -- ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
     assert!(succeeded && passed.is_some_and(|n| n >= 40), "not 40 specs:\n{said}");
-    println!("figure: critest on the handler lxc, a slice: {} passed", passed.unwrap_or(0));
+    println!("figure: critest on the handler {handler}, a slice: {} passed", passed.unwrap_or(0));
+}
+
+/// The whole is for `make test-lxc`.
+#[test]
+fn a_slice_passes_on_the_handler_lxc() {
+    slice("lxc", &[]);
+}
+
+/// The whole is for `make test-proxmox-lxc`.
+#[test]
+fn a_slice_passes_on_the_handler_proxmox_lxc() {
+    slice("proxmox-lxc", &patterns(named(include_str!("critest/skips-proxmox-lxc.toml"))));
 }
 
 #[test]

@@ -147,10 +147,18 @@ pub fn forget(options: &Options) -> Result<(), String> {
     }
     match asked {
         Err(why) if init_lives(options) => Err(why),
-        _ => match std::fs::remove_dir_all(&options.state) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(format!("remove {}: {e}", options.state)),
-            _ => Ok(()),
-        },
+        _ => remove_state(&options.state).map_err(|e| format!("remove {}: {e}", options.state)),
+    }
+}
+
+/// A runtime's folder of a container, which holds files alone.
+fn remove_state(folder: &str) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        std::fs::remove_file(entry.path())?;
+    }
+    match std::fs::remove_dir(folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 

@@ -297,7 +297,9 @@ fn a_terminal_exec_is_relayed() {
 fn the_pods_init_is_nobody_in_an_empty_root() {
     let mut pod = Pod::start();
     let mut client = pod.connect();
-    let start = |cgroups: Vec<String>, namespaces: Vec<String>| Op::StartInit(v1::StartInit { cgroups, namespaces });
+    let start = |cgroups: Vec<String>, namespaces: Vec<String>| {
+        Op::StartInit(v1::StartInit { cgroups, namespaces, pid_namespace: String::new() })
+    };
     let error = client.error(start(vec![], vec!["/no/such/ns".into()]));
     assert!(error.code() == ErrorCode::ErrorProgram && error.message.contains("open /no/such/ns"), "{error:?}");
     // In this user namespace nobody has no number: its root has to do, without a capability.

@@ -1,7 +1,7 @@
 //! The tests' Proxmox as a program of its own, for what starts a daemon without our harness: `pve_server CONFIG` adds to a daemon's
 //! configuration what it has to know of it, and serves until its standard input ends.
 
-#![allow(dead_code, clippy::disallowed_methods)] // the harness is not all used here
+#![allow(dead_code, clippy::disallowed_methods, clippy::print_stdout)] // the harness is not all used here
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -103,8 +103,7 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, namespace: &str) -> SandboxConfig {
-        let mut pod = SandboxConfig::default();
-        pod.metadata.name = name.into();
+        let mut pod = crate::core::records::tests::pod(name).config;
         pod.metadata.namespace = namespace.into();
         pod
     }

@@ -189,6 +189,11 @@ impl ProxmoxLxcBackend {
         let node = &self.config.node;
         let config = match self.api.ct_config(node, vmid).await {
             Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => {
+                // What is ours is in our pool, or we could not have made it.
+                tracing::warn!(pod = pod.id.as_str(), %vmid, error = %e, "the CT of that number is taken for somebody else's");
+                return Ok(());
+            }
             config => config.map_err(Error::from)?,
         };
         if Identity::find(config.description()) != Some(self.identity(pod)) {

@@ -59,7 +59,7 @@ fn on(call: &Call, name: &str) -> bool {
 }
 
 impl Guest {
-    fn new(config: BTreeMap<String, String>, pool: String) -> Self {
+    pub fn new(config: BTreeMap<String, String>, pool: String) -> Self {
         Self { config, pending: BTreeMap::new(), pool, snapshots: Vec::new(), running: None, child: None, pid: 0 }
     }
 

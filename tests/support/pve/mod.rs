@@ -163,6 +163,17 @@ impl Pve {
         self.state.lock().stores.get_mut(store).expect("the storage").full = full;
     }
 
+    /// Numbers of all guests.
+    pub fn guests(&self) -> Vec<u32> {
+        self.state.lock().guests.keys().copied().collect()
+    }
+
+    /// Somebody else's guest, which the test's token has no right to see.
+    pub fn add_hidden_guest(&self, vmid: u32) {
+        let config = [("hostname".to_owned(), "other".to_owned())].into();
+        self.state.lock().guests.insert(vmid, guests::Guest::new(config, String::new()));
+    }
+
     /// The cluster has no quorum, or has it again.
     pub fn freeze(&self, frozen: bool) {
         self.state.lock().frozen = frozen;
