@@ -156,7 +156,14 @@ fn whole_run() {
 
 /// What containers are and how they live: 40 specs or more.
 fn slice(handler: &str, without: &[String]) {
-    let slice = ["support basic operations on container", "NamespaceOption", "bucket", "NoNewPrivs", "Mount Readonly"];
+    let slice = [
+        "support basic operations on container",
+        "NamespaceOption",
+        "bucket",
+        "NoNewPrivs",
+        "Mount Readonly",
+        "Multiple Containers",
+    ];
     let mut arguments = slice.iter().map(|part| format!("-ginkgo.focus={part}")).collect::<Vec<_>>();
     arguments.extend_from_slice(without);
     let (succeeded, said) = critest_on(handler, &arguments);
