@@ -13,7 +13,9 @@ const WEB: &str =
 
 fn side_by_side(ctx: &Ctx) {
     let handlers = ["crun", "lxc"];
-    let class = |name: &&str| json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name});
+    // Of names of its own: another scenario makes those of deploy/ at the same time.
+    let named = |handler: &str| format!("side-{handler}");
+    let class = |handler: &&str| json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": named(handler)}, "handler": handler});
     ctx.apply(&handlers.iter().map(class).collect::<Vec<_>>());
     let probe = json!({"readinessProbe": {"exec": {"command": ["test", "-e", "/www/name"]}, "periodSeconds": 1}});
     let limits = json!({"resources": {"limits": {"memory": "64Mi", "cpu": "500m"}}});
@@ -21,7 +23,7 @@ fn side_by_side(ctx: &Ctx) {
         let container = with(with(shell("c", WEB), probe.clone()), limits.clone());
         pod_with(
             name,
-            json!({"runtimeClassName": name, "terminationGracePeriodSeconds": 10, "containers": [container]}),
+            json!({"runtimeClassName": named(name), "terminationGracePeriodSeconds": 10, "containers": [container]}),
         )
     };
     ctx.apply(&handlers.iter().map(pod).collect::<Vec<_>>());
