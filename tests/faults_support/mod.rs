@@ -50,7 +50,26 @@ pub struct Point {
     pub hits: u32,
 }
 
+/// Points of pods that are namespaces of the node: others make theirs in another way.
+const OF_THE_NODE: [&str; 7] = [
+    "sandbox.noted",
+    "sandbox.cgroup",
+    "sandbox.pinned",
+    "sandbox.shm",
+    "sandbox.init_cgroup",
+    "sandbox.connected",
+    "sandbox.files",
+];
+
 impl Point {
+    /// Whether pods of that handler meet it.
+    pub fn is_met_by(&self, handler: &str) -> bool {
+        match handler {
+            "proxmox-lxc" => !OF_THE_NODE.contains(&self.name),
+            _ => !self.name.starts_with("ct."),
+        }
+    }
+
     /// Whether a monitor meets it.
     pub fn is_monitors(&self) -> bool {
         self.name.starts_with("monitor.")
@@ -95,6 +114,13 @@ pub const POINTS: &[Point] = &[
     at(Step::Run, "sandbox.init_noted"),
     at(Step::Run, "sandbox.connected"),
     at(Step::Run, "sandbox.files"),
+    at(Step::Run, "ct.noted_number"),
+    at(Step::Run, "ct.created"),
+    at(Step::Run, "ct.started"),
+    at(Step::Run, "ct.noted"),
+    at(Step::Run, "ct.pinned"),
+    at(Step::Run, "ct.watched"),
+    at(Step::Run, "ct.connected"),
     at(Step::Run, "sandbox.made"),
     at(Step::Run, "sandbox.ready"),
     at(Step::Run, "sandbox.told"),
@@ -152,6 +178,7 @@ pub const POINTS: &[Point] = &[
     at(Step::StopPod, "monitor.shutdown"),
     at(Step::StopPod, "stop_pod.monitor"),
     often(Step::StopPod, "teardown.step", 4),
+    at(Step::StopPod, "ct.stopped"),
     at(Step::StopPod, "stop_pod.torn"),
     at(Step::StopPod, "stop_pod.saved"),
     at(Step::RemovePod, "remove_pod.marked"),

@@ -141,7 +141,8 @@ impl Drop for Pve {
     fn drop(&mut self) {
         self.state.end_guests();
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(Duration::from_secs(5));
+            // On a thread of its own: the test may be in a runtime, too, which waits for nobody.
+            let _ = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(5))).join();
         }
     }
 }
