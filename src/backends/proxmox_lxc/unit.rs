@@ -103,7 +103,7 @@ impl ProxmoxLxcBackend {
         let (node, config) = (&self.config.node, &self.config);
         let template = self.template().await?;
         let (resources, overhead) = (&pod.config.resources, &pod.config.overhead);
-        let limits = plan::limits(resources, overhead, memory_of_the_node()?);
+        let limits = plan::limits(resources, overhead, memory_of_the_node());
         let spec = plan::spec(&pod.config, &self.identity(pod), &template, &config.storage, &config.pool, limits)?;
         let taken: BTreeSet<u32> = self.api.guests().await.map_err(Error::from)?.iter().map(|g| g.vmid.get()).collect();
         let (first, last) = config.vmids;
@@ -206,7 +206,7 @@ impl ProxmoxLxcBackend {
     }
 
     pub(super) async fn change_unit(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
-        let limits = plan::limits(resources, overhead, memory_of_the_node()?);
+        let limits = plan::limits(resources, overhead, memory_of_the_node());
         let set = [("memory", limits.memory.to_string()), ("cpulimit", limits.cpus.to_string())];
         let set = set.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         let change = CtChange { set, ..CtChange::default() };
@@ -238,7 +238,7 @@ impl ProxmoxLxcBackend {
 }
 
 /// Bytes of memory that this node has.
-fn memory_of_the_node() -> Result<u64> {
+fn memory_of_the_node() -> u64 {
     let info = rustix::system::sysinfo();
-    Ok((info.totalram as u64).saturating_mul(info.mem_unit.into()))
+    (info.totalram as u64).saturating_mul(info.mem_unit.into())
 }
