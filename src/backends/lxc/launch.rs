@@ -207,16 +207,8 @@ impl LxcBackend {
         for folder in &folders {
             option("cgroup", folder.as_str());
         }
-        Ok(monitor_v1::Exec {
-            container_id: container.id.to_string(),
-            exec_id: exec_id.to_string(),
-            program: Some(self.call(container.id.as_str(), &files.log, verb)),
-            pid_file: files.pid.to_string(),
-            terminal: tty,
-            console_socket: if tty { console.to_string() } else { String::new() },
-            cgroups: folders.into_iter().map(String::from).collect(),
-            ..Default::default()
-        })
+        let program = self.call(container.id.as_str(), &files.log, verb);
+        Ok(self.pods.monitor_exec(&container.id, exec_id, program, &files.pid, tty, folders))
     }
 
     pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {

@@ -160,6 +160,28 @@ impl NodePods {
         }
     }
 
+    /// The monitor's plan of an exec, whose `program` writes a pid file and leaves the process; `cgroups`: folders of its own groups.
+    pub fn monitor_exec(
+        &self,
+        container: &ContainerId,
+        exec_id: &str,
+        program: monitor_v1::Program,
+        pid_file: &Utf8Path,
+        terminal: bool,
+        cgroups: Vec<Utf8PathBuf>,
+    ) -> monitor_v1::Exec {
+        monitor_v1::Exec {
+            container_id: container.to_string(),
+            exec_id: exec_id.to_string(),
+            program: Some(program),
+            pid_file: pid_file.to_string(),
+            terminal,
+            console_socket: if terminal { self.console_socket(exec_id).to_string() } else { String::new() },
+            cgroups: cgroups.into_iter().map(String::from).collect(),
+            ..Default::default()
+        }
+    }
+
     /// Short: a socket's path has at most 107 bytes.
     pub fn console_socket(&self, id: &str) -> Utf8PathBuf {
         self.config.state.join("console").join(&id[..id.len().min(32)])

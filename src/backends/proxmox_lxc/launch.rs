@@ -131,16 +131,7 @@ impl ProxmoxLxcBackend {
         let options = vec![("runtime-pid-file", files.inner.to_string()), ("pid-file", files.pid.to_string())];
         let program =
             self.program(&pod, Call { verb: "keep", options, log: &files.log, oom_score_adj, runtime: verb })?;
-        Ok(monitor_v1::Exec {
-            container_id: container.id.to_string(),
-            exec_id: exec_id.to_string(),
-            program: Some(program),
-            pid_file: files.pid.to_string(),
-            terminal: tty,
-            console_socket: if tty { console.to_string() } else { String::new() },
-            cgroups: folders.into_iter().map(String::from).collect(),
-            ..Default::default()
-        })
+        Ok(self.pods.monitor_exec(&container.id, exec_id, program, &files.pid, tty, folders))
     }
 
     pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
