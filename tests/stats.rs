@@ -415,18 +415,6 @@ fn a_list_of_a_hundred_is_quick() {
     });
 }
 
-/// Our own wire types: calls that are newer than `k8s-cri`'s.
-async fn newer(socket: &Path) -> v1::runtime_service_client::RuntimeServiceClient<tonic::transport::Channel> {
-    let socket = socket.to_owned();
-    let connect = tower::service_fn(move |_: tonic::transport::Uri| {
-        let socket = socket.clone();
-        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-    });
-    let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connect).await.expect("a connection to the daemon");
-    v1::runtime_service_client::RuntimeServiceClient::new(channel)
-}
-
 #[test]
 fn pods_are_limited_as_a_whole_and_lists_come_as_streams() {
     isolated("pods_are_limited_as_a_whole_and_lists_come_as_streams", || {
@@ -445,7 +433,7 @@ fn pods_are_limited_as_a_whole_and_lists_come_as_streams() {
         };
         let before = limit("tests");
         client::block_on(async {
-            let mut c = newer(&node.socket()).await;
+            let mut c = client::newer(&node.socket()).await;
             let resources = |memory_limit_in_bytes| {
                 Some(v1::LinuxContainerResources { memory_limit_in_bytes, ..Default::default() })
             };

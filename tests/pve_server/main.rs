@@ -11,7 +11,7 @@ use std::io::{Read as _, Write as _};
 fn main() {
     let Some(path) = std::env::args().nth(1).filter(|a| a.starts_with('/')) else { return };
     let mut text = String::new();
-    let pve = support::node::start_proxmox(&mut text);
+    let pve = support::node::start_proxmox(&mut text, &Default::default());
     let mut file = std::fs::File::options().append(true).open(&path).expect("the configuration");
     file.write_all(text.as_bytes()).expect("the configuration");
     println!("{}", pve.url());

@@ -10,6 +10,7 @@ use k8s_cri::v1::{
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
 };
+use proxmox_lxcri::api::v1;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Both services over one connection.
@@ -24,15 +25,7 @@ pub struct Client {
 impl Client {
     /// Connects to a daemon's socket.
     pub async fn connect(socket: &Path) -> Self {
-        let socket: PathBuf = socket.to_owned();
-        let connect = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://localhost")
-            .connect_with_connector(connect)
-            .await
-            .expect("a connection to the daemon");
+        let channel = channel(socket).await;
         Self { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) }
     }
 
@@ -40,6 +33,22 @@ impl Client {
     pub async fn pull(&mut self, image: &str) -> String {
         self.images.pull_image(pull_request(image)).await.expect("PullImage").into_inner().image_ref
     }
+}
+
+/// A connection to a daemon's socket.
+async fn channel(socket: &Path) -> Channel {
+    let socket: PathBuf = socket.to_owned();
+    let connect = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector(connect).await.expect("a connection to the daemon")
+}
+
+/// Our own wire types: calls that are newer than `k8s-cri`'s.
+pub async fn newer(socket: &Path) -> v1::runtime_service_client::RuntimeServiceClient<Channel> {
+    v1::runtime_service_client::RuntimeServiceClient::new(channel(socket).await)
 }
 
 /// A request to pull without credentials.

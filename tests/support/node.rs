@@ -34,6 +34,8 @@ pub struct Options {
     pub pool_size: String,
     /// File that says at which named point the daemon or a monitor dies.
     pub failpoint_file: Option<PathBuf>,
+    /// More lines of the tables `[proxmox]` and `[handlers.proxmox-lxc]`.
+    pub proxmox_lines: [String; 2],
     /// The programs `zfs` and `zpool`.
     pub zfs_programs: [String; 2],
     /// More lines of the table `[images.zfs]`.
@@ -54,6 +56,7 @@ impl Default for Options {
             zfs: std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs"),
             pool_size: "8G".into(),
             failpoint_file: None,
+            proxmox_lines: Default::default(),
             zfs_programs: ["/usr/sbin/zfs".into(), "/usr/sbin/zpool".into()],
             zfs_lines: String::new(),
         }
@@ -126,7 +129,8 @@ impl Node {
             );
             std::fs::write(folder.join("hosts.toml"), hosts).expect("hosts.toml");
         }
-        let pve = (options.handler == "proxmox-lxc").then(|| start_proxmox(&mut options.more_config));
+        let pve =
+            (options.handler == "proxmox-lxc").then(|| start_proxmox(&mut options.more_config, &options.proxmox_lines));
         std::fs::write(dir.join("cni/10-test.conflist"), &options.network).expect("the network list");
         std::fs::write(dir.join("config.toml"), config(&dir, &options)).expect("config.toml");
         let failpoint_file = options.failpoint_file;
@@ -254,8 +258,9 @@ impl Node {
     }
 }
 
-/// A Proxmox that runs its containers by Debian's `lxc`; adds what the daemon has to know of it.
-pub fn start_proxmox(config: &mut String) -> Pve {
+/// A Proxmox that runs its containers by Debian's `lxc`; adds what the daemon has to know of it, and more lines of the tables
+/// `[proxmox]` and `[handlers.proxmox-lxc]`.
+pub fn start_proxmox(config: &mut String, lines: &[String; 2]) -> Pve {
     // As on a Proxmox node: root may give containers this range.
     for file in ["/etc/subuid", "/etc/subgid"] {
         std::fs::write(file, "root:100000:65536\n").expect("a range of users");
@@ -265,12 +270,14 @@ pub fn start_proxmox(config: &mut String) -> Pve {
     std::fs::create_dir_all(&lxc).expect("lxc's folder");
     let pve = Pve::start(pve::Options { runner: pve::Runner::Lxc(lxc), ..pve::Options::default() });
     config.push_str(&format!(
-        "[proxmox]\nendpoints = [\"{}\"]\nnode = \"pve1\"\ntoken_id = \"{}\"\ntoken_file = \"{}\"\nca_file = \"{}\"\n\
-         [handlers.proxmox-lxc]\nenabled = true\nvmids = \"9000-9999\"\nstorage = \"local\"\npool = \"k8s\"\n",
+        "[proxmox]\nendpoints = [\"{}\"]\nnode = \"pve1\"\ntoken_id = \"{}\"\ntoken_file = \"{}\"\nca_file = \"{}\"\n{}\n\
+         [handlers.proxmox-lxc]\nenabled = true\nvmids = \"9000-9999\"\nstorage = \"local\"\npool = \"k8s\"\n{}\n",
         pve.url(),
         pve::TOKEN,
         pve.file("token"),
         pve.file("ca.pem"),
+        lines[0],
+        lines[1],
     ));
     pve
 }

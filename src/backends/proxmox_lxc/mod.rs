@@ -2,18 +2,19 @@
 //! containers are run by the OCI runtime from the node, in the CT's user, network, IPC and UTS namespaces, with PID namespaces
 //! below the CT's and cgroups beside its own, so that whatever stops the CT ends them.
 //!
-//! `unit` makes and removes the CT, `launch` plans containers and execs. An OCI runtime's calls are made inside of the CT's PID
+//! `unit` makes and removes the CT, `owner` says whose one is, `launch` plans containers and execs. An OCI runtime's calls are made inside of the CT's PID
 //! namespace by the helper of the handler `lxc` (`within`, `keep`, `forget`). A CT is found again by the pod's journal and by the
 //! identity in its notes; one without that is never touched. A crash leaves what the journal names, or a CT that says whose it is.
 
 mod launch;
+mod owner;
 mod plan;
 mod template;
 mod unit;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -72,12 +73,24 @@ pub struct ProxmoxLxcBackend {
     template: tokio::sync::Mutex<Option<String>>,
     /// Numbers that pods of this node have or are about to ask for.
     numbers: Mutex<BTreeSet<u32>>,
+    /// Numbers for which a CT may be made yet, since no answer came, and until when.
+    doubts: Mutex<BTreeMap<u32, Instant>>,
+    /// Numbers that no other pod gets yet, since a change of which no answer came may be done yet, and until when.
+    resting: Mutex<BTreeMap<u32, Instant>>,
 }
 
 impl ProxmoxLxcBackend {
     /// Nothing is asked yet.
     pub fn new(config: ProxmoxLxcConfig, api: Proxmox, pods: Arc<NodePods>) -> Self {
-        Self { config, api, pods, template: Default::default(), numbers: Default::default() }
+        Self {
+            config,
+            api,
+            pods,
+            template: Default::default(),
+            numbers: Default::default(),
+            doubts: Default::default(),
+            resting: Default::default(),
+        }
     }
 
     /// Every CT has the same users.

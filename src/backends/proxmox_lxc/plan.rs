@@ -9,6 +9,8 @@ use crate::integrations::proxmox_api::{CtSpec, Identity, Tags, Vmid, Volume};
 
 /// Kind of the journal's notes of CTs.
 pub const CT: &str = "proxmox-ct";
+/// Kind of its notes of numbers that it has asked for and somebody else has.
+pub const TAKEN: &str = "proxmox-ct-taken";
 /// MiB of a CT's root file system: the init, and what Proxmox puts there.
 const ROOTFS: u64 = 64;
 /// Least memory that Proxmox takes, in MiB.

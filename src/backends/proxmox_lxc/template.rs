@@ -49,7 +49,8 @@ impl ProxmoxLxcBackend {
         let (node, storage) = (&self.config.node, &self.config.template_storage);
         let volid = format!("{storage}:vztmpl/{name}");
         let there = self.api.content(node, storage, Some("vztmpl")).await.map_err(Error::from)?;
-        if !there.iter().any(|c| c.volid == volid) {
+        // One of another size is an upload that broke, or is under way.
+        if !there.iter().any(|c| c.volid == volid && c.size == archive.len() as u64) {
             let file = self.pods.config.state.join(&name);
             let at = file.clone();
             blocking(move || {
@@ -67,5 +68,10 @@ impl ProxmoxLxcBackend {
         }
         *known = Some(volid.clone());
         Ok(volid)
+    }
+
+    /// The next pod looks whether it is there: somebody may have deleted it.
+    pub(super) async fn forget_template(&self) {
+        *self.template.lock().await = None;
     }
 }

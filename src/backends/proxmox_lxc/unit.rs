@@ -9,7 +9,7 @@ use camino::Utf8Path;
 use tokio_util::sync::CancellationToken;
 
 use super::ProxmoxLxcBackend;
-use super::plan::{self, CT};
+use super::plan::{self, CT, TAKEN};
 use crate::core::backend::Journal;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::{Monitor, monitor_v1};
@@ -28,10 +28,6 @@ pub(super) fn vmid(pod: &PodRecord) -> Result<Vmid> {
 }
 
 impl ProxmoxLxcBackend {
-    fn identity(&self, pod: &PodRecord) -> Identity {
-        Identity { installation: self.config.installation.clone(), pod: pod.id.to_string() }
-    }
-
     pub(super) async fn make_unit(
         &self,
         pod: &PodRecord,
@@ -46,7 +42,8 @@ impl ProxmoxLxcBackend {
         }
         fail_point!("ct.created");
         let named = |e: Error| e.context(format!("CT {vmid} of pod {}", pod.id));
-        self.api.ct_start(&self.config.node, vmid).await.map_err(|e| named(e.into()))?;
+        let started = self.api.ct_start(&self.config.node, vmid).await;
+        started.inspect_err(|e| self.rest(vmid, e)).map_err(|e| named(e.into()))?;
         fail_point!("ct.started");
         let init = self.init_of(vmid).await.map_err(named)?;
         let mut inside = pod.clone();
@@ -113,16 +110,31 @@ impl ProxmoxLxcBackend {
                 continue;
             }
             let vmid = Vmid::new(number.into()).map_err(|e| Error::internal(e.to_string()))?;
-            journal.note(vec![Resource { kind: CT.into(), name: vmid.to_string() }]).await?;
+            if let Err(e) = journal.note(vec![Resource { kind: CT.into(), name: vmid.to_string() }]).await {
+                self.release(vmid);
+                return Err(e);
+            }
             fail_point!("ct.noted_number");
             let made = match self.api.ct_create(node, vmid, &spec).await {
                 Ok(task) => task.wait().await.map(drop),
-                Err(e) => Err(e),
+                Err(e) => {
+                    if e.is_uncertain() {
+                        self.doubt(vmid);
+                        self.rest(vmid, &e);
+                    }
+                    Err(e)
+                }
             };
             match made {
                 Ok(()) => return Ok(vmid),
                 Err(e) if *e.kind() == ErrorKind::AlreadyExists => {
                     tracing::info!(pod = pod.id.as_str(), vmid = number, "the number is taken: the next one");
+                    journal.note(vec![Resource { kind: TAKEN.into(), name: vmid.to_string() }]).await?;
+                }
+                Err(e) if e.is_not_found() => {
+                    self.forget_template().await;
+                    let what = format!("make a CT for pod {}: {e}", pod.id);
+                    return Err(Error::new(Kind::FailedPrecondition, what));
                 }
                 Err(e) => return Err(Error::from(e).context(format!("make a CT for pod {}", pod.id))),
             }
@@ -134,7 +146,16 @@ impl ProxmoxLxcBackend {
     }
 
     fn reserve(&self, number: u32) -> bool {
+        let mut resting = self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        resting.retain(|_, until| *until > std::time::Instant::now());
+        if resting.contains_key(&number) {
+            return false;
+        }
         self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(number)
+    }
+
+    fn release(&self, vmid: Vmid) {
+        self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&vmid.get());
     }
 
     /// The CT's init, which has to have the ids that were configured.
@@ -162,7 +183,8 @@ impl ProxmoxLxcBackend {
 
     /// Takes down what the journal notes: the network first, the CT last.
     pub(super) async fn end_unit(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Result<()> {
-        let (units, others): (Vec<Resource>, Vec<Resource>) = pod.resources.iter().cloned().partition(|n| n.kind == CT);
+        let ours = pod.resources.iter().filter(|n| n.kind != TAKEN).cloned();
+        let (units, others): (Vec<Resource>, Vec<Resource>) = ours.partition(|n| n.kind == CT);
         let mut rest = pod.clone();
         rest.resources = others;
         if let Some(vmid) = units.last().and_then(|n| n.name.parse().ok()) {
@@ -172,9 +194,7 @@ impl ProxmoxLxcBackend {
         for unit in units {
             let vmid: Vmid = unit.name.parse().map_err(|e| Error::internal(format!("pod {}: {e}", pod.id)))?;
             match self.remove(pod, vmid).await {
-                Ok(()) => {
-                    self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&vmid.get());
-                }
+                Ok(()) => self.release(vmid),
                 Err(e) => {
                     tracing::error!(pod = pod.id.as_str(), %vmid, error = e.chain(), "can't remove its CT");
                     first = first.and(Err(e.context(format!("remove CT {vmid} of pod {}", pod.id))));
@@ -187,22 +207,18 @@ impl ProxmoxLxcBackend {
     /// Stops and deletes a CT that says it is this pod's.
     async fn remove(&self, pod: &PodRecord, vmid: Vmid) -> Result<()> {
         let node = &self.config.node;
-        let config = match self.api.ct_config(node, vmid).await {
-            Err(e) if e.is_not_found() => return Ok(()),
-            Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => {
-                // What is ours is in our pool, or we could not have made it.
-                tracing::warn!(pod = pod.id.as_str(), %vmid, error = %e, "the CT of that number is taken for somebody else's");
-                return Ok(());
-            }
-            config => config.map_err(Error::from)?,
-        };
-        if Identity::find(config.description()) != Some(self.identity(pod)) {
-            tracing::info!(pod = pod.id.as_str(), %vmid, "the CT of that number is somebody else's");
+        if !self.is_ours(pod, vmid).await? {
             return Ok(());
         }
-        self.api.ct_stop(node, vmid).await.map_err(Error::from)?;
+        match self.api.ct_stop(node, vmid).await {
+            // Deleting it stops it, too.
+            Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => {
+                tracing::warn!(pod = pod.id.as_str(), %vmid, error = %e, "its CT can't be stopped before it is deleted");
+            }
+            stopped => stopped.inspect_err(|e| self.rest(vmid, e)).map_err(Error::from)?,
+        }
         fail_point!("ct.stopped");
-        self.api.ct_delete(node, vmid, true).await.map_err(Error::from)
+        self.api.ct_delete(node, vmid, true).await.inspect_err(|e| self.rest(vmid, e)).map_err(Error::from)
     }
 
     pub(super) async fn change_unit(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {

@@ -74,6 +74,16 @@ pub(super) enum Auth {
     Ticket { user: String, password: Secret, ticket: tokio::sync::Mutex<Option<Ticket>> },
 }
 
+impl Auth {
+    /// Whom tasks are said to be of: `lxcri@pve!node1`, `root@pam`.
+    pub(super) fn who(&self) -> &str {
+        match self {
+            Self::Token { id, .. } => id,
+            Self::Ticket { user, .. } => user,
+        }
+    }
+}
+
 /// A user's session.
 #[derive(Clone)]
 pub(super) struct Ticket {

@@ -84,7 +84,14 @@ impl Proxmox {
         form.extend(pairs([("delete", Some(delete).filter(|d| !d.is_empty())), ("digest", change.digest.clone())]));
         {
             let _lane = self.node_lane(node, &at).await?;
-            let _: Value = self.settle(vmid, self.put(&at, form).await).await?;
+            let answer: Value = self.settle(vmid, self.put(&at, form).await).await?;
+            if !answer.is_null() {
+                return Err(ApiError::new(
+                    ErrorKind::Protocol,
+                    format!("PUT {at}"),
+                    "an answer where none is expected",
+                ));
+            }
         }
         let all: Vec<Pending> = self.get(&Self::ct(node, vmid, &["pending"]), Form::new()).await?;
         Ok(all.into_iter().filter(|p| p.delete || p.pending.is_some()).collect())

@@ -84,7 +84,7 @@ pub struct CtConfig {
 }
 
 impl CtConfig {
-    /// From the API's answer.
+    /// From the API's answer, which has a digest: one without it is something else, and no configuration that has nothing in it.
     pub fn parse(answer: &Value) -> Result<Self, PropertyError> {
         let Value::Object(keys) = answer else {
             return Err(PropertyError::new("configuration", "the answer is no object"));
@@ -101,6 +101,9 @@ impl CtConfig {
                 (_, Some(("mp", n))) => drop(config.mounts.insert(n, text.parse()?)),
                 _ => drop(config.other.insert(key.clone(), text)),
             }
+        }
+        if config.digest.is_empty() {
+            return Err(PropertyError::new("configuration", "the answer has no digest"));
         }
         Ok(config)
     }
@@ -312,6 +315,7 @@ mod tests {
         assert_eq!((c.nets[&0].name.as_str(), c.mounts[&12].mp.as_deref()), ("eth0", Some("/data")));
         assert!(c.features.nesting && c.tags.has("k8s") && c.description() == "notes\n");
         assert!(CtConfig::parse(&Value::Null).is_err());
+        assert!(CtConfig::parse(&serde_json::json!({ "description": "no digest" })).is_err());
     }
 
     #[test]

@@ -127,6 +127,16 @@ impl ApiError {
         &self.0.params
     }
 
+    /// Whether a change may have been done, or may be done yet, although it failed for us.
+    pub fn is_uncertain(&self) -> bool {
+        match self.0.kind {
+            ErrorKind::NoAnswer | ErrorKind::Protocol => true,
+            // Not if the API itself says that it has waited in vain.
+            ErrorKind::Timeout => self.0.status.is_none(),
+            _ => false,
+        }
+    }
+
     /// Whether the object is not there.
     pub fn is_not_found(&self) -> bool {
         self.0.kind == ErrorKind::NotFound
@@ -291,6 +301,11 @@ mod tests {
         for status in [595, 596, 597, 599] {
             assert_eq!(kind(status, "Broken pipe"), K::NoAnswer);
         }
+        let lost = ApiError::new(K::Timeout, "POST /x", "no answer within 30 s");
+        assert!(
+            lost.is_uncertain()
+                && !ApiError::answer("POST /x", 500, "got timeout".into(), BTreeMap::new()).is_uncertain()
+        );
         let e = ApiError::task("task x", "unable to create CT 110 - CT 110 already exists on node 'pve1'");
         assert_eq!(*e.kind(), K::AlreadyExists);
         assert_eq!(*ApiError::task("task x", "startup for container '100' failed").kind(), K::TaskFailed);

@@ -12,8 +12,11 @@ use super::ids::{Upid, Vmid};
 use super::lanes::Permit;
 use super::transport::{Form, Proxmox, path};
 
-/// First and longest time between looks at a task.
-const POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// First and longest time between looks at a task. In between it is a part of the task's age ([`pause`]), so that what is lost
+/// after its end is a part of what it took.
+const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// That part.
+const PART: u32 = 4;
 /// Lines of a failed task's log that its error shows.
 const TAIL: usize = 5;
 
@@ -32,6 +35,14 @@ pub enum Ended {
     Ok,
     /// With so many warnings, which are in its log.
     Warnings(u32),
+}
+
+impl Task {
+    /// How it stands; None: it goes on.
+    pub fn outcome(&self) -> Option<Result<Ended, ApiError>> {
+        self.endtime?;
+        outcome(&format!("task {}", self.upid), "stopped", self.status.as_deref())
+    }
 }
 
 /// A task in a list.
@@ -73,6 +84,11 @@ struct Line {
     t: String,
 }
 
+/// How long to wait before the next look at a task of that age.
+fn pause(age: Duration) -> Duration {
+    (age / PART).clamp(POLL.0, POLL.1)
+}
+
 /// How a task stands by its status; None: it goes on.
 fn outcome(call: &str, status: &str, exit: Option<&str>) -> Option<Result<Ended, ApiError>> {
     if status != "stopped" {
@@ -110,9 +126,10 @@ impl Running {
 
     async fn watch(self, mut each: Option<&mut (dyn FnMut(&str) + Send)>) -> Result<Ended, ApiError> {
         let limit = self.api.0.settings.task_timeout.get();
-        let deadline = tokio::time::Instant::now() + limit;
+        let since = tokio::time::Instant::now();
+        let deadline = since + limit;
         let call = format!("task {}", self.upid);
-        let (mut pause, mut shown) = (POLL.0, 0);
+        let mut shown = 0;
         loop {
             let late = || {
                 let why = format!("has not ended after {} s; it goes on", limit.as_secs());
@@ -136,9 +153,8 @@ impl Running {
                 Some(Err(e)) if *e.kind() == ErrorKind::TaskFailed => return Err(self.explain(e).await),
                 Some(done) => return done,
                 None if tokio::time::Instant::now() >= deadline => return Err(late()),
-                None => tokio::time::sleep(pause).await,
+                None => tokio::time::sleep(pause(since.elapsed())).await,
             }
-            pause = (pause * 3 / 2).min(POLL.1);
         }
     }
 
@@ -194,6 +210,15 @@ impl Proxmox {
         Ok(tasks.into_iter().filter(|t| t.endtime.is_none()).collect())
     }
 
+    /// Tasks of a kind of one guest that were started by us: those that go on and the latest that have ended.
+    pub async fn own_tasks(&self, node: &str, vmid: Vmid, kind: &str) -> Result<Vec<Task>, ApiError> {
+        let form = [("source", "all".to_owned()), ("vmid", vmid.to_string()), ("typefilter", kind.to_owned())];
+        let form = form.map(|(k, v)| (k.to_owned(), v)).to_vec();
+        let all: Vec<Task> = self.get(&path(&["nodes", node, "tasks"]), form).await?;
+        let (id, who) = (vmid.to_string(), self.0.auth.who());
+        Ok(all.into_iter().filter(|t| t.upid.kind() == kind && t.upid.id() == id && t.upid.user() == who).collect())
+    }
+
     /// The latest tasks of a node, those that go on first.
     pub async fn tasks(&self, node: &str, limit: u32) -> Result<Vec<Task>, ApiError> {
         let form = vec![("source".to_owned(), "all".to_owned()), ("limit".to_owned(), limit.to_string())];
@@ -215,5 +240,13 @@ mod tests {
         assert_eq!(see("stopped", Some("CT 100 already running")), Some(Err(ErrorKind::AlreadyRunning)));
         assert_eq!(see("stopped", Some("unexpected status")), Some(Err(ErrorKind::TaskFailed)));
         assert_eq!(see("stopped", None), Some(Err(ErrorKind::TaskFailed)));
+    }
+
+    #[test]
+    fn the_end_of_a_task_is_seen_within_a_part_of_what_it_took() {
+        let ms = Duration::from_millis;
+        for (age, expected) in [(0, 20), (40, 20), (400, 100), (2000, 500), (60_000, 1000)] {
+            assert_eq!(pause(ms(age)), ms(expected), "{age} ms");
+        }
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Inner {
     endpoints: Vec<Url>,
     current: AtomicUsize,
     http: Client,
-    auth: Auth,
+    pub(super) auth: Auth,
     lanes: Lanes,
     pub(super) settings: Settings,
 }
@@ -108,6 +108,11 @@ impl Proxmox {
         }
         let name = rustix::system::uname();
         name.nodename().to_string_lossy().split('.').next().unwrap_or_default().to_owned()
+    }
+
+    /// Longest time for one request.
+    pub fn patience(&self) -> Duration {
+        self.0.settings.timeout.get()
     }
 
     /// Folder with the states of this node's running containers.

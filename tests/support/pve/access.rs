@@ -1,6 +1,8 @@
 //! Who may what: users, tokens, tickets, roles on paths, as the real API resolves them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -21,25 +23,66 @@ pub struct Access {
     pub tokens: BTreeMap<String, String>,
     pub passwords: BTreeMap<String, String>,
     pub acls: Vec<Acl>,
+    /// Privileges that nobody but root has for now.
+    pub taken: BTreeSet<String>,
     tickets: BTreeMap<String, (String, String)>,
 }
 
-/// What the test's token is given: the role of deploy/proxmox/role.sh and no more.
-fn role() -> BTreeSet<String> {
-    let script = include_str!("../../../deploy/proxmox/role.sh");
-    let list =
-        script.split("privileges=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("the role's privileges");
-    list.split([' ', '\\', '\n']).filter(|p| !p.is_empty()).map(String::from).collect()
+/// Stands in for Proxmox's own program while deploy/proxmox/role.sh runs: notes what it is told, a call a line and a word a field.
+const PVEUM: &str = r#"#!/bin/bash
+(IFS=$'\t'; echo "$*") >> "$(dirname "$0")/said"
+case "$*" in
+"user token add "*) echo "{\"full-tokenid\":\"$4!$5\",\"info\":{\"privsep\":\"1\"},\"value\":\"SECRET\"}" ;;
+*" list "*) echo '[]' ;;
+esac
+"#;
+
+/// Has deploy/proxmox/role.sh make role, user, pool and token, whose secret it writes into `folder`/token; gives what it
+/// granted.
+fn granted(folder: &Path) -> Vec<Acl> {
+    use std::os::unix::fs::PermissionsExt;
+    let programs = folder.join("role");
+    std::fs::create_dir_all(&programs).expect("a folder");
+    for (name, text) in [("pveum", PVEUM.replace("SECRET", SECRET)), ("hostname", "#!/bin/sh\necho node1\n".into())] {
+        let file = programs.join(name);
+        std::fs::write(&file, text).expect("a program");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    }
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/proxmox/role.sh");
+    let mut command = Command::new("bash");
+    command.args([script, "--pool", "k8s", "--storage", "local", "--bridge", "vmbr0", "--file"]);
+    let out = command.arg(folder.join("token")).env("PATH", path).output().expect("role.sh");
+    assert!(out.status.success(), "role.sh: {}", String::from_utf8_lossy(&out.stderr));
+    let told = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(told.contains(&format!("token_id = \"{TOKEN}\"")), "{told}");
+    let said = std::fs::read_to_string(programs.join("said")).expect("what it said");
+    let mut privileges = BTreeSet::new();
+    let mut acls = Vec::new();
+    for line in said.lines() {
+        match line.split('\t').collect::<Vec<_>>().as_slice() {
+            ["role", "add", "lxcri", "--privs", list] => {
+                privileges = list.split(' ').filter(|p| !p.is_empty()).map(String::from).collect();
+            }
+            ["acl", "modify", path, "--users" | "--tokens", who, "--roles", "lxcri"] => {
+                acls.push(Acl { path: (*path).into(), who: (*who).into(), privileges: privileges.clone() });
+            }
+            _ => {}
+        }
+    }
+    assert!(!privileges.is_empty() && acls.len() == 6, "{said}");
+    acls
 }
 
 impl Access {
-    pub fn usual() -> Self {
-        let acl = |path: &str| Acl { path: path.into(), who: TOKEN.into(), privileges: role() };
-        let root = Acl { path: "/".into(), who: "root@pam".into(), privileges: ["*".to_owned()].into() };
+    pub fn usual(folder: &Path) -> Self {
+        let mut acls = granted(folder);
+        acls.push(Acl { path: "/".into(), who: "root@pam".into(), privileges: ["*".to_owned()].into() });
         Self {
             tokens: [(TOKEN.to_owned(), SECRET.to_owned())].into(),
             passwords: [("root@pam".to_owned(), "hunter22".to_owned())].into(),
-            acls: vec![acl("/pool/k8s"), acl("/storage/local"), acl("/sdn/zones/localnetwork/vmbr0"), root],
+            taken: BTreeSet::new(),
+            acls,
             tickets: BTreeMap::new(),
         }
     }
@@ -49,7 +92,18 @@ impl Access {
         self.tickets.clear();
     }
 
+    /// A token has what both it and its user have.
     pub fn privileges(&self, who: &str, path: &str) -> BTreeSet<String> {
+        let mut found = self.granted(who, path);
+        if let Some((user, _)) = who.split_once('!') {
+            let users = self.granted(user, path);
+            found.retain(|p| users.contains("*") || users.contains(p));
+        }
+        found.retain(|p| !self.taken.contains(p));
+        found
+    }
+
+    fn granted(&self, who: &str, path: &str) -> BTreeSet<String> {
         let above = |acl: &&Acl| acl.path == "/" || path == acl.path || path.starts_with(&format!("{}/", acl.path));
         // The nearest path counts alone.
         let fits: Vec<_> = self.acls.iter().filter(|a| a.who == who).filter(above).collect();

@@ -33,6 +33,8 @@ pub struct Guest {
     pub running: Option<Instant>,
     pub child: Option<Child>,
     pub pid: u32,
+    /// It is not made yet, or its making has died: its configuration is a lock and nothing else.
+    pub half: bool,
 }
 
 /// What changes at once in a running container; the rest waits for the next start.
@@ -60,7 +62,16 @@ fn on(call: &Call, name: &str) -> bool {
 
 impl Guest {
     pub fn new(config: BTreeMap<String, String>, pool: String) -> Self {
-        Self { config, pending: BTreeMap::new(), pool, snapshots: Vec::new(), running: None, child: None, pid: 0 }
+        Self {
+            config,
+            pending: BTreeMap::new(),
+            pool,
+            snapshots: Vec::new(),
+            running: None,
+            child: None,
+            pid: 0,
+            half: false,
+        }
     }
 
     /// Its line in lists.
@@ -126,6 +137,7 @@ fn root_only(params: &Params) -> Option<String> {
 fn config_privilege(key: &str) -> &'static str {
     match key.trim_end_matches(|c: char| c.is_ascii_digit()) {
         "memory" | "swap" => "VM.Config.Memory",
+        "hostname" => "VM.Config.Network",
         "cores" | "cpulimit" | "cpuunits" => "VM.Config.CPU",
         "net" | "nameserver" | "searchdomain" => "VM.Config.Network",
         "rootfs" | "mp" | "unused" => "VM.Config.Disk",
@@ -170,13 +182,19 @@ impl Server {
                 state.need(&call.user, &format!("/sdn/zones/localnetwork/{bridge}"), "SDN.Use")?;
             }
         }
+        let outside = ["vmid", "ostemplate", "pool", "storage", "start", "password", "ssh-public-keys", "force"];
+        for key in call.params.keys().filter(|k| !outside.contains(&k.as_str())) {
+            let privilege = config_privilege(key);
+            if pool.is_empty() || !state.may(&call.user, &format!("/pool/{pool}"), privilege) {
+                state.need(&call.user, &format!("/vms/{vmid}"), privilege)?;
+            }
+        }
         if state.guests.contains_key(&vmid) {
             return Err(Failure::die(format!("unable to create CT {vmid} - CT {vmid} already exists on node 'pve1'")));
         }
         let Some(store) = state.stores.get(&store_name).cloned() else {
             return Err(Failure::die(format!("storage '{store_name}' does not exist")));
         };
-        let outside = ["vmid", "ostemplate", "pool", "storage", "start", "password", "ssh-public-keys", "force"];
         let mut config: BTreeMap<_, _> = call
             .params
             .iter()
@@ -190,13 +208,16 @@ impl Server {
         config.insert("rootfs".into(), format!("{store_name}:subvol-{vmid}-disk-0,size={size}G"));
         config.insert("lock".into(), "create".into());
         // The configuration is there at once: of two creates one wins.
-        state.guests.insert(vmid, Guest::new(config, pool));
+        state.guests.insert(vmid, Guest { half: true, ..Guest::new(config, pool) });
         let (server, half) = (self.clone(), matches!(fault, Some(What::HalfDone)));
         drop(state);
         let start = on(call, "start");
         Ok(self.start(call, "vzcreate", &vmid.to_string(), fault, async move {
+            let lock = server.guest_lock(vmid);
+            let held = lock.lock().await;
             let made = async {
-                tokio::time::sleep(server.seconds(1.0)).await;
+                let dawdle = server.lock().dawdle;
+                tokio::time::sleep(server.seconds(1.0) + dawdle).await;
                 let file = store
                     .template(&template)
                     .ok_or_else(|| format!("unable to create CT {vmid} - volume '{template}' does not exist"))?;
@@ -219,7 +240,9 @@ impl Server {
             }
             if let Some(guest) = server.lock().guests.get_mut(&vmid) {
                 guest.config.remove("lock");
+                guest.half = false;
             }
+            drop(held);
             if start { server.power_on(vmid).await } else { Ok(()) }
         }))
     }
@@ -238,10 +261,11 @@ impl Server {
         match (method, rest) {
             ("GET", ["status", "current"]) => self.with(vmid, |g| g.row(vmid)),
             ("GET", ["config"]) => self.with(vmid, |g| {
-                let mut all: serde_json::Map<_, _> = g.config.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+                let written = g.config.iter().filter(|(k, _)| !g.half || *k == "lock");
+                let mut all: serde_json::Map<_, _> = written.map(|(k, v)| (k.clone(), json!(v))).collect();
                 // Some keys are numbers.
                 for key in ["memory", "swap", "unprivileged", "template"] {
-                    if let Some(n) = g.config.get(key).and_then(|v| v.parse::<u64>().ok()) {
+                    if let Some(n) = g.config.get(key).filter(|_| !g.half).and_then(|v| v.parse::<u64>().ok()) {
                         all.insert(key.into(), json!(n));
                     }
                 }
@@ -305,7 +329,17 @@ impl Server {
                 if running && !on(call, "force") {
                     return Err(Failure::die(format!("unable to destroy CT {vmid} - container is running")));
                 }
+                let force = on(call, "force");
                 Ok(self.start(call, "vzdestroy", &id, fault, async move {
+                    let lock = server.guest_lock(vmid);
+                    let Ok(_held) = tokio::time::timeout(server.seconds(10.0), lock.lock()).await else {
+                        return Err(format!("can't lock file '/run/lock/lxc/pve-config-{vmid}.lock' - got timeout"));
+                    };
+                    // It may have been started meanwhile.
+                    let running = server.lock().guests.get(&vmid).is_some_and(|g| g.running.is_some());
+                    if running && !force {
+                        return Err(format!("unable to destroy CT {vmid} - container is running"));
+                    }
                     if running {
                         server.power_off(vmid, None).await?;
                     }

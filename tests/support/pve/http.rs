@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -143,6 +144,7 @@ async fn handle(request: Request<Incoming>, server: Arc<Server>) -> Result<Respo
     let seen = Seen { method: call.method.clone(), path: decode(path), params: call.params.clone() };
     server.note(seen, &call);
 
+    let since = Instant::now();
     let fault = server.fault(&call.method, &decode(path));
     match &fault {
         Some(What::Slow(time)) => tokio::time::sleep(*time).await,
@@ -154,12 +156,25 @@ async fn handle(request: Request<Incoming>, server: Arc<Server>) -> Result<Respo
     let done = match server.who(&get("authorization"), &get("cookie"), &get("csrfpreventiontoken"), &call) {
         Ok(user) => {
             call.user = user;
-            super::api::route(&server, &call, fault.clone()).await
+            match fault.clone() {
+                Some(What::Late(time)) => {
+                    let server = server.clone();
+                    let late = tokio::spawn(async move {
+                        tokio::time::sleep(time).await;
+                        super::api::route(&server, &call, None).await
+                    });
+                    late.await.map_err(|_| Cut)?
+                }
+                fault => super::api::route(&server, &call, fault).await,
+            }
         }
         Err(f) => Err(f),
     };
-    if matches!(fault, Some(What::CutAfter)) {
-        return Err(Cut);
+    server.was_busy(since);
+    match fault {
+        Some(What::CutAfter) => return Err(Cut),
+        Some(What::Garbled(data)) if done.is_ok() => return Ok(answer(200, "", &json!({ "data": data }))),
+        _ => {}
     }
     Ok(match done {
         Ok(data) => answer(200, "", &json!({ "data": data })),

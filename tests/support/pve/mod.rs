@@ -20,7 +20,7 @@ mod tasks;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use proxmox_lxcri::core::config::Proxmox as Settings;
@@ -72,9 +72,7 @@ impl Pve {
         let address = listener.local_addr().expect("its address");
         let fingerprint = identity.fingerprint.clone();
         runtime.spawn(http::serve(listener, identity, state.clone()));
-        let pve = Self { state, address, folder, fingerprint, runtime: Some(runtime) };
-        pve.secret("token", SECRET);
-        pve
+        Self { state, address, folder, fingerprint, runtime: Some(runtime) }
     }
 
     /// `https://127.0.0.1:PORT`.
@@ -119,6 +117,18 @@ impl Pve {
     pub fn fault(&self, method: &str, path: &str, times: usize, what: What) {
         let fault = Fault { method: method.into(), path: path.into(), times, what };
         self.state.lock().faults.push(fault);
+    }
+
+    /// Lets every request that fits fail until [`Pve::mend`].
+    pub fn fault_for_long(&self, method: &str, path: &str, what: What) {
+        self.fault(method, path, usize::MAX, what);
+    }
+
+    /// No more faults; how many requests have met one since the last time.
+    pub fn mend(&self) -> usize {
+        let mut state = self.state.lock();
+        state.faults.clear();
+        std::mem::take(&mut state.met)
     }
 
     /// Requests so far, in order.
@@ -173,6 +183,77 @@ impl Pve {
     pub fn add_hidden_guest(&self, vmid: u32) {
         let config = [("hostname".to_owned(), "other".to_owned())].into();
         self.state.lock().guests.insert(vmid, guests::Guest::new(config, String::new()));
+    }
+
+    /// Files of guests' disks on the storage.
+    pub fn volumes(&self) -> Vec<String> {
+        let list = std::fs::read_dir(self.folder.path().join("local/images")).expect("the images").flatten();
+        list.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Leaves half of each template.
+    pub fn cut_templates(&self) {
+        for entry in std::fs::read_dir(self.folder.path().join("local/template/cache")).expect("the cache").flatten() {
+            let text = std::fs::read(entry.path()).expect("a template");
+            std::fs::write(entry.path(), &text[..text.len() / 2]).expect("half of it");
+        }
+    }
+
+    /// Somebody else's guest in our pool that is being made.
+    pub fn add_guest_under_way(&self, vmid: u32) {
+        let config = [("lock".to_owned(), "create".to_owned())].into();
+        let guest = guests::Guest { half: true, ..guests::Guest::new(config, "k8s".into()) };
+        self.state.lock().guests.insert(vmid, guest);
+    }
+
+    /// Begins the log of requests anew.
+    pub fn forget_requests(&self) {
+        self.state.lock().seen.clear();
+    }
+
+    /// Every create takes so much longer from now on.
+    pub fn dawdle(&self, time: Duration) {
+        self.state.lock().dawdle = time;
+    }
+
+    /// Deletes all templates.
+    pub fn drop_templates(&self) {
+        for entry in std::fs::read_dir(self.folder.path().join("local/template/cache")).expect("the cache").flatten() {
+            std::fs::remove_file(entry.path()).expect("removed");
+        }
+    }
+
+    /// A value of a guest's configuration.
+    pub fn config(&self, vmid: u32, key: &str) -> Option<String> {
+        self.state.lock().guests.get(&vmid)?.config.get(key).cloned()
+    }
+
+    /// Privileges that the role of deploy/proxmox/role.sh has.
+    pub fn role(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let own = state.access.acls.iter().find(|a| a.who == TOKEN).map(|a| a.privileges.clone());
+        own.unwrap_or_default().into_iter().collect()
+    }
+
+    /// The token and its user lack a privilege from now on; "": none.
+    pub fn take_away(&self, privilege: &str) {
+        let taken = Some(privilege.to_owned()).filter(|p| !p.is_empty());
+        self.state.lock().access.taken = taken.into_iter().collect();
+    }
+
+    /// How long requests were worked on or tasks went on, one or more of them, within that time.
+    pub fn busy(&self, from: Instant, to: Instant) -> Duration {
+        let mut spans = self.state.lock().busy.clone();
+        spans.sort();
+        let (mut total, mut seen) = (Duration::ZERO, from);
+        for (start, end) in spans {
+            let (start, end) = (start.max(seen), end.min(to));
+            if end > start {
+                total += end - start;
+                seen = end;
+            }
+        }
+        total
     }
 
     /// The cluster has no quorum, or has it again.

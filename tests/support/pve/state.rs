@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -37,8 +37,12 @@ pub enum What {
     Cut,
     /// It is done, and the connection cut before the answer.
     CutAfter,
-    /// This data is answered.
+    /// Nothing is done and this data is answered.
     Data(Value),
+    /// It is done and this data is answered in place of the real one.
+    Garbled(Value),
+    /// It is done after that time, whether or not somebody waits for the answer still.
+    Late(Duration),
     /// The task that is started does nothing and ends so.
     TaskEnds(String),
     /// The task does its work and ends with so many warnings.
@@ -51,10 +55,16 @@ pub enum What {
 #[derive(Debug, Clone)]
 pub struct Fault {
     pub method: String,
-    /// A part of the path.
+    /// A part of the path; with a `$` behind it, its end.
     pub path: String,
     pub times: usize,
     pub what: What,
+}
+
+impl Fault {
+    fn fits(&self, path: &str) -> bool {
+        self.path.strip_suffix('$').map_or_else(|| path.contains(&self.path), |end| path.ends_with(end))
+    }
 }
 
 /// All that changes.
@@ -64,6 +74,10 @@ pub struct State {
     pub stores: BTreeMap<String, Store>,
     pub access: Access,
     pub faults: Vec<Fault>,
+    /// How much longer every create takes.
+    pub dawdle: Duration,
+    /// Requests that have met a fault.
+    pub met: usize,
     pub seen: Vec<Seen>,
     pub violations: Vec<String>,
     pub upload: Option<Upload>,
@@ -71,6 +85,8 @@ pub struct State {
     pub frozen: bool,
     /// Most tasks of a kind that were under way at once.
     pub most: BTreeMap<String, usize>,
+    /// From when to when requests were worked on, and tasks.
+    pub busy: Vec<(Instant, Instant)>,
 }
 
 /// The server.
@@ -91,13 +107,16 @@ impl Server {
             guests: BTreeMap::new(),
             tasks: Vec::new(),
             stores,
-            access: Access::usual(),
+            access: Access::usual(&folder),
             faults: Vec::new(),
+            dawdle: Duration::ZERO,
+            met: 0,
             seen: Vec::new(),
             violations: Vec::new(),
             upload: None,
             frozen: false,
             most: BTreeMap::new(),
+            busy: Vec::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -132,11 +151,17 @@ impl Server {
         state.seen.push(seen);
     }
 
+    /// Takes note of what the server was busy with from then to now.
+    pub fn was_busy(&self, since: Instant) {
+        self.lock().busy.push((since, Instant::now()));
+    }
+
     /// The fault that this request meets.
     pub fn fault(&self, method: &str, path: &str) -> Option<What> {
         let mut state = self.lock();
-        let at = state.faults.iter().position(|f| f.times > 0 && f.method == method && path.contains(&f.path))?;
+        let at = state.faults.iter().position(|f| f.times > 0 && f.method == method && f.fits(path))?;
         state.faults[at].times -= 1;
+        state.met += 1;
         Some(state.faults[at].what.clone())
     }
 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -57,6 +57,7 @@ impl Server {
             *most = now.max(*most);
         }
         let (server, name) = (self.clone(), upid.clone());
+        let since = Instant::now();
         tokio::spawn(async move {
             let exit = match fault {
                 Some(What::TaskEnds(text)) => text,
@@ -66,6 +67,7 @@ impl Server {
                     (Err(e), _) => e,
                 },
             };
+            server.was_busy(since);
             let mut state = server.lock();
             if let Some(task) = state.tasks.iter_mut().find(|t| t.upid == name && t.exit.is_none()) {
                 let last = match exit.as_str() {
@@ -88,9 +90,12 @@ impl Server {
         let mut state = self.lock();
         let Some((upid, rest)) = parts.split_first() else {
             let source = get("source");
-            let (vmid, limit) = (get("vmid"), get("limit").parse().unwrap_or(50));
+            let (vmid, kind, limit) = (get("vmid"), get("typefilter"), get("limit").parse().unwrap_or(50));
             let wanted = |t: &&Task| {
                 (source == "all" || (source == "active") == t.end.is_none()) && (vmid.is_empty() || t.id == vmid)
+                    && (kind.is_empty() || t.kind == kind)
+                    // Who may not audit the node sees his own.
+                    && (t.user == call.user || call.user == "root@pam")
             };
             let list = state.tasks.iter().rev().filter(wanted).take(limit).map(|t| {
                 let mut row = json!({ "upid": t.upid, "type": t.kind, "id": t.id, "user": t.user, "node": "pve1", "pid": 1, "pstart": 1, "starttime": t.start });
