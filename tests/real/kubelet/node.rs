@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::process::Process;
+use crate::support::node::start_proxmox;
+use crate::support::pve::Pve;
 use crate::support::{daemon_program, given, repository, run};
 
 /// What a node is made of.
@@ -32,6 +34,8 @@ pub struct Plan {
     pub bus: Option<String>,
     /// Images and records on a file system of their own of so many MiB.
     pub root_mib: Option<u32>,
+    /// It is a node of the tests' Proxmox, with handler proxmox-lxc.
+    pub proxmox: bool,
 }
 
 impl Plan {
@@ -48,6 +52,7 @@ impl Plan {
             deployed: true,
             bus: None,
             root_mib: None,
+            proxmox: false,
         }
     }
 }
@@ -73,6 +78,8 @@ pub struct Node {
     pub daemon: Option<Process>,
     pub kubelet: Option<Process>,
     kubeconfig: Option<PathBuf>,
+    /// The Proxmox, where it is a node of one.
+    pub pve: Option<Pve>,
 }
 
 impl Node {
@@ -100,9 +107,11 @@ impl Node {
         if let Some(network) = &plan.network {
             std::fs::write(dir.join("cni/10-pods.conflist"), network.to_string()).expect("the network list");
         }
-        std::fs::write(dir.join("config.toml"), daemon_config(&dir, &plan)).expect("config.toml");
+        let mut config = daemon_config(&dir, &plan);
+        let pve = plan.proxmox.then(|| start_proxmox(&mut config, &Default::default()));
+        std::fs::write(dir.join("config.toml"), config).expect("config.toml");
         make_cgroup(&plan.name);
-        Self { plan, dir, daemon: None, kubelet: None, kubeconfig: None }
+        Self { plan, dir, daemon: None, kubelet: None, kubeconfig: None, pve }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -16,6 +16,7 @@ const WIDTH: usize = 10;
 pub fn group(runner: &Runner) {
     let start = Instant::now();
     let cluster = Arc::new(Cluster::lone(|plan, _| {
+        plan.proxmox = true;
         plan.kubelet = logs::kubelet_config();
         plan.kubelet["allowedUnsafeSysctls"] = json!(["kernel.msg*"]);
     }));
