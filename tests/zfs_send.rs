@@ -122,6 +122,11 @@ fn digest(data: &[u8]) -> String {
 
 /// A layout that holds the layout `from` with one more layer, which has one more file.
 fn with_layer(from: &Path, to: &Path, name: &str) {
+    with_layer_of(from, to, name, None);
+}
+
+/// The same with a file's content.
+fn with_layer_of(from: &Path, to: &Path, name: &str, content: Option<&Path>) {
     let blob = |root: &Path, d: &str| root.join("blobs/sha256").join(d.trim_start_matches("sha256:"));
     let read = |d: &Value| -> Value {
         let bytes = std::fs::read(blob(from, d["digest"].as_str().expect("a digest"))).expect("a blob");
@@ -130,7 +135,8 @@ fn with_layer(from: &Path, to: &Path, name: &str) {
     support::run(Command::new("cp").arg("-r").arg(from).arg(to));
     let work = to.with_extension("work");
     std::fs::create_dir_all(work.join("added")).expect("a folder");
-    std::fs::write(work.join("added").join(name), format!("{name}\n")).expect("a file");
+    let content = content.map_or_else(|| format!("{name}\n").into(), |path| std::fs::read(path).expect("its content"));
+    std::fs::write(work.join("added").join(name), content).expect("a file");
     let tar = work.join("layer.tar");
     support::run(Command::new("tar").arg("-C").arg(&work).arg("-cf").arg(&tar).arg(format!("added/{name}")));
     let put = |bytes: &[u8]| {
@@ -281,5 +287,46 @@ fn a_stream_that_stands_still_is_ended() {
         assert!(!out.status.success() && said.contains("stands still: nothing came for 3 s"), "{said}");
         drop(input);
         good(&socket, &["run", "--rm", "--host-network", "t/base:1", "true"]);
+    });
+}
+
+/// Clients that take nothing give their places back, and are told why when they take something.
+#[test]
+fn a_client_that_takes_nothing_gives_its_place_back() {
+    isolated("a_client_that_takes_nothing_gives_its_place_back", || {
+        let lines = [String::new(), String::new(), "progress_timeout = 3".into()];
+        let node = Node::start(Options { zfs: true, pool_size: "1G".into(), more_lines: lines, ..Options::default() });
+        let socket = node.local_socket();
+        let base = given("LXCRI_IMAGES").join("oci/busybox");
+        let layout = node.dir.join("large");
+        // More than all queues and pipes on the way hold.
+        let mut random = vec![0; 32 << 20];
+        std::io::Read::read_exact(&mut File::open("/dev/urandom").expect("urandom"), &mut random).expect("bytes");
+        std::fs::write(node.dir.join("random"), random).expect("a file");
+        with_layer_of(&base, &layout, "large", Some(&node.dir.join("random")));
+        good(&socket, &["pull", &format!("oci:{}", layout.display()), "--as", "t/large:1"]);
+        let whole = sent(&socket, &["t/large:1"]).len();
+        assert!(whole > 32 << 20, "{whole}");
+        // As many as may send at once.
+        let send = || {
+            let mut command = Command::new(daemon_program());
+            command.arg("--local-socket").arg(&socket).args(["image", "send", "t/large:1"]);
+            let mut client = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("send");
+            // It has its turn when something comes.
+            let mut output = client.stdout.take().expect("its output");
+            std::io::Read::read_exact(&mut output, &mut vec![0; 2 << 20]).expect("the beginning");
+            (client, output)
+        };
+        let idle: Vec<_> = (0..4).map(|_| send()).collect();
+        let begun = std::time::Instant::now();
+        assert!(sent(&socket, &["t/large:1"]).len() > 32 << 20);
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        for (client, mut output) in idle {
+            let mut rest = Vec::new();
+            std::io::Read::read_to_end(&mut output, &mut rest).expect("the rest");
+            assert!(rest.len() < 16 << 20, "{}", rest.len());
+            let said = describe(&client.wait_with_output().expect("send"));
+            assert!(said.contains("stands still: nothing was taken for 3 s"), "{said}");
+        }
     });
 }

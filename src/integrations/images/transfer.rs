@@ -24,7 +24,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::SendTimeoutError};
 
 use super::assemble::Plan;
 use super::commit::plain_layer;
@@ -41,6 +41,8 @@ use crate::integrations::registry::MAX_CONFIG;
 const MAGIC: &[u8] = b"lxcri-image-1\n";
 /// Largest piece of a layer, in bytes.
 const PIECE: usize = 256 << 10;
+/// Largest piece of the whole that a client is waited for to take: one of a slow line, too, gets through in time.
+const SENT_PIECE: usize = 64 << 10;
 /// Largest frame that is taken.
 const MAX_FRAME: usize = 1 << 20;
 /// Longest token of a layer that is here in part, in bytes.
@@ -133,14 +135,30 @@ impl<W: Write> Framer<W> {
     }
 }
 
-/// Where pieces go; fails when nobody reads on.
-pub(super) struct Pieces(pub mpsc::Sender<Result<Bytes>>);
+/// Where pieces go, from a thread. Fails when nobody reads on, and when nobody takes one for long: a `zfs send` that waits has one
+/// of few turns.
+struct Pieces {
+    out: mpsc::Sender<Result<Bytes>>,
+    runtime: tokio::runtime::Handle,
+    idle: Duration,
+    /// Nobody took the last one. Not waited for again: a `BufWriter` tries once more when it is dropped.
+    stalled: bool,
+}
 
 impl Write for Pieces {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads on");
-        self.0.blocking_send(Ok(Bytes::copy_from_slice(buffer))).map_err(gone)?;
-        Ok(buffer.len())
+        if self.stalled {
+            return Err(stalled("nothing was taken", self.idle));
+        }
+        let piece = &buffer[..buffer.len().min(SENT_PIECE)];
+        match self.runtime.block_on(self.out.send_timeout(Ok(Bytes::copy_from_slice(piece)), self.idle)) {
+            Ok(()) => Ok(piece.len()),
+            Err(SendTimeoutError::Closed(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads on")),
+            Err(SendTimeoutError::Timeout(_)) => {
+                self.stalled = true;
+                Err(stalled("nothing was taken", self.idle))
+            }
+        }
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -220,8 +238,14 @@ fn malformed(why: impl std::fmt::Display) -> Error {
 fn read_failed(e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::UnexpectedEof => malformed("it ends too early"),
+        _ => failed("reading the image stream", e),
+    }
+}
+
+fn failed(what: &str, e: io::Error) -> Error {
+    match e.kind() {
         io::ErrorKind::TimedOut => Error::because(Kind::DeadlineExceeded, "the image stream stands still", e),
-        _ => Error::io("reading the image stream", e),
+        _ => Error::io(what, e),
     }
 }
 
@@ -333,7 +357,7 @@ struct Described {
 }
 
 impl Inner {
-    /// Sends an image into `out`; the last thing there is an error if it fails.
+    /// Sends an image into `out`. DeadlineExceeded when nobody takes anything for the time that a pull may stand still.
     pub(super) async fn send_image(
         self: &Arc<Self>,
         wanted: SendImage,
@@ -398,8 +422,10 @@ impl Inner {
         let runtime = tokio::runtime::Handle::current();
         let store = self.clone();
         blocking(move || {
-            let failed = |e| Error::io("sending the image", e);
-            let mut frames = Framer { out: BufWriter::with_capacity(2 * PIECE, Pieces(out)), sum: Sha256::new() };
+            let failed = |e| failed("sending the image", e);
+            let idle = store.config.progress_timeout;
+            let pieces = Pieces { out, runtime: runtime.clone(), idle, stalled: false };
+            let mut frames = Framer { out: BufWriter::with_capacity(2 * PIECE, pieces), sum: Sha256::new() };
             frames.raw(MAGIC).and_then(|()| frames.frame(b'H', &header)).map_err(failed)?;
             for (n, how) in how.iter().enumerate().filter(|(_, how)| **how != How::Not) {
                 let place = u32::try_from(n).map_err(|_| Error::internal("too many layers"))?.to_be_bytes();
@@ -617,6 +643,47 @@ mod tests {
         runtime.block_on(tokio::io::AsyncWriteExt::write_all(&mut client, &piece(&[7; PIECE]))).expect("written");
         let e = frames.layer(&mut out, &mut content).expect_err("nothing is taken");
         assert!(e.kind() == Kind::DeadlineExceeded && e.chain().contains("taken"), "{}", e.chain());
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_not_waited_for() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let (out, mut client) = mpsc::channel(1);
+        let idle = Duration::from_millis(300);
+        let pieces = Pieces { out, runtime: runtime.handle().clone(), idle, stalled: false };
+        let mut frames = Framer { out: BufWriter::with_capacity(2 * PIECE, pieces), sum: Sha256::new() };
+        let asked = std::time::Instant::now();
+        let e =
+            failed("sending", (0..10).try_for_each(|_| frames.frame(b'D', &[7; PIECE])).expect_err("one piece fits"));
+        assert!(
+            e.kind() == Kind::DeadlineExceeded && e.chain().contains("nothing was taken for 0.3 s"),
+            "{}",
+            e.chain()
+        );
+        // The rest is given up at once, by the end of the writer, too.
+        frames.end().expect_err("it stands still");
+        assert!((idle..idle * 2).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+        let piece = client.blocking_recv().expect("the first").expect("no error");
+        assert_eq!(piece.len(), SENT_PIECE);
+        assert!(client.blocking_recv().is_none());
+
+        // One that takes a little from time to time is.
+        let (out, mut client) = mpsc::channel(1);
+        let pieces = Pieces { out, runtime: runtime.handle().clone(), idle, stalled: false };
+        let slow = std::thread::spawn(move || {
+            let mut got = 0;
+            while let Some(piece) = client.blocking_recv() {
+                got += piece.expect("no error").len();
+                std::thread::sleep(idle / 3);
+            }
+            got
+        });
+        let mut frames = Framer { out: BufWriter::with_capacity(2 * PIECE, pieces), sum: Sha256::new() };
+        let asked = std::time::Instant::now();
+        frames.frame(b'D', &[7; 2 * PIECE]).and_then(|()| frames.out.flush()).expect("slow, but going");
+        drop(frames);
+        assert!(asked.elapsed() > idle);
+        assert_eq!(slow.join().expect("the client"), 2 * PIECE + 5);
     }
 
     #[test]
