@@ -22,8 +22,13 @@ use support::crictl::{BUSYBOX, Crictl, container_config};
 use support::node::{Node, Options};
 use support::{daemon_program, describe, isolated, run, wait_for};
 
-/// Sleeps before or after a verb, for as long as /tmp/before-VERB or /tmp/after-VERB says.
+/// Sleeps before or after a verb, for as long as /tmp/before-VERB or /tmp/after-VERB says. Waits at a [`Gate`]. Has no pool to list
+/// while there is /tmp/away.
 const PROGRAM: &str = "#!/bin/sh\n\
+    gate() { [ ! -e /tmp/gate-$1 ] || : > /tmp/met-$1; while [ -e /tmp/gate-$1 ]; do sleep 0.05; done; }\n\
+    [ $1 != list ] || [ ! -e /tmp/away ] || { echo \"cannot open 'tank': no such pool\" >&2; exit 1; }\n\
+    gate before-$1\n\
+    [ ! -e /tmp/gate-after-$1 ] || { /usr/sbin/${0##*/} \"$@\"; code=$?; gate after-$1; exit $code; }\n\
     [ ! -e /tmp/before-$1 ] || sleep $(cat /tmp/before-$1)\n\
     [ -e /tmp/after-$1 ] || exec /usr/sbin/${0##*/} \"$@\"\n\
     /usr/sbin/${0##*/} \"$@\"; code=$?; sleep $(cat /tmp/after-$1); exit $code\n";
@@ -53,6 +58,27 @@ impl Slow {
 impl Drop for Slow {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// While it lives, a verb waits: "before-snapshot", "after-get".
+struct Gate(&'static str);
+
+impl Gate {
+    fn shut(place: &'static str) -> Self {
+        std::fs::write(format!("/tmp/gate-{place}"), "").expect("a file");
+        Self(place)
+    }
+
+    fn wait_for_one(&self) {
+        let met = format!("/tmp/met-{}", self.0);
+        wait_for(&met, LONG, || Path::new(&met).exists().then_some(()));
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(format!("/tmp/gate-{}", self.0));
     }
 }
 
@@ -242,6 +268,41 @@ fn what_zfs_does_too_late_is_taken_away() {
         crictl.run(&["rmi", BUSYBOX]);
         clean(&node);
         assert_eq!(listed("tank"), ["tank", "tank/lxcri", "tank/lxcri/containers", "tank/lxcri/layers"]);
+    });
+}
+
+/// A pool that is back is read anew: what an operation from before does at that moment is not forgotten.
+#[test]
+fn what_changes_while_the_pool_is_read_is_known() {
+    isolated("what_changes_while_the_pool_is_read_is_known", || {
+        let node = Node::start(options());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        counting(&node, &crictl, &pod, "c");
+        let storage_is = |ready: bool| {
+            wait_for(&format!("StorageReady: {ready}"), LONG, || {
+                let info = crictl.json(&["info"]);
+                let all = info["status"]["conditions"].as_array().expect("conditions").clone();
+                all.iter().any(|c| c["type"] == "StorageReady" && c["status"] == ready).then_some(())
+            });
+        };
+        let cut = Gate::shut("before-snapshot");
+        let mut client = command(&node, &["pod", "snapshot", "p", "one"]).spawn().expect("our command line");
+        cut.wait_for_one();
+        std::fs::write("/tmp/away", "").expect("a file");
+        storage_is(false);
+        let list = Gate::shut("after-get");
+        std::fs::remove_file("/tmp/away").expect("removed");
+        list.wait_for_one();
+        drop(cut);
+        assert!(client.wait().expect("its end").success());
+        drop(list);
+        storage_is(true);
+        assert_eq!(good(&node, &["pod", "snapshots", "p"]), "one");
+        clean(&node);
+        crictl.run(&["rmp", "-f", &pod]);
+        clean(&node);
     });
 }
 

@@ -59,7 +59,7 @@ impl Inner {
         let mut state = self.state();
         for id in containers {
             if let Some(rootfs) = state.rootfs.get_mut(id) {
-                rootfs.cuts.push(format!("{CUT}{name}"));
+                rootfs.add_cut(format!("{CUT}{name}"));
             }
         }
         Ok(())

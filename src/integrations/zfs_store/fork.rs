@@ -30,7 +30,7 @@ impl Inner {
         fail_point!("zfs.fork.snapshot");
         for id in containers {
             if let Some(rootfs) = self.state().rootfs.get_mut(id) {
-                rootfs.cuts.push(point.clone());
+                rootfs.add_cut(point.clone());
             }
         }
         if let Err(e) = made {

@@ -46,7 +46,7 @@ use crate::integrations::zfs::{
 use crate::utils::tasks::TaskSet;
 use crate::utils::turns::Turns;
 
-use state::{Doomed, OWNER, READY, Rootfs, State};
+use state::{Doomed, Known, OWNER, READY, Rootfs, State};
 
 /// Settings of the store.
 #[derive(Debug, Clone)]
@@ -288,12 +288,27 @@ impl Inner {
 
     /// Reads the pool anew; what was being removed and is still there goes on being removed.
     async fn load(&self) -> Result<()> {
-        let mut fresh = self.read_pool().await?;
-        fail_point!("zfs.open.listed");
+        loop {
+            let before = self.state().known();
+            let fresh = self.read_pool().await?;
+            fail_point!("zfs.open.listed");
+            // What an operation under way has changed meanwhile may be in the list or not. No new one begins while the pool is away.
+            if self.take_over(fresh, &before) {
+                self.doom.notify_one();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes what the pool told the state, if that is what it was `before` still.
+    fn take_over(&self, mut fresh: State, before: &Known) -> bool {
         // What a task is at work on is neither a crash's leavings nor nobody's.
         fresh.doomed.retain(|dataset, _| !self.at_work(dataset));
         fresh.parts.retain(|_, part| !self.at_work(&part.dataset));
         let mut state = self.state();
+        if state.known() != *before {
+            return false;
+        }
         fresh.parts.retain(|_, part| !state.doomed.contains_key(&part.dataset));
         for dataset in state.doomed.keys() {
             let leaf = dataset.leaf();
@@ -310,9 +325,7 @@ impl Inner {
         for name in state.foreign.iter().chain(&state.odd) {
             tracing::warn!(dataset = name, "not of this installation, left alone");
         }
-        drop(state);
-        self.doom.notify_one();
-        Ok(())
+        true
     }
 
     /// Makes what is missing of the datasets that hold everything, and takes those that are there only if they are ours.

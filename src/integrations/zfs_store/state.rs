@@ -61,6 +61,15 @@ pub(super) struct Rootfs {
     pub volumes: Vec<Digest>,
 }
 
+impl Rootfs {
+    /// Notes a snapshot that was made; the pool may have told of it already.
+    pub fn add_cut(&mut self, name: String) {
+        if !self.cuts.contains(&name) {
+            self.cuts.push(name);
+        }
+    }
+}
+
 /// A dataset that is to be destroyed.
 #[derive(Debug, Clone)]
 pub(super) struct Doomed {
@@ -113,7 +122,25 @@ pub(super) struct State {
     pub idle: Vec<Snapshot>,
 }
 
+/// What operations change of a [`State`].
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    layers: HashMap<Digest, Layer>,
+    parts: BTreeMap<Digest, Part>,
+    rootfs: HashMap<ContainerId, Rootfs>,
+    doomed: BTreeSet<Dataset>,
+}
+
 impl State {
+    pub fn known(&self) -> Known {
+        Known {
+            layers: self.layers.clone(),
+            parts: self.parts.clone(),
+            rootfs: self.rootfs.clone(),
+            doomed: self.doomed.keys().cloned().collect(),
+        }
+    }
+
     /// Whether a container's dataset has to stay for the forks of it, those included that are to be destroyed themselves.
     pub fn has_forks(&self, dataset: &Dataset) -> bool {
         let live = self.rootfs.values().filter_map(|r| r.fork_of.as_ref());
