@@ -253,6 +253,47 @@ fn user_namespaces_are_refused_by_name() {
     });
 }
 
+/// Why they are refused, and no copy with shifted owners is made instead: zfs-fuse decides by the host's ids, for which root of a
+/// user namespace is a user as any other. Such a root could do none of what images do as root when they start.
+#[test]
+fn shifted_owners_do_not_make_user_namespaces() {
+    isolated("shifted_owners_do_not_make_user_namespaces", || {
+        let _node = Node::start(options());
+        zfs(&["create", "-o", "mountpoint=/tmp/shifted", "tank/shifted"]);
+        std::fs::create_dir_all("/tmp/elsewhere").expect("a folder");
+        // Its user namespace is there when it prints.
+        let mut command = Command::new("unshare");
+        command.args(["--user", "sh", "-c", "echo; exec sleep 1000"]);
+        let mut holder = command.stdout(std::process::Stdio::piped()).spawn().expect("unshare");
+        std::io::Read::read_exact(holder.stdout.as_mut().expect("its output"), &mut [0]).expect("a line");
+        let pid = holder.id().to_string();
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("/proc/{pid}/{map}"), "0 300000 65536").expect("a map");
+        }
+        let inside = |args: &[&str]| {
+            let mut command = Command::new("nsenter");
+            command.args(["--user", "--target", &pid, "--setuid", "0", "--setgid", "0"]).args(args);
+            let out = command.output().expect("nsenter");
+            (out.status.success(), support::describe(&out))
+        };
+        for (folder, whole) in [("/tmp/elsewhere", true), ("/tmp/shifted", false)] {
+            let (own, others) = (format!("{folder}/own"), format!("{folder}/others"));
+            for (path, id) in [(&own, 300_000), (&others, 300_999)] {
+                std::fs::write(path, "some").expect("a file");
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("its mode");
+                std::os::unix::fs::chown(path, Some(id), Some(id)).expect("its owner");
+            }
+            let (done, said) = inside(&["cat", &own]);
+            assert!(done, "{said}");
+            for args in [["chown", "999", own.as_str()], ["cat", "--", &others], ["chmod", "644", &others]] {
+                let (done, said) = inside(&args);
+                assert!(done == whole, "{args:?}: {said}");
+            }
+        }
+        holder.kill().and_then(|()| holder.wait()).expect("killed");
+    });
+}
+
 #[test]
 fn a_checkpoint_has_what_a_container_changed() {
     isolated("a_checkpoint_has_what_a_container_changed", || {

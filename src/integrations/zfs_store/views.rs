@@ -30,7 +30,7 @@ impl Inner {
         match self.zfs.flavor() {
             Flavor::Kernel(..) => Ok(()),
             // It checks owners itself, by ids that are the host's: root of such a pod could neither give a file away
-            // nor read what is not its own. A copy with shifted owners would not change that.
+            // nor read what is not its own. A copy with shifted owners would not change that (a test in tests/zfs.rs).
             Flavor::Fuse => Err(Error::new(
                 Kind::Unimplemented,
                 "root file systems for user namespaces: zfs-fuse knows no user namespaces (OpenZFS from 2.2 on does)",
