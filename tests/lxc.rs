@@ -504,6 +504,10 @@ fn containers_made_by_hand() {
         assert_eq!(good(&["exec", "made", "echo", "inside"]), "inside");
         good(&["delete", "--force", "made"]);
         assert!(!node.dir.join("lib/lxc/made").exists());
+        let locks = Path::new("/run/lxc/lock").join(node.dir.join("lib/lxc").strip_prefix("/").expect("a full path"));
+        let locks: Vec<_> =
+            std::fs::read_dir(&locks).expect("liblxc's locks").flatten().map(|e| e.file_name()).collect();
+        assert_eq!(locks, [".two"], "locks of containers that are gone; two was removed by liblxc's own tool");
         refused(&["create", "bad", "--template", "no-such-template", "--file", plain], "failed");
     });
 }

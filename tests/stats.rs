@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use support::client::{self, Client};
 use support::crictl::{BUSYBOX, container_config, pod_config};
 use support::node::{Node, Options};
+use support::streams::pids_of;
 use support::{given, isolated, wait_for};
 
 /// A number that crictl prints as {"value": "123"}.
@@ -289,7 +290,15 @@ fn limits_change_while_containers_run() {
         assert_eq!((quota().as_str(), memory().as_str()), ("20000", "67108864"), "what is not given stays");
         crictl.run(&["update", "--memory", "134217728", &id]);
         assert_eq!(memory(), "134217728");
+        // An exec has a group below the container's, which on v1 would keep that from getting narrower.
+        let mut exec = crictl.command(&["exec", &id, "sh", "-c", "echo on; exec sleep 4322"]);
+        let mut exec = exec.stdout(Stdio::piped()).spawn().expect("crictl starts");
+        let mut on = [0; 3];
+        exec.stdout.take().expect("its output").read_exact(&mut on).expect("the exec runs");
         crictl.run(&["update", "--memory", "33554432", "--cpu-quota", "-1", "--cpuset-cpus", "0", &id]);
+        let text = std::fs::read_to_string(format!("/proc/{}/status", pids_of("sleep 4322")[0])).expect("its status");
+        assert!(text.contains("Cpus_allowed_list:\t0\n"), "{text}");
+        exec.kill().and_then(|()| exec.wait()).expect("crictl ends");
         assert_eq!(
             (memory().as_str(), cgroup("cpuset", "cpuset.cpus", "cpuset.cpus", &id).as_str()),
             ("33554432", "0")

@@ -10,6 +10,10 @@ use std::ptr::null;
 /// Versions that were tried.
 const MAJORS: std::ops::RangeInclusive<u32> = 5..=7;
 
+/// From this version on liblxc knows no cgroup v1.
+const WITHOUT_V1: u32 = 7;
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// `struct lxc_container`, as far as it is used. Functions that are not are pointers.
 #[repr(C)]
 struct RawContainer {
@@ -102,6 +106,10 @@ fn text(value: &str) -> Result<CString, String> {
     CString::new(value).map_err(|_| format!("{value:?}: a NUL is in it"))
 }
 
+fn has_v2() -> bool {
+    rustix::fs::statfs(CGROUPS).is_ok_and(|f| f.f_type == libc::CGROUP2_SUPER_MAGIC)
+}
+
 impl Library {
     /// Loads it; "" searches as the loader does.
     pub fn load(path: &str) -> Result<Self, String> {
@@ -123,6 +131,10 @@ impl Library {
         library.version = version.to_string_lossy().into_owned();
         let major = library.version.split('.').next().and_then(|m| m.parse::<u32>().ok());
         match major.filter(|m| MAJORS.contains(m)) {
+            Some(m) if m >= WITHOUT_V1 && !has_v2() => Err(format!(
+                "liblxc {} works with cgroup v2 alone, and {CGROUPS} of this node is not that: liblxc 5 and 6 do",
+                library.version
+            )),
             Some(_) => Ok(library),
             None => {
                 Err(format!("liblxc {}: versions {} to {} are known", library.version, MAJORS.start(), MAJORS.end()))

@@ -232,6 +232,12 @@ impl Resources {
             unified: old.unified.iter().chain(&self.unified).map(|(k, v)| (k.clone(), v.clone())).collect(),
         }
     }
+
+    /// The cpuset files (named alike on cgroup v1 and v2) and values of the lists that are given.
+    pub fn cpusets(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let lists = [("cpuset.cpus", self.cpuset_cpus.as_str()), ("cpuset.mems", self.cpuset_mems.as_str())];
+        lists.into_iter().filter(|(_, list)| !list.is_empty())
+    }
 }
 
 /// A pod as asked for.

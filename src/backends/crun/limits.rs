@@ -18,11 +18,13 @@ impl CrunBackend {
         let (file, log) = (run_dir.join("update.json"), run_dir.join("crun.log"));
         atomic::write(file.as_std_path(), &text, 0o600, Durability::Process)
             .map_err(|e| Error::io(format!("write {file}"), e))?;
+        let parent = self.pods.parent(pod)?;
+        self.pods.narrow_execs(&parent, container, asked).await?;
         let call = self.call(&log, 0, &["update", "--resources", file.as_str(), id]);
         let done = Spawn::new(&call.path, &call.args).env("PATH", PATH).deadline(self.config.timeout).run_ok().await;
         let _ = std::fs::remove_file(&file);
         done.map_err(|e| with_log(e.into(), &log))?;
-        self.pods.change_oom_score(&self.pods.parent(pod)?, container, asked).await
+        self.pods.change_oom_score(&parent, container, asked).await
     }
 }
 

@@ -24,6 +24,8 @@ const NAME_MAX: usize = 63;
 /// In the folder of a container whose root file system is somebody else's.
 const FOREIGN_ROOT: &str = "lxcri-root";
 const CONFIG: &str = "config";
+/// Where liblxc has root's locks; below it are the folders' full paths.
+const LOCKS: &str = "/run/lxc/lock";
 
 /// What a container is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,8 +162,16 @@ impl ByHand {
         let folder = self.folder.join(name);
         let note = folder.join(FOREIGN_ROOT);
         if !note.try_exists().map_err(|e| Error::io(format!("look at {note}"), e))? {
-            return self.call("destroy", name, Vec::new(), CREATE).await.map(drop);
+            self.call("destroy", name, Vec::new(), CREATE).await?;
+        } else {
+            self.remove_all_but_its_root(folder).await?;
         }
+        // liblxc never takes away its locks; one that stays is no harm.
+        let _ = std::fs::remove_file(format!("{LOCKS}{}/.{name}", self.folder));
+        Ok(())
+    }
+
+    async fn remove_all_but_its_root(&self, folder: Utf8PathBuf) -> Result<()> {
         blocking(move || {
             // The root file system is not in it: what is there is liblxc's, files and empty folders. The note goes last.
             let failed = |e| Error::io(format!("remove {folder}"), e);

@@ -259,9 +259,8 @@ impl Backend for LxcBackend {
         let limits = linux::update(asked, merged, &self.pods.host_now(merged))?;
         let files = limits::settings(&limits, self.pods.host.cgroup_v2)?;
         let parent = self.pods.parent(pod)?;
-        let (hierarchy, group) = (self.pods.hierarchy.clone(), self.cgroup(&parent, &container.id));
-        blocking(move || Ok(hierarchy.set(&group, &files)?)).await?;
-        self.pods.change_oom_score(&parent, container, asked).await
+        let group = self.cgroup(&parent, &container.id);
+        self.pods.change_limits(&parent, container, group, files, asked).await
     }
 
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {

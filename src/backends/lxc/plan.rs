@@ -212,6 +212,11 @@ fn mounts(
         match (kind.as_str(), place.as_str()) {
             ("tmpfs", "/dev") => own_dev = true,
             ("devpts", "/dev/pts") => {}
+            // On v2 liblxc mounts groups only in a namespace of the container's own. With the node's they are all seen, as with
+            // other runtimes.
+            ("cgroup", _) if input.cgroup_v2 && !has_own(linux, LinuxNamespaceType::Cgroup) => {
+                lines.mount("cgroup2", &place, "cgroup2", &options.iter().map(String::as_str).collect::<Vec<_>>())?;
+            }
             ("cgroup", _) => cgroups(input, &options, lines)?,
             ("bind", _) => bind(input, m, &place, &options, lines, staged)?,
             (kind, _) => {
@@ -243,6 +248,10 @@ fn mounts(
         }
     }
     Ok(own_dev)
+}
+
+fn has_own(linux: &oci_spec::runtime::Linux, kind: LinuxNamespaceType) -> bool {
+    linux.namespaces().iter().flatten().any(|n| n.typ() == kind)
 }
 
 fn cgroups(input: &Input<'_>, options: &[String], lines: &mut Lines) -> Result<()> {
@@ -463,6 +472,23 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn cgroups_are_liblxcs_in_a_namespace_of_their_own_and_mounted_by_us_in_the_nodes() {
+        let groups = MountBuilder::default().source("cgroup").destination("/sys/fs/cgroup").typ("cgroup");
+        let groups =
+            groups.options(["nosuid", "noexec", "nodev", "relatime", "rw"].map(str::to_owned)).build().unwrap();
+        let mut spec = spec(vec![groups]);
+        let text = configured(&spec).unwrap();
+        let entry = "lxc.mount.entry = cgroup2 sys/fs/cgroup cgroup2 nosuid,noexec,nodev,relatime,rw 0 0";
+        assert!(text.contains(entry) && !text.contains("lxc.mount.auto = cgroup"), "{text}");
+        let mut linux = spec.linux().clone().unwrap();
+        let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Cgroup).build().unwrap();
+        linux.set_namespaces(Some(vec![own]));
+        spec.set_linux(Some(linux));
+        let text = configured(&spec).unwrap();
+        assert!(text.contains("lxc.mount.auto = cgroup:rw:force") && !text.contains(entry), "{text}");
     }
 
     #[test]

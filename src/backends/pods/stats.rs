@@ -112,6 +112,36 @@ impl NodePods {
         known
     }
 
+    /// Writes a running container's new limits: `files` into `group`.
+    pub(in crate::backends) async fn change_limits(
+        &self,
+        parent: &Parent,
+        container: &ContainerRecord,
+        group: Utf8PathBuf,
+        files: Vec<(String, String)>,
+        asked: &Resources,
+    ) -> Result<()> {
+        self.narrow_execs(parent, container, asked).await?;
+        let hierarchy = self.hierarchy.clone();
+        blocking(move || Ok(hierarchy.set(&group, &files)?)).await?;
+        self.change_oom_score(parent, container, asked).await
+    }
+
+    /// To be called before a container's cpuset changes, where that is not by `change_limits`.
+    pub(in crate::backends) async fn narrow_execs(
+        &self,
+        parent: &Parent,
+        container: &ContainerRecord,
+        asked: &Resources,
+    ) -> Result<()> {
+        if asked.cpusets().next().is_none() {
+            return Ok(());
+        }
+        let (hierarchy, parent, id, asked) =
+            (self.hierarchy.clone(), parent.clone(), container.id.clone(), asked.clone());
+        blocking(move || Ok(hierarchy.narrow_execs(&parent, &id, &asked)?)).await
+    }
+
     /// A container's new oom_score_adj, where one is asked for.
     pub(in crate::backends) async fn change_oom_score(
         &self,

@@ -283,9 +283,8 @@ impl Backend for ProxmoxLxcBackend {
         let changes = linux::update(asked, merged, &self.pods.host_now(merged))?;
         let files = limits::settings(&changes, self.pods.host.cgroup_v2)?;
         let parent = self.pods.parent(&self.in_ct(pod)?)?;
-        let (hierarchy, group) = (self.pods.hierarchy.clone(), parent.container(&container.id));
-        blocking(move || Ok(hierarchy.set(&group, &files)?)).await?;
-        self.pods.change_oom_score(&parent, container, asked).await
+        let group = parent.container(&container.id);
+        self.pods.change_limits(&parent, container, group, files, asked).await
     }
 
     async fn update_sandbox(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::manage::{children, inherit_cpuset, is_gone};
+use super::manage::{children, inherit_cpuset, is_gone, put};
 use super::{CgroupError, Hierarchy, Mode, Parent};
 use crate::core::ids::ContainerId;
+use crate::core::spec::Resources;
 
 /// What the names begin with. The monitor takes no other.
 const PREFIX: &str = "exec-";
@@ -89,6 +90,30 @@ impl Hierarchy {
             for folder in children(&self.parent(parent).kill)? {
                 if let Some(id) = folder.file_name().and_then(|name| ids.get(name)) {
                     self.end_execs(parent, id, None)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the groups of a container's execs the CPUs and memory nodes that the container will have. On v1 a group can't lose
+    /// what one below it has: theirs go first. What is not within the container's now is theirs no sooner than the next
+    /// exec's; on v2 the kernel sees to all of it.
+    pub fn narrow_execs(
+        &self,
+        parent: &Parent,
+        container: &ContainerId,
+        limits: &Resources,
+    ) -> Result<(), CgroupError> {
+        let Some(root) = self.legacy.get("cpuset") else { return Ok(()) };
+        for folder in self.container_folders(parent, container).iter().filter(|f| f.starts_with(root)) {
+            for group in children(folder)?.iter().filter(|g| is_execs(g)) {
+                for (file, value) in limits.cpusets() {
+                    match put(group, file, value) {
+                        Err(CgroupError::Io { source, .. })
+                            if is_gone(&source) || source.kind() == io::ErrorKind::PermissionDenied => {}
+                        other => other?,
+                    }
                 }
             }
         }

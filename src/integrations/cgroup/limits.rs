@@ -125,7 +125,7 @@ fn files_v2(limits: &Resources) -> Vec<(String, String)> {
         };
         put("memory.swap.max", max(swap));
     }
-    cpusets(limits, &mut put);
+    limits.cpusets().for_each(|(name, value)| put(name, value.to_owned()));
     limits.unified.iter().for_each(|(name, value)| put(name, value.clone()));
     files
 }
@@ -155,16 +155,8 @@ fn files_v1(limits: &Resources, folder: &Utf8Path) -> Vec<(String, String)> {
         memory.reverse();
     }
     memory.into_iter().for_each(|(name, value)| put(name, value));
-    cpusets(limits, &mut put);
+    limits.cpusets().for_each(|(name, value)| put(name, value.to_owned()));
     files
-}
-
-fn cpusets(limits: &Resources, put: &mut impl FnMut(&str, String)) {
-    for (name, value) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
-        if !value.is_empty() {
-            put(name, value.clone());
-        }
-    }
 }
 
 fn period(limits: &Resources) -> i64 {
