@@ -212,10 +212,11 @@ fn mounts(
         match (kind.as_str(), place.as_str()) {
             ("tmpfs", "/dev") => own_dev = true,
             ("devpts", "/dev/pts") => {}
-            // On v2 liblxc mounts groups only in a namespace of the container's own. With the node's they are all seen, as with
-            // other runtimes.
+            // With the node's cgroup namespace the node's groups are seen, as with other runtimes. On v2 liblxc mounts groups only
+            // in one of the container's own.
             ("cgroup", _) if input.cgroup_v2 && !has_own(linux, LinuxNamespaceType::Cgroup) => {
-                lines.mount("cgroup2", &place, "cgroup2", &options.iter().map(String::as_str).collect::<Vec<_>>())?;
+                let access = if options.iter().any(|o| o == "ro") { "ro" } else { "rw" };
+                lines.mount("/sys/fs/cgroup", &place, "none", &["rbind", access])?;
             }
             ("cgroup", _) => cgroups(input, &options, lines)?,
             ("bind", _) => bind(input, m, &place, &options, lines, staged)?,
@@ -481,7 +482,7 @@ mod tests {
             groups.options(["nosuid", "noexec", "nodev", "relatime", "rw"].map(str::to_owned)).build().unwrap();
         let mut spec = spec(vec![groups]);
         let text = configured(&spec).unwrap();
-        let entry = "lxc.mount.entry = cgroup2 sys/fs/cgroup cgroup2 nosuid,noexec,nodev,relatime,rw 0 0";
+        let entry = "lxc.mount.entry = /sys/fs/cgroup sys/fs/cgroup none rbind,rw 0 0";
         assert!(text.contains(entry) && !text.contains("lxc.mount.auto = cgroup"), "{text}");
         let mut linux = spec.linux().clone().unwrap();
         let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Cgroup).build().unwrap();
