@@ -175,6 +175,36 @@ fn a_crash_in_the_middle_of_a_call_can_be_repeated() {
     });
 }
 
+/// Whoever runs a container in the foreground waits for a daemon that is away: all output comes, the exit code, and the pod goes.
+#[test]
+fn a_pod_in_the_foreground_outlives_the_daemon() {
+    isolated("a_pod_in_the_foreground_outlives_the_daemon", || {
+        let mut node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let script = "echo begun; until [ -e /go ]; do sleep 0.05; done; echo over; exit 9";
+        let mut run = std::process::Command::new(support::daemon_program());
+        run.arg("--local-socket").arg(node.local_socket()).args(["run", "--rm", "--name", "front", BUSYBOX, "sh", "-c"]);
+        run.arg(script).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let run = run.spawn().expect("the program");
+        let pid = wait_for("the container", Duration::from_secs(20), || {
+            let containers = crictl.json(&["ps"]);
+            let id = containers["containers"][0]["id"].as_str()?;
+            crictl.json(&["inspect", id])["info"]["pid"].as_i64().filter(|pid| *pid > 0)
+        });
+        node.kill_daemon();
+        // It ends while nobody can tell.
+        std::fs::write(format!("/proc/{pid}/root/go"), "").expect("the word");
+        std::thread::sleep(Duration::from_secs(1));
+        node.start_daemon();
+        let out = run.wait_with_output().expect("its end");
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert_eq!((out.status.code(), &*said), (Some(9), "begun\nover\n"), "{}", support::describe(&out));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("the daemon is away"), "{}", support::describe(&out));
+        assert_eq!(crictl.json(&["pods"])["items"], json!([]), "its pod is left");
+    });
+}
+
 /// What a network plugin owes to pods that are gone keeps no daemon from serving: the plugin may wait for a pod of the node.
 #[test]
 fn a_plugin_that_hangs_for_a_pod_that_is_gone_delays_nothing() {

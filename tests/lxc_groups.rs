@@ -158,6 +158,13 @@ fn a_container_is_frozen_and_runs_on() {
         let begun = Instant::now();
         wait_for("half a second", LONG, || (begun.elapsed() > Duration::from_millis(500)).then_some(()));
         assert!(lines() <= stopped + 1, "it writes while it is frozen");
+        // What would join it would be stopped as well, timeout or not.
+        for exec in [&["exec", "-s", "--timeout", "60"][..], &["exec"]] {
+            let begun = Instant::now();
+            let (good, said) = crictl.try_run(&[exec, &[&id, "true"]].concat());
+            assert!(!good && said.contains("is paused"), "{said}");
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        }
         tool("lxc-unfreeze");
         goes_on();
         tool("lxc-freeze");

@@ -8,6 +8,7 @@
 use std::ffi::{c_int, c_void};
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use lxcri_lxc::become_it::{self, Trouble};
 use lxcri_lxc::plan::Plan;
@@ -16,6 +17,8 @@ use lxcri_lxc::wire;
 use crate::liblxc::{Container, Library};
 use crate::options::Options;
 
+/// How long a killed container may take to be gone.
+const KILL: Duration = Duration::from_secs(10);
 /// What templates are told to take for their configuration, if nothing else is said and it is there.
 const DEFAULT: &str = "/etc/lxc/default.conf";
 /// What a container with a root file system of its own needs at least.
@@ -42,9 +45,6 @@ pub fn make(options: &Options) -> Result<(), String> {
         container.load(file)?;
     }
     if !options.root.is_empty() {
-        container.set("lxc.rootfs.path", &format!("dir:{}", options.root))?;
-        // liblxc's own tools must not remove it either.
-        container.set("lxc.rootfs.managed", "0")?;
         container.set("lxc.uts.name", &options.name)?;
         for (key, value) in LEAST {
             container.set(key, value)?;
@@ -53,6 +53,13 @@ pub fn make(options: &Options) -> Result<(), String> {
     for line in &options.set {
         let (key, value) = line.split_once('=').ok_or_else(|| format!("{line:?} is not of the form KEY=VALUE"))?;
         container.set(key.trim(), value.trim())?;
+    }
+    if !options.root.is_empty() {
+        // Last, so that no file that was read or is included says otherwise. No tool of liblxc's may remove the folder, nor
+        // the container's own end.
+        container.set("lxc.rootfs.path", &format!("dir:{}", options.root))?;
+        container.set("lxc.rootfs.managed", "0")?;
+        container.set("lxc.ephemeral", "0")?;
     }
     match options.rest.split_first() {
         Some((template, arguments)) => container.create(template, arguments),
@@ -70,10 +77,43 @@ pub fn run(options: &Options) -> Result<(), String> {
 pub fn halt(options: &Options) -> Result<(), String> {
     let seconds = options.rest.first().and_then(|s| s.parse().ok()).ok_or("halt: how many seconds")?;
     let (_library, container) = open(options)?;
-    if seconds > 0 && container.shut_down(seconds) || container.stop() || container.state() == "STOPPED" {
-        return Ok(());
+    if seconds > 0 {
+        container.shut_down(seconds);
     }
-    Err("liblxc could not stop the container".into())
+    // An init that reboots is STOPPED for a moment, and liblxc starts it again for as long as its monitor is there.
+    let until = Instant::now() + KILL;
+    let mut monitors = Vec::new();
+    loop {
+        let state = container.state();
+        let late = Instant::now() > until;
+        if state != "STOPPED" {
+            if late {
+                return Err(format!("liblxc could not stop the container: it is {state}"));
+            }
+            container.stop();
+        } else {
+            monitors = monitors_of(options, &monitors);
+            // Late, it is at a hook of the container's.
+            if monitors.is_empty() || late {
+                return Ok(());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The processes, among `known` if there are any, in which liblxc watches over the container: as it calls itself there.
+fn monitors_of(options: &Options, known: &[i32]) -> Vec<i32> {
+    let title = format!("[lxc monitor] {} {}", options.lxcpath, options.name);
+    let is_one = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|b| *b == 0).next() == Some(title.as_bytes())
+    };
+    if !known.is_empty() {
+        return known.iter().copied().filter(is_one).collect();
+    }
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
 }
 
 /// `destroy`: with its root file system.

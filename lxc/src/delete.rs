@@ -10,9 +10,6 @@ use crate::options::Options;
 /// How long killed processes may take to leave their groups.
 const KILL: Duration = Duration::from_secs(10);
 
-/// Where liblxc keeps its locks, as root.
-const LOCKS: &str = "/run/lxc/lock";
-
 /// `delete`.
 pub fn delete(options: &Options) -> Result<(), String> {
     if options.name.is_empty() || options.name.contains('/') || options.name.starts_with('.') {
@@ -28,9 +25,7 @@ pub fn delete(options: &Options) -> Result<(), String> {
         // Another container's parent may be on its way out through it.
         let _ = std::fs::remove_dir(group);
     }
-    // liblxc never takes away its locks.
-    let lock = format!("{LOCKS}{}/.{}", options.lxcpath, options.name);
-    let _ = std::fs::remove_file(lock);
+    let _ = std::fs::remove_file(lxcri_lxc::lock_file(&options.lxcpath, &options.name));
     let folder = Path::new(&options.lxcpath).join(&options.name);
     for file in ["config", "config.new"] {
         let _ = std::fs::remove_file(folder.join(file));

@@ -285,16 +285,16 @@ impl Container {
         }
     }
 
-    /// Asks its init to end, and waits so many seconds.
-    pub fn shut_down(&self, seconds: c_int) -> bool {
+    /// Asks its init to end, and waits so many seconds. What became of it, [`Container::state`] tells.
+    pub fn shut_down(&self, seconds: c_int) {
         // SAFETY: the container is alive.
-        unsafe { ((*self.0).shutdown)(self.0, seconds) }
+        unsafe { ((*self.0).shutdown)(self.0, seconds) };
     }
 
-    /// Kills it.
-    pub fn stop(&self) -> bool {
+    /// Kills it. What became of it, [`Container::state`] tells.
+    pub fn stop(&self) {
         // SAFETY: the container is alive.
-        unsafe { ((*self.0).stop)(self.0) }
+        unsafe { ((*self.0).stop)(self.0) };
     }
 
     /// Removes it with its root file system.

@@ -1,5 +1,7 @@
 //! A connection to the daemon's local socket, and the few calls that several commands share.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use camino::Utf8Path;
 use tonic::transport::{Channel, Endpoint};
@@ -11,6 +13,10 @@ use crate::api::v1::runtime_service_client::RuntimeServiceClient;
 
 /// Largest answer that is taken, in bytes.
 const MAX_MESSAGE: usize = 80 << 20;
+
+/// How long a daemon that is away is waited for, and how often it is asked.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// Clients of the three services.
 pub struct Client {
@@ -58,12 +64,25 @@ impl Client {
         Ok(called(self.runtime.list_containers(v1::ListContainersRequest::default()).await)?.containers)
     }
 
-    /// Status of a container.
+    /// Status of a container; a daemon that is being restarted is waited for.
     pub async fn container_status(&mut self, id: &str) -> Result<v1::ContainerStatus> {
         let request = v1::ContainerStatusRequest { container_id: id.to_string(), verbose: false };
-        called(self.runtime.container_status(request).await)?
-            .status
-            .ok_or_else(|| anyhow!("container {id} has no status"))
+        let mut patience = Patience::new();
+        loop {
+            match self.runtime.container_status(request.clone()).await {
+                Err(status) => patience.wait(status).await?,
+                answer => break called(answer)?.status.ok_or_else(|| anyhow!("container {id} has no status")),
+            }
+        }
+    }
+
+    /// Stops a container; a daemon that is being restarted is waited for.
+    pub async fn stop_container(&mut self, request: v1::StopContainerRequest) -> Result<()> {
+        let mut patience = Patience::new();
+        while let Err(status) = self.runtime.stop_container(request.clone()).await {
+            patience.wait(status).await?;
+        }
+        Ok(())
     }
 
     /// Status of a pod.
@@ -81,10 +100,13 @@ impl Client {
         Ok(info["owner"] == "local")
     }
 
-    /// Stops and removes a pod and the logs of its containers.
+    /// Stops and removes a pod; a daemon that is being restarted is waited for.
     pub async fn remove_pod(&mut self, id: &str) -> Result<()> {
         let pod = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_string() };
-        called(self.runtime.remove_pod_sandbox(pod).await)?;
+        let mut patience = Patience::new();
+        while let Err(status) = self.runtime.remove_pod_sandbox(pod.clone()).await {
+            patience.wait(status).await?;
+        }
         Ok(())
     }
 
@@ -146,6 +168,35 @@ fn absolute(path: &str) -> Result<String> {
 /// Whether an image is named by a file and not by a reference.
 pub fn is_file_source(image: &str) -> bool {
     ["oci:", "oci-archive:", "docker-archive:", "bfc:"].iter().any(|p| image.starts_with(p))
+}
+
+/// For calls that may be made again: a daemon that is away, since it is being restarted, is waited for.
+pub struct Patience {
+    until: Instant,
+    told: bool,
+}
+
+impl Patience {
+    pub fn new() -> Self {
+        Self { until: Instant::now() + PATIENCE, told: false }
+    }
+
+    /// Returns when the call that failed so may be made again; fails with what will not get better.
+    pub async fn wait(&mut self, status: tonic::Status) -> Result<()> {
+        if !is_away(&status) || Instant::now() >= self.until {
+            return called::<()>(Err(status));
+        }
+        if !std::mem::replace(&mut self.told, true) {
+            eprintln!("proxmox-lxcri: the daemon is away, waiting for it");
+        }
+        tokio::time::sleep(PERIOD).await;
+        Ok(())
+    }
+}
+
+/// What was said by no daemon, or by one that is ending, has a cause.
+fn is_away(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::Unavailable || std::error::Error::source(status).is_some()
 }
 
 /// An answer's content; a failure as its message alone.

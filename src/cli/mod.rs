@@ -13,6 +13,7 @@ pub mod crilog;
 mod exec;
 mod image;
 mod images;
+pub(crate) mod interrupts;
 mod logs;
 mod pod;
 mod ps;

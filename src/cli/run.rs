@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::{Client, called};
 use super::crilog::Follower;
+use super::interrupts::Interrupts;
 use super::stream::{self, Connected, Ended, Options};
 use super::{Command, Context, required, rest, string, strings, switch};
 use crate::api::v1;
@@ -231,32 +231,9 @@ async fn stop(client: &mut Client, container: &str, interrupts: &mut Interrupts,
     loop {
         let request = v1::StopContainerRequest { container_id: container.to_string(), timeout };
         tokio::select! {
-            stopped = client.runtime.stop_container(request) => return called(stopped).map(drop),
+            stopped = client.stop_container(request) => return stopped,
             _ = interrupts.next() => timeout = 0,
         }
-    }
-}
-
-/// Ctrl-C or SIGTERM, from when it is made.
-struct Interrupts {
-    int: Signal,
-    term: Signal,
-    seen: u32,
-}
-
-impl Interrupts {
-    fn catch() -> Result<Self> {
-        Ok(Self { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())?, seen: 0 })
-    }
-
-    /// The next one; how many there were.
-    async fn next(&mut self) -> u32 {
-        tokio::select! {
-            _ = self.int.recv() => {}
-            _ = self.term.recv() => {}
-        }
-        self.seen += 1;
-        self.seen
     }
 }
 

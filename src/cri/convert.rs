@@ -271,7 +271,7 @@ fn env_var(kv: v1::KeyValue) -> Result<EnvVar> {
 #[allow(deprecated)]
 pub fn container(config: Option<v1::ContainerConfig>) -> Result<ContainerConfig> {
     let config = config.ok_or_else(|| Error::invalid("the container's config is missing"))?;
-    let stop_signal = signal(config.stop_signal())?;
+    let stop_signal = signal(config.stop_signal)?;
     let m = config.metadata.ok_or_else(|| Error::invalid("the container's metadata is missing"))?;
     if m.name.is_empty() {
         return Err(Error::invalid("the container's metadata has no name"));
@@ -362,7 +362,9 @@ pub fn auth(auth: Option<v1::AuthConfig>) -> Option<RegistryAuth> {
 }
 
 /// Linux signal numbers by the wire's names; RUNTIME_DEFAULT is None.
-fn signal(signal: v1::Signal) -> Result<Option<i32>> {
+fn signal(number: i32) -> Result<Option<i32>> {
+    let signal =
+        v1::Signal::try_from(number).map_err(|_| Error::invalid(format!("stop_signal {number} is not known")))?;
     if signal == v1::Signal::RuntimeDefault {
         return Ok(None);
     }
@@ -393,8 +395,12 @@ mod tests {
     fn every_signal_of_the_wire_has_a_number_and_back() {
         for n in 1..=65 {
             let s = v1::Signal::try_from(n).expect("known");
-            let number = signal(s).expect("number").expect("not default");
-            assert_eq!(signal(signal_to_wire(number)).expect("back"), Some(number), "{}", s.as_str_name());
+            let number = signal(n).expect("number").expect("not default");
+            assert_eq!(signal(signal_to_wire(number).into()).expect("back"), Some(number), "{}", s.as_str_name());
+        }
+        assert_eq!(signal(0).expect("a default"), None);
+        for unknown in [-1, 66, 99, 999] {
+            assert!(signal(unknown).expect_err("unknown").chain().contains(&unknown.to_string()));
         }
         assert_eq!(signal_to_wire(15), v1::Signal::Sigterm);
     }

@@ -14,6 +14,7 @@ use camino::Utf8PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use crate::backends::lxc::by_hand::{ByHand, Info, New, Source};
+use crate::cli::interrupts::unless_interrupted;
 use crate::cli::{Command, Context};
 use crate::core::error::Error;
 
@@ -85,7 +86,8 @@ impl Command for BackendCommand {
         let server = &context.config.server;
         let config = super::lxc_config(&context.config, Utf8PathBuf::new());
         let containers = ByHand::new(config, &server.root, &server.state);
-        run(&containers, verb, matches).await
+        // Helpers are in groups of their own, which a terminal's keys don't reach: they end with us.
+        unless_interrupted(run(&containers, verb, matches)).await
     }
 }
 

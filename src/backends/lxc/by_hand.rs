@@ -5,9 +5,12 @@
 //! live below `<root>/lxc` and are liblxc's own in every way: `lxc-start -P` and the like work. Containers of pods are listed
 //! and shown, and all else is refused by name: they belong to their pods. A crash leaves what liblxc's own call leaves.
 
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 
 use super::{LxcConfig, PATH};
@@ -15,7 +18,7 @@ use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::utils::atomic::{self, Durability};
-use crate::utils::process::{Output, Spawn};
+use crate::utils::process::{Output, Spawn, SpawnError};
 
 /// A template may fetch a distribution.
 const CREATE: Duration = Duration::from_secs(1800);
@@ -24,8 +27,10 @@ const NAME_MAX: usize = 63;
 /// In the folder of a container whose root file system is somebody else's.
 const FOREIGN_ROOT: &str = "lxcri-root";
 const CONFIG: &str = "config";
-/// Where liblxc has root's locks; below it are the folders' full paths.
-const LOCKS: &str = "/run/lxc/lock";
+/// Most bytes of a call's log that are looked at.
+const LOG_MAX: u64 = 1 << 20;
+/// What a root file system of somebody's own decides, and nobody else: with other values liblxc would remove it.
+const ROOTS: [&str; 3] = ["lxc.rootfs.path", "lxc.rootfs.managed", "lxc.ephemeral"];
 
 /// What a container is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,11 +100,14 @@ impl ByHand {
             more.extend(["--config".to_owned(), path.to_string()]);
         }
         for (key, value) in &new.set {
+            if matches!(new.source, Source::Root(_)) && ROOTS.contains(&key.trim()) {
+                return Err(Error::invalid(format!("{key} is not to be set beside a root file system of your own")));
+            }
             more.extend(["--set".to_owned(), line(key, value)?]);
         }
         match &new.source {
             Source::Root(path) => {
-                let path = real_folder(path)?;
+                let path = self.real_folder(path)?;
                 more.extend(["--root".to_owned(), path.to_string()]);
             }
             Source::Template(name, arguments) => {
@@ -163,11 +171,13 @@ impl ByHand {
         let note = folder.join(FOREIGN_ROOT);
         if !note.try_exists().map_err(|e| Error::io(format!("look at {note}"), e))? {
             self.call("destroy", name, Vec::new(), CREATE).await?;
-        } else {
+        }
+        // Of one whose root file system is not its own (`lxc.rootfs.managed = 0`) liblxc removes nothing, and calls that success.
+        if folder.try_exists().map_err(|e| Error::io(format!("look at {folder}"), e))? {
             self.remove_all_but_its_root(folder).await?;
         }
         // liblxc never takes away its locks; one that stays is no harm.
-        let _ = std::fs::remove_file(format!("{LOCKS}{}/.{name}", self.folder));
+        let _ = std::fs::remove_file(lxcri_lxc::lock_file(self.folder.as_str(), name));
         Ok(())
     }
 
@@ -185,14 +195,18 @@ impl ByHand {
                 } else {
                     let path = entry.path();
                     return Err(Error::precondition(format!(
-                        "{path} is not empty (snapshots?): remove what is in it first"
+                        "{path} is not empty (snapshots, a root file system that liblxc does not manage?): remove what is in it \
+                         first"
                     )));
                 }
             }
             folders.iter().try_for_each(std::fs::remove_dir).map_err(failed)?;
             files.retain(|path| path.file_name() != Some(FOREIGN_ROOT));
             files.iter().try_for_each(std::fs::remove_file).map_err(failed)?;
-            std::fs::remove_file(folder.join(FOREIGN_ROOT)).map_err(failed)?;
+            match std::fs::remove_file(folder.join(FOREIGN_ROOT)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+                _ => {}
+            }
             std::fs::remove_dir(&folder).map_err(|e| Error::io(format!("remove {folder}"), e))
         })
         .await
@@ -265,7 +279,7 @@ impl ByHand {
         let mut arguments = vec!["states".to_owned(), "--lxcpath".to_owned(), folder.to_string()];
         self.library(&mut arguments);
         arguments.extend(names);
-        let output = self.run(arguments, self.config.timeout).await?;
+        let output = self.spawn(arguments, self.config.timeout)?.run_ok().await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let of = |line: &str| {
             let mut words = line.split(' ');
@@ -292,29 +306,38 @@ impl ByHand {
 
     async fn call(&self, verb: &str, name: &str, more: Vec<String>, deadline: Duration) -> Result<Output> {
         let mut arguments = self.arguments(verb, name);
-        let log = tempfile();
-        arguments.extend(["--log".to_owned(), log.to_string()]);
+        // In memory, so that nothing of it is left whoever is killed.
+        let log = memfd_create(c"log", MemfdFlags::CLOEXEC).map_err(|e| Error::io("a file in memory", e.into()))?;
+        arguments.extend(["--log".to_owned(), format!("/proc/self/fd/{}", log.as_raw_fd())]);
         arguments.extend(more);
-        let done = self.run(arguments, deadline).await;
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let _ = std::fs::remove_file(&log);
-        done.map_err(|e| match said.trim() {
-            "" => e,
-            said => e.context(format!("{verb} container {name:?}: {}", tail(said))),
+        let copy = log.try_clone().map_err(|e| Error::io("duplicate a descriptor", e))?;
+        let done = self.spawn(arguments, deadline)?.pass(log).run_ok().await;
+        done.map_err(|e| match (tail(copy), e) {
+            // In its own words, which name what was asked for; the command line would add nothing.
+            (said, SpawnError::Failed { .. }) if !said.is_empty() => {
+                Error::precondition(format!("{verb} container {name:?}: {said}"))
+            }
+            (said, e) => Error::from(e).context(format!("{verb} container {name:?}: {said}")),
         })
     }
 
-    async fn run(&self, arguments: Vec<String>, deadline: Duration) -> Result<Output> {
+    fn spawn(&self, arguments: Vec<String>, deadline: Duration) -> Result<Spawn> {
         let helper = &self.config.helper;
         if !helper.try_exists().unwrap_or(false) {
             return Err(Error::precondition(format!("helper {helper} (handlers.lxc) is not there")));
         }
-        Ok(Spawn::new(helper.as_str(), arguments)
-            .env("PATH", PATH)
-            .env("HOME", "/root")
-            .deadline(deadline)
-            .run_ok()
-            .await?)
+        Ok(Spawn::new(helper.as_str(), arguments).env("PATH", PATH).env("HOME", "/root").deadline(deadline))
+    }
+
+    /// The folder itself, whose containers' root file system it may be.
+    fn real_folder(&self, path: &Utf8Path) -> Result<Utf8PathBuf> {
+        let real = real_folder(path)?;
+        // As they are named, or where that leads.
+        let ours = [&self.folder, &self.pods].map(|f| [f.canonicalize_utf8().unwrap_or_else(|_| f.clone()), f.clone()]);
+        match ours.iter().flatten().find(|f| f.starts_with(&real) || real.starts_with(f)) {
+            Some(ours) => Err(Error::invalid(format!("root file system {path}: containers are kept in {ours}"))),
+            None => Ok(real),
+        }
     }
 }
 
@@ -338,14 +361,16 @@ fn concat_path() -> &'static str {
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 }
 
-/// Where one call's log goes; nothing else has that name.
-fn tempfile() -> Utf8PathBuf {
-    Utf8Path::new("/run").join(format!("proxmox-lxcri-lxc-{}.log", ContainerId::new()))
-}
-
-/// The last lines, as much as an error can have.
-fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
+/// The last lines of a log, as much as an error can have.
+fn tail(log: OwnedFd) -> String {
+    let mut text = Vec::new();
+    let mut file = std::fs::File::from(log);
+    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(LOG_MAX).read_to_end(&mut text));
+    if let Err(e) = read {
+        return format!("its log can't be read: {e}");
+    }
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.trim().lines().collect();
     let from = lines.len().saturating_sub(8);
     lines[from..].join("; ").chars().take(1500).collect()
 }

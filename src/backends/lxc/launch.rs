@@ -137,13 +137,15 @@ impl LxcBackend {
         }
     }
 
-    /// Where mounts go has to be there when the root file system can't be written to.
+    /// Where mounts go, and the working directory, have to be there when the root file system can't be written to.
     async fn make_points(&self, context: &LaunchContext<'_>, prepared: &Prepared) -> Result<()> {
         if !context.config.security.readonly_rootfs {
             return Ok(());
         }
         let is_folder = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
         let mut points: Vec<(String, bool)> = POINTS.iter().map(|p| (p.to_string(), true)).collect();
+        let cwd = prepared.spec.process().as_ref().and_then(|p| p.cwd().to_str());
+        points.extend(cwd.map(|cwd| (cwd.trim_start_matches('/').to_owned(), true)));
         for m in prepared.spec.mounts().iter().flatten() {
             let Some(place) = m.destination().to_str() else { continue };
             let bind = m.typ().as_deref() == Some("bind");

@@ -154,6 +154,10 @@ impl Backend for LxcBackend {
         let helper = &self.config.helper;
         let missing = |e| Error::because(Kind::FailedPrecondition, format!("helper {helper} (handlers.lxc)"), e);
         let meta = std::fs::metadata(helper).map_err(missing)?;
+        let init = &self.config.init;
+        if !init.is_file() {
+            return Err(Error::precondition(format!("{init} (handlers.lxc.init) is not there")));
+        }
         let seen = (meta.len(), meta.modified().map_err(missing)?);
         if *self.probed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Some(seen) {
             return Ok(());

@@ -92,6 +92,9 @@ pub struct Staged {
     pub idmap: Option<String>,
 }
 
+/// Size of /dev in bytes, as other runtimes make it; liblxc's own is 500 KB.
+const DEV_SIZE: &str = "67108864";
+
 /// The files of lxcfs.
 const LXCFS: [&str; 6] = ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime"];
 
@@ -124,6 +127,9 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
     }
     let own_dev = mounts(input, &linux, &mut lines, &mut staged)?;
     lines.put("lxc.autodev", if own_dev { "1" } else { "0" })?;
+    if own_dev {
+        lines.put("lxc.autodev.tmpfs.size", DEV_SIZE)?;
+    }
     lines.put("lxc.pty.max", if own_dev { "1024" } else { "0" })?;
     lines.put("lxc.cgroup.dir.container", input.cgroup.as_str())?;
     lines.put("lxc.cgroup.dir.monitor", input.holder_cgroup.as_str())?;

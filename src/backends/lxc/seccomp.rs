@@ -23,6 +23,11 @@ pub fn policy(profile: &LinuxSeccomp) -> Result<String> {
         return Err(unknown("flags"));
     }
     let style = if default == "allow" { "denylist" } else { "allowlist" };
+    let allows = |c: &LinuxSyscall| c.action() == LinuxSeccompAction::ScmpActAllow && c.names().iter().any(|n| n == "execve");
+    if default != "allow" && !profile.syscalls().iter().flatten().any(allows) {
+        // In force before the first process becomes the program.
+        return Err(Error::invalid("seccomp profile: it does not allow execve, without which no program can run"));
+    }
     let mut text = format!("2\n{style} {default}\n[all]\n");
     for call in profile.syscalls().iter().flatten() {
         let verdict = action(call.action(), call.errno_ret())?;
@@ -106,7 +111,7 @@ mod tests {
         let text =
             of(r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "architectures": ["SCMP_ARCH_X86_64"],
             "syscalls": [
-              {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"},
+              {"names": ["execve", "write"], "action": "SCMP_ACT_ALLOW"},
               {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
               {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
               {"names": ["kill"], "action": "SCMP_ACT_KILL"},
@@ -120,7 +125,7 @@ mod tests {
             .expect("fits");
         assert_eq!(
             text,
-            "2\nallowlist errno 38\n[all]\nread allow\nwrite allow\nchmod errno 1\nkill kill\n\
+            "2\nallowlist errno 38\n[all]\nexecve allow\nwrite allow\nchmod errno 1\nkill kill\n\
              clone allow [0,0,SCMP_CMP_MASKED_EQ,2114060288]\n\
              socket allow [0,40,SCMP_CMP_NE] [1,3,SCMP_CMP_LT]\n\
              personality trap [0,0,SCMP_CMP_EQ]\npersonality trap [0,8,SCMP_CMP_EQ]\n"
@@ -137,6 +142,9 @@ mod tests {
             let e = of(&format!(r#"{{"defaultAction": "{action}"}}"#)).expect_err(action);
             assert!(e.kind() == Kind::Unimplemented && e.chain().contains(word), "{e:?}");
         }
+        let e = of(r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}"#);
+        let e = e.expect_err("nothing can be executed");
+        assert!(e.kind() == Kind::InvalidArgument && e.chain().contains("execve"), "{e:?}");
         let e = of(
             r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a\nb kill"], "action": "SCMP_ACT_KILL"}]}"#,
         );

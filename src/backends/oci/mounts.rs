@@ -72,8 +72,12 @@ fn requested(input: &SpecInput<'_>, m: &spec::Mount, source: &str) -> Result<Mou
             m.container_path
         )));
     }
-    if clean(&m.container_path) == "/" || m.container_path.split('/').any(|part| part == "..") {
-        return Err(named(Error::invalid("it would be on or above the container's root")));
+    if clean(&m.container_path) == "/" {
+        return Err(named(Error::invalid("it would be on the container's root")));
+    }
+    if m.container_path.split('/').any(|part| part == "..") {
+        // Where links are on the way, only the image knows where that leads.
+        return Err(named(Error::invalid("'..' in the path in the container")));
     }
     if m.image.is_some() {
         return volume(input, m, source).map_err(named);

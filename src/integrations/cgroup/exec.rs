@@ -31,7 +31,7 @@ impl Hierarchy {
         (name, folders)
     }
 
-    /// Makes an exec's group; its name and folders. All or none: a runtime that finds no group in a v1 hierarchy leaves
+    /// Makes an exec's group; its name and folders. A paused container is refused. All or none: a runtime that finds no group in a v1 hierarchy leaves
     /// the process in its caller's.
     pub fn create_exec(
         &self,
@@ -39,6 +39,10 @@ impl Hierarchy {
         container: &ContainerId,
         exec_id: &str,
     ) -> Result<(String, Vec<Utf8PathBuf>), CgroupError> {
+        if self.is_frozen(parent, container) {
+            // Whoever joins its groups is stopped as well, and no deadline could end that.
+            return Err(CgroupError::Frozen(container.clone()));
+        }
         let (name, folders) = self.exec_group(parent, container, exec_id);
         let made = folders.iter().try_for_each(|folder| {
             match std::fs::create_dir(folder) {

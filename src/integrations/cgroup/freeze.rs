@@ -40,6 +40,21 @@ impl Hierarchy {
         Ok(())
     }
 
+    /// Whether a container's processes are stopped, or are being stopped. False for one that is gone.
+    pub fn is_frozen(&self, parent: &Parent, container: &ContainerId) -> bool {
+        let unified = self.unified.as_ref().filter(|_| self.mode == Mode::Unified);
+        let (root, file) = match (unified, self.legacy.get("freezer")) {
+            (Some(root), _) => (root, "cgroup.freeze"),
+            (_, Some(root)) => (root, "freezer.state"),
+            _ => return false,
+        };
+        let folder = root.join(parent.container(container));
+        [folder.join("container"), folder]
+            .iter()
+            .filter_map(|folder| std::fs::read_to_string(folder.join(file)).ok())
+            .any(|state| !matches!(state.trim(), "0" | "THAWED"))
+    }
+
     /// For tests: the folder whose state [`Hierarchy::thaw`] writes.
     #[cfg(test)]
     fn freezer(&self) -> Option<camino::Utf8PathBuf> {
@@ -81,7 +96,11 @@ mod tests {
         std::fs::create_dir(&folder).unwrap();
         let v2 = folder.join("cgroup.freeze").try_exists().unwrap();
         let (file, frozen) = if v2 { ("cgroup.freeze", "1") } else { ("freezer.state", "FROZEN") };
-        let done = put(&folder, file, frozen).and_then(|()| host.thaw(&parent, &id));
+        let done = put(&folder, file, frozen).and_then(|()| {
+            assert!(host.is_frozen(&parent, &id));
+            host.thaw(&parent, &id)
+        });
+        assert!(!host.is_frozen(&parent, &id));
         let now = std::fs::read_to_string(folder.join(file));
         std::fs::remove_dir(&folder).unwrap();
         done.unwrap();

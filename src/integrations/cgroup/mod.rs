@@ -104,6 +104,9 @@ pub enum CgroupError {
         /// Some of them.
         pids: Vec<i32>,
     },
+    /// Nothing can be started in it.
+    #[error("container {0} is paused")]
+    Frozen(ContainerId),
     /// It would end the daemon.
     #[error("refused to kill cgroup {0}: this daemon is in it")]
     OwnGroup(Utf8PathBuf),
@@ -121,7 +124,7 @@ impl From<CgroupError> for Error {
         let message = e.to_string();
         match e {
             CgroupError::Parent { .. } | CgroupError::Driver(_) => Error::invalid(message),
-            CgroupError::NotMounted => Error::precondition(message),
+            CgroupError::NotMounted | CgroupError::Frozen(_) => Error::precondition(message),
             CgroupError::Mounts(source) => Error::from(source).context(message),
             CgroupError::Io { source, .. } => Error::io(message, source),
             CgroupError::Stuck { .. } => Error::new(Kind::DeadlineExceeded, message),
