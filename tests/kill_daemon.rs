@@ -184,7 +184,9 @@ fn a_pod_in_the_foreground_outlives_the_daemon() {
         crictl.run(&["pull", BUSYBOX]);
         let script = "echo begun; until [ -e /go ]; do sleep 0.05; done; echo over; exit 9";
         let mut run = std::process::Command::new(support::daemon_program());
-        run.arg("--local-socket").arg(node.local_socket()).args(["run", "--rm", "--name", "front", BUSYBOX, "sh", "-c"]);
+        run.arg("--local-socket")
+            .arg(node.local_socket())
+            .args(["run", "--rm", "--name", "front", BUSYBOX, "sh", "-c"]);
         run.arg(script).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         let run = run.spawn().expect("the program");
         let pid = support::streams::wait_there(&format!("sh -c {script}"));

@@ -1,14 +1,10 @@
 //! Launch plans: writes the bundle, and says which calls of crun run it.
 
-use camino::{Utf8Path, Utf8PathBuf};
-
 use super::CrunBackend;
-use crate::backends::pods::launch::{Calls, exec_process, write};
+use crate::backends::pods::launch::{Calls, ExecFiles, exec_process, write};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::ids::ContainerId;
 use crate::core::ports::monitor_v1;
-use crate::core::records::PodRecord;
 use crate::fail_point;
 
 impl CrunBackend {
@@ -64,33 +60,5 @@ impl CrunBackend {
         verb.push(container.id.as_str());
         let program = self.call(&files.log, oom, &verb);
         Ok(self.pods.monitor_exec(&container.id, exec_id, program, &files.pid, tty, folders))
-    }
-
-    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
-        remove_exec_files(run_dir, exec_id);
-        // The monitor has done it, unless it is an older one or never heard of the exec.
-        if let Ok(parent) = self.pods.parent(pod) {
-            self.pods.hierarchy.remove_exec(&parent, container, exec_id);
-        }
-    }
-}
-
-struct ExecFiles {
-    process: Utf8PathBuf,
-    pid: Utf8PathBuf,
-    log: Utf8PathBuf,
-}
-
-impl ExecFiles {
-    fn of(run_dir: &Utf8Path, exec_id: &str) -> Self {
-        let file = |kind: &str| run_dir.join(format!("exec-{exec_id}.{kind}"));
-        Self { process: file("json"), pid: file("pid"), log: file("log") }
-    }
-}
-
-fn remove_exec_files(run_dir: &Utf8Path, exec_id: &str) {
-    let files = ExecFiles::of(run_dir, exec_id);
-    for path in [files.process, files.pid, files.log] {
-        let _ = std::fs::remove_file(path);
     }
 }

@@ -7,13 +7,12 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{Mode, OFlags};
 
 use super::{LxcBackend, plan, seccomp, system};
-use crate::backends::pods::launch::{Calls, Prepared, exec_process, write};
+use crate::backends::pods::launch::{Calls, ExecFiles, Prepared, exec_process, write};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::monitor_v1;
-use crate::core::records::PodRecord;
 use crate::fail_point;
 use crate::integrations::cgroup::{Driver, Parent};
 use crate::utils::beneath;
@@ -196,11 +195,11 @@ impl LxcBackend {
         let mut program = plan::process(&spec, &process)?;
         program.nodes.clear();
         let files = ExecFiles::of(run_dir, exec_id);
-        write(&files.plan, &program.encode().map_err(Error::invalid)?)?;
+        write(&files.process, &program.encode().map_err(Error::invalid)?)?;
         let console = self.pods.console_socket(exec_id);
         let mut verb = vec!["exec".to_owned()];
         let mut option = |name: &str, value: &str| verb.extend([format!("--{name}"), value.to_owned()]);
-        option("plan", files.plan.as_str());
+        option("plan", files.process.as_str());
         option("pid-file", files.pid.as_str());
         if tty {
             option("console-socket", console.as_str());
@@ -211,17 +210,6 @@ impl LxcBackend {
         }
         let program = self.call(container.id.as_str(), &files.log, verb);
         Ok(self.pods.monitor_exec(&container.id, exec_id, program, &files.pid, tty, folders))
-    }
-
-    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
-        let files = ExecFiles::of(run_dir, exec_id);
-        for path in [files.plan, files.pid, files.log] {
-            let _ = std::fs::remove_file(path);
-        }
-        // The monitor has done it, unless it never heard of the exec.
-        if let Ok(parent) = self.pods.parent(pod) {
-            self.pods.hierarchy.remove_exec(&parent, container, exec_id);
-        }
     }
 }
 
@@ -327,17 +315,4 @@ async fn closed_without_links(context: &LaunchContext<'_>, prepared: &mut Prepar
     linux.set_masked_paths(masked).set_readonly_paths(readonly);
     prepared.spec.set_linux(Some(linux));
     Ok(())
-}
-
-struct ExecFiles {
-    plan: Utf8PathBuf,
-    pid: Utf8PathBuf,
-    log: Utf8PathBuf,
-}
-
-impl ExecFiles {
-    fn of(run_dir: &Utf8Path, exec_id: &str) -> Self {
-        let file = |kind: &str| run_dir.join(format!("exec-{exec_id}.{kind}"));
-        Self { plan: file("plan"), pid: file("pid"), log: file("log") }
-    }
 }

@@ -205,7 +205,7 @@ impl Backend for LxcBackend {
     }
 
     fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
-        self.remove_exec(pod, container, run_dir, exec_id);
+        self.pods.remove_exec(pod, container, run_dir, exec_id);
     }
 
     async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {

@@ -23,7 +23,8 @@ pub fn policy(profile: &LinuxSeccomp) -> Result<String> {
         return Err(unknown("flags"));
     }
     let style = if default == "allow" { "denylist" } else { "allowlist" };
-    let allows = |c: &LinuxSyscall| c.action() == LinuxSeccompAction::ScmpActAllow && c.names().iter().any(|n| n == "execve");
+    let allows =
+        |c: &LinuxSyscall| c.action() == LinuxSeccompAction::ScmpActAllow && c.names().iter().any(|n| n == "execve");
     if default != "allow" && !profile.syscalls().iter().flatten().any(allows) {
         // In force before the first process becomes the program.
         return Err(Error::invalid("seccomp profile: it does not allow execve, without which no program can run"));
@@ -142,7 +143,8 @@ mod tests {
             let e = of(&format!(r#"{{"defaultAction": "{action}"}}"#)).expect_err(action);
             assert!(e.kind() == Kind::Unimplemented && e.chain().contains(word), "{e:?}");
         }
-        let e = of(r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}"#);
+        let e =
+            of(r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}"#);
         let e = e.expect_err("nothing can be executed");
         assert!(e.kind() == Kind::InvalidArgument && e.chain().contains("execve"), "{e:?}");
         let e = of(

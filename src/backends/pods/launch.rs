@@ -16,7 +16,7 @@ use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::monitor_v1;
-use crate::core::records::ResolvedUser;
+use crate::core::records::{PodRecord, ResolvedUser};
 use crate::core::spec::{ContainerConfig, Device, Mount, Profile, UserNamespace};
 use crate::integrations::cgroup::Parent;
 use crate::integrations::idmap::Maps;
@@ -179,6 +179,18 @@ impl NodePods {
             console_socket: if terminal { self.console_socket(exec_id).to_string() } else { String::new() },
             cgroups: cgroups.into_iter().map(String::from).collect(),
             ..Default::default()
+        }
+    }
+
+    /// Removes what an exec has left: its files and, unless the monitor has done it (an older one does not, nor one that never
+    /// heard of the exec), its groups.
+    pub fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
+        let ExecFiles { process, pid, inner_pid, log } = ExecFiles::of(run_dir, exec_id);
+        for path in [process, pid, inner_pid, log] {
+            let _ = std::fs::remove_file(path);
+        }
+        if let Ok(parent) = self.parent(pod) {
+            self.hierarchy.remove_exec(&parent, container, exec_id);
         }
     }
 
@@ -357,6 +369,26 @@ fn is_proc(path: &Utf8Path) -> bool {
 pub fn write(path: &Utf8Path, text: &[u8]) -> Result<()> {
     atomic::write(path.as_std_path(), text, 0o600, Durability::Process)
         .map_err(|e| Error::io(format!("write {path}"), e))
+}
+
+/// The files of an exec, in its container's folder.
+pub struct ExecFiles {
+    /// What it is.
+    pub process: Utf8PathBuf,
+    /// Its pid on the node.
+    pub pid: Utf8PathBuf,
+    /// Its pid as the OCI runtime sees it, where that runs in a PID namespace of its own.
+    pub inner_pid: Utf8PathBuf,
+    /// What who started it said of failures.
+    pub log: Utf8PathBuf,
+}
+
+impl ExecFiles {
+    /// Those of one.
+    pub fn of(run_dir: &Utf8Path, exec_id: &str) -> Self {
+        let file = |kind: &str| run_dir.join(format!("exec-{exec_id}.{kind}"));
+        Self { process: file("process"), pid: file("pid"), inner_pid: file("pid.ct"), log: file("log") }
+    }
 }
 
 /// The bundle of a container, and the process of an exec in it: the container's own with another command line. Reads the

@@ -1,10 +1,10 @@
 //! Launch plans: the OCI runtime's calls, each made inside of the CT's PID namespace by the helper.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 
 use super::ProxmoxLxcBackend;
 use crate::backends::pods::PATH;
-use crate::backends::pods::launch::{Calls, exec_process, write};
+use crate::backends::pods::launch::{Calls, ExecFiles, exec_process, write};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
@@ -119,7 +119,7 @@ impl ProxmoxLxcBackend {
         write(&files.process, &text)?;
         let console = self.pods.console_socket(exec_id);
         let mut verb =
-            vec!["exec", "--detach", "--pid-file", files.inner.as_str(), "--process", files.process.as_str()];
+            vec!["exec", "--detach", "--pid-file", files.inner_pid.as_str(), "--process", files.process.as_str()];
         if tty {
             verb.extend(["--console-socket", console.as_str()]);
         }
@@ -128,34 +128,9 @@ impl ProxmoxLxcBackend {
             verb.extend(["--cgroup", group.as_str()]);
         }
         verb.push(container.id.as_str());
-        let options = vec![("runtime-pid-file", files.inner.to_string()), ("pid-file", files.pid.to_string())];
+        let options = vec![("runtime-pid-file", files.inner_pid.to_string()), ("pid-file", files.pid.to_string())];
         let program =
             self.program(&pod, Call { verb: "keep", options, log: &files.log, oom_score_adj, runtime: verb })?;
         Ok(self.pods.monitor_exec(&container.id, exec_id, program, &files.pid, tty, folders))
-    }
-
-    pub(super) fn remove_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
-        let files = ExecFiles::of(run_dir, exec_id);
-        for path in [files.process, files.pid, files.inner, files.log] {
-            let _ = std::fs::remove_file(path);
-        }
-        // The monitor has done it, unless it never heard of the exec.
-        if let Ok(parent) = self.in_ct(pod).and_then(|pod| self.pods.parent(&pod)) {
-            self.pods.hierarchy.remove_exec(&parent, container, exec_id);
-        }
-    }
-}
-
-struct ExecFiles {
-    process: Utf8PathBuf,
-    pid: Utf8PathBuf,
-    inner: Utf8PathBuf,
-    log: Utf8PathBuf,
-}
-
-impl ExecFiles {
-    fn of(run_dir: &Utf8Path, exec_id: &str) -> Self {
-        let file = |kind: &str| run_dir.join(format!("exec-{exec_id}.{kind}"));
-        Self { process: file("json"), pid: file("pid"), inner: file("pid.ct"), log: file("log") }
     }
 }

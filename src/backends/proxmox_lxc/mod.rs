@@ -216,7 +216,9 @@ impl Backend for ProxmoxLxcBackend {
     }
 
     fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str) {
-        self.remove_exec(pod, container, run_dir, exec_id);
+        // Where no CT is known any more there are no groups, and files all the same.
+        let in_ct = self.in_ct(pod);
+        self.pods.remove_exec(in_ct.as_ref().unwrap_or(pod), container, run_dir, exec_id);
     }
 
     async fn abandon_execs(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
