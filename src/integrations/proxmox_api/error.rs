@@ -9,6 +9,9 @@ use std::fmt;
 
 use crate::core::error::{Error, Kind};
 
+/// What we say of a task that has ended without an exit status.
+pub(super) const NO_STATUS: &str = "the task ended without a status";
+
 /// What a failure means to a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -22,7 +25,7 @@ pub enum ErrorKind {
     NotRunning,
     /// The guest still runs and has to be stopped before.
     StillRunning,
-    /// The guest is locked by an operation: "backup", "snapshot" and the like.
+    /// The guest is locked by an operation: "backup", "snapshot" and the like; "protection": an operator has protected it.
     Locked(String),
     /// Another change holds the guest's lock file for too long. Nothing was done.
     Busy,
@@ -137,6 +140,12 @@ impl ApiError {
         }
     }
 
+    /// Whether it is of a task that died: what that had begun is left as it was. One that fails takes it back.
+    pub fn has_died(&self) -> bool {
+        self.0.kind == ErrorKind::TaskFailed
+            && (self.0.message.contains("unexpected status") || self.0.message == NO_STATUS)
+    }
+
     /// Whether the object is not there.
     pub fn is_not_found(&self) -> bool {
         self.0.kind == ErrorKind::NotFound
@@ -234,6 +243,7 @@ fn words(message: &str) -> Option<ErrorKind> {
             let lock = text.split("is locked (").nth(1).and_then(|rest| rest.split(')').next());
             ErrorKind::Locked(lock.unwrap_or_default().to_owned())
         }
+        () if has("protection mode enabled") => ErrorKind::Locked("protection".into()),
         () if has("no quorum") || has("cluster not ready") => ErrorKind::NoQuorum,
         () if has("no space left") || has("out of space") || has("not enough free space") || has("quota exceeded") => {
             ErrorKind::NoSpace
@@ -283,6 +293,7 @@ mod tests {
             ("unable to create CT 110 - CT 110 already exists on node 'pve1'", K::AlreadyExists),
             ("CT is locked (backup)", K::Locked("backup".into())),
             ("VM is locked (snapshot-delete)", K::Locked("snapshot-delete".into())),
+            ("can't remove CT 100 - protection mode enabled", K::Locked("protection".into())),
             ("unable to destroy CT 100 - container is running", K::StillRunning),
             ("detected modified configuration - file changed by other user? Try again.", K::Changed),
             ("hostname lookup 'zzz' failed - failed to get address info for: zzz", K::UnknownNode),
@@ -308,7 +319,9 @@ mod tests {
         );
         let e = ApiError::task("task x", "unable to create CT 110 - CT 110 already exists on node 'pve1'");
         assert_eq!(*e.kind(), K::AlreadyExists);
-        assert_eq!(*ApiError::task("task x", "startup for container '100' failed").kind(), K::TaskFailed);
+        let failed = ApiError::task("task x", "startup for container '100' failed");
+        assert!(*failed.kind() == K::TaskFailed && !failed.has_died());
+        assert!(ApiError::task("task x", "unexpected status").has_died());
     }
 
     #[test]

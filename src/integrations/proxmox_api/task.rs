@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{ApiError, ErrorKind};
+use super::error::{ApiError, ErrorKind, NO_STATUS};
 use super::ids::{Upid, Vmid};
 use super::lanes::Permit;
 use super::transport::{Form, Proxmox, path};
@@ -100,7 +100,7 @@ fn outcome(call: &str, status: &str, exit: Option<&str>) -> Option<Result<Ended,
             Some(n) => Ok(Ended::Warnings(n)),
             None => Err(ApiError::task(call, text)),
         },
-        None => Err(ApiError::new(ErrorKind::TaskFailed, call, "the task ended without a status")),
+        None => Err(ApiError::new(ErrorKind::TaskFailed, call, NO_STATUS)),
     })
 }
 
