@@ -4,7 +4,7 @@
 #
 #   role.sh [--pool k8s] [--storage local-zfs]... [--bridge vmbr0]... [--file /etc/proxmox-lxcri/token]
 #
-# What is there already is kept; an old token of this node is replaced. docs/proxmox.md says what each privilege is for.
+# A vnet of an SDN zone is --bridge ZONE/VNET. What is there already is kept; an old token of this node is replaced. docs/proxmox.md says what each privilege is for.
 set -euo pipefail
 role=lxcri user=lxcri@pve pool=k8s file=/etc/proxmox-lxcri/token
 storages=() bridges=()
@@ -50,7 +50,9 @@ mv "$file.new" "$file"
 # A token with privilege separation has what both it and its user have.
 paths=("/pool/$pool")
 for s in "${storages[@]}"; do paths+=("/storage/$s"); done
-for b in "${bridges[@]}"; do paths+=("/sdn/zones/localnetwork/$b"); done
+for b in "${bridges[@]}"; do
+  case $b in */*) paths+=("/sdn/zones/$b") ;; *) paths+=("/sdn/zones/localnetwork/$b") ;; esac
+done
 for path in "${paths[@]}"; do
   pveum acl modify "$path" --users "$user" --roles "$role"
   pveum acl modify "$path" --tokens "$token" --roles "$role"

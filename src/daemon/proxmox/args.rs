@@ -55,7 +55,7 @@ pub(super) fn commands() -> Vec<Command> {
         verb("check", "Whether the API answers, and what the token lacks")
             .arg(option("pool", "POOL", "Pool of the guests").default_value("k8s"))
             .arg(list("storage", "STORAGE", "A storage that is used"))
-            .arg(list("bridge", "BRIDGE", "A bridge that is used")),
+            .arg(list("bridge", "BRIDGE", "A bridge that is used, or ZONE/VNET")),
     ];
     all.into_iter().map(|c| c.arg(node()).arg(json())).collect()
 }

@@ -44,7 +44,7 @@ const STORAGE: [(&str, &str); 3] = [
     ("Datastore.Audit", "to see what is there"),
 ];
 
-/// What is needed for guests in `pool` with disks on `storages` and networks on `bridges`.
+/// What is needed for guests in `pool` with disks on `storages` and networks on `bridges`, of which a vnet is `ZONE/VNET`.
 pub fn needs(pool: &str, storages: &[String], bridges: &[String]) -> Vec<Need> {
     let on = |path: String, list: &[(&'static str, &'static str)]| {
         list.iter().map(|(privilege, purpose)| Need { path: path.clone(), privilege, purpose }).collect::<Vec<_>>()
@@ -54,7 +54,8 @@ pub fn needs(pool: &str, storages: &[String], bridges: &[String]) -> Vec<Need> {
         all.extend(on(format!("/storage/{storage}"), &STORAGE));
     }
     for bridge in bridges {
-        all.extend(on(format!("/sdn/zones/localnetwork/{bridge}"), &[("SDN.Use", "to connect guests to the bridge")]));
+        let zone = if bridge.contains('/') { "" } else { "localnetwork/" };
+        all.extend(on(format!("/sdn/zones/{zone}{bridge}"), &[("SDN.Use", "to connect guests to the bridge")]));
     }
     all
 }
@@ -119,5 +120,7 @@ mod tests {
         let lacking = missing(&all, &granted);
         let lacking: Vec<_> = lacking.iter().map(|n| (n.path.as_str(), n.privilege)).collect();
         assert_eq!(lacking, [("/storage/local", "Datastore.Audit"), ("/sdn/zones/localnetwork/vmbr0", "SDN.Use")]);
+        let vnet = needs("k8s", &[], &["zone1/pods".into()]).pop().map(|n| n.path);
+        assert_eq!(vnet.as_deref(), Some("/sdn/zones/zone1/pods"));
     }
 }
