@@ -10,6 +10,7 @@
 //! [`NetnsError`].
 #![allow(unsafe_code)] // unshare(2), which rustix marks unsafe because of CLONE_FILES, and the fork in `userns`
 
+mod addresses;
 mod lo;
 mod sysctl;
 mod traffic;
@@ -24,6 +25,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
+pub use addresses::addresses;
 pub use sysctl::sysctl_path;
 pub use traffic::traffic;
 pub use types::{NetnsError, Pinned, Wanted, Which};
