@@ -2,13 +2,14 @@
 //! pod's monitor runs. The engine decides when; a backend never does.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Kind, Result};
-use super::ids::ContainerId;
+use super::ids::{ContainerId, PodId};
 use super::ports::{Image, Monitor, monitor_v1};
 use super::records::{ContainerRecord, PodRecord, ResolvedUser, Resource, SandboxFacts};
 use super::spec::{ContainerConfig, Resources};
@@ -29,6 +30,10 @@ pub trait Journal: Send {
     /// Returns once the notes are written; noting twice is fine.
     async fn note(&mut self, resources: Vec<Resource>) -> Result<()>;
 }
+
+/// Says whether a pod is on record, as it is on disk at that moment: a pod is on record before its unit is made, and until it is
+/// gone.
+pub type IsKnown = dyn Fn(&PodId) -> Result<bool> + Send + Sync;
 
 /// A container about to be made.
 pub struct LaunchContext<'a> {
@@ -207,6 +212,16 @@ pub trait Backend: Send + Sync {
     async fn network_status(&self) -> std::result::Result<(), super::ports::NetworkNotReady>;
     /// Takes away what belongs to no pod or container of these; called at start, when nothing is in quarantine.
     async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()>;
+    /// Looks for units that carry this installation's mark and belong to no pod, and does with them what is configured; called
+    /// again and again, when nothing is in quarantine. `pods`: those of now; `is_known` asks the disk whether a pod is on record.
+    async fn look_for_orphans(&self, pods: &[PodRecord], is_known: &IsKnown) -> Result<()> {
+        let _ = (pods, is_known);
+        Ok(())
+    }
+    /// How often to do so; None: never.
+    fn orphans_after(&self) -> Option<Duration> {
+        None
+    }
     /// What the targets use now, in their order. Starts no process, waits for no disk; what is gone is absent.
     async fn stats(&self, targets: Vec<StatsTarget>, wanted: StatsWanted) -> Result<Vec<PodSample>> {
         let _ = wanted;

@@ -332,6 +332,12 @@ impl RecordStore {
         to
     }
 
+    /// Whether there is anything on disk of a pod's record.
+    pub fn has_pod(&self, id: &PodId) -> Result<bool> {
+        let folder = self.pods.join(id.as_str());
+        folder.try_exists().map_err(|e| Error::io(format!("look at {folder}"), e))
+    }
+
     /// Whether anything was ever set aside: then nothing unclaimed may be collected.
     pub fn has_quarantined_pods(&self) -> bool {
         self.quarantine.read_dir_utf8().is_ok_and(|d| d.flatten().any(|e| e.file_name().starts_with("pod-")))

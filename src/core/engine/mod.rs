@@ -22,6 +22,7 @@ mod stream;
 mod takeover;
 #[cfg(test)]
 mod tests;
+mod unclaimed;
 mod update;
 mod volumes;
 

@@ -105,7 +105,11 @@ impl Engine {
         };
         self.beside("finish pods of an earlier daemon", all).await;
         report.garbage_kept = match unlisted {
-            0 => self.collect_garbage(halves).await.err().map(|e| e.chain()),
+            0 => {
+                let collected = self.collect_garbage(halves).await.err().map(|e| e.chain());
+                self.watch_for_orphans();
+                collected
+            }
             n => Some(format!("{n} pods could not be taken up: what they own is not garbage")),
         };
         if let Some(why) = &report.garbage_kept {
