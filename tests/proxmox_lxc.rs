@@ -64,6 +64,13 @@ fn what_an_operator_does_to_the_ct_is_seen() {
         let pod = crictl.run_pod("p");
         let id = crictl.create(&pod, "p", "c", BUSYBOX, "exec sleep 1000");
         crictl.run(&["start", &id]);
+        // A backup's lock is nothing to containers.
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        pve.lock_guest(9000, Some("backup"));
+        let other = crictl.create(&pod, "p", "other", BUSYBOX, "exec sleep 1000");
+        crictl.run(&["start", &other]);
+        assert_eq!(crictl.run(&["exec", "-s", &id, "echo", "well"]), "well");
+        pve.lock_guest(9000, None);
         let status = std::process::Command::new("lxc-stop").args(["-k", "-n", "9000"]).status().expect("lxc-stop");
         assert!(status.success());
         assert_ne!(crictl.wait_exit(&id)["exitCode"], 0);
@@ -71,6 +78,239 @@ fn what_an_operator_does_to_the_ct_is_seen() {
             (crictl.json(&["inspectp", &pod])["status"]["state"] == "SANDBOX_NOTREADY").then_some(())
         });
         crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+/// Whose pod's end an operator has caused: its container has ended and it is not ready.
+fn has_ended(crictl: &support::crictl::Crictl, pod: &str, container: &str) {
+    assert_ne!(crictl.wait_exit(container)["exitCode"], 0);
+    wait_for("NOTREADY", LONG, || {
+        (crictl.json(&["inspectp", pod])["status"]["state"] == "SANDBOX_NOTREADY").then_some(())
+    });
+}
+
+#[test]
+fn a_ct_that_is_rebooted_or_migrated_is_its_pods_end() {
+    isolated("a_ct_that_is_rebooted_or_migrated_is_its_pods_end", || {
+        let node = start();
+        let crictl = node.crictl();
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        crictl.run(&["pull", BUSYBOX]);
+        let run = |name: &str| {
+            let pod = crictl.run_pod(name);
+            let id = crictl.create(&pod, name, "c", BUSYBOX, "exec sleep 1000");
+            crictl.run(&["start", &id]);
+            (pod, id)
+        };
+        let (pod, id) = run("rebooted");
+        let asked = std::time::Instant::now();
+        pve.reboot_guest(9000);
+        // It would be killed after a minute.
+        assert!(asked.elapsed() < LONG, "the CT's init does not end when it is told to");
+        has_ended(&crictl, &pod, &id);
+        crictl.run(&["rmp", "-f", &pod]);
+        assert_eq!(pve.guests(), [0; 0]);
+
+        let (pod, id) = run("migrated");
+        pve.migrate_guest(9000, "pve2");
+        has_ended(&crictl, &pod, &id);
+        assert_eq!(pve.guests(), [9000]);
+        crictl.run(&["rmp", "-f", &pod]);
+        assert_eq!(pve.guests(), [0; 0], "it is removed where it is");
+        assert_eq!(pve.count("DELETE", "/nodes/pve2/lxc/9000"), 1);
+
+        // Somebody's on another node, with the number that one of ours had.
+        let (pod, id) = run("replaced");
+        pve.destroy_guest(9000);
+        pve.add_guest_with_notes(9000, "pve2", "not a pod's");
+        has_ended(&crictl, &pod, &id);
+        crictl.run(&["rmp", "-f", &pod]);
+        assert_eq!(pve.guests(), [9000]);
+        if let Some(violations) = pve.violations() {
+            assert!(violations.is_empty(), "{violations:?}");
+        }
+    });
+}
+
+#[test]
+fn orphans_are_removed_where_it_is_configured_and_nothing_else() {
+    isolated("orphans_are_removed_where_it_is_configured_and_nothing_else", || {
+        let lines = [String::new(), "orphans = \"remove\"\norphans_after = \"2s\"".to_owned()];
+        let mut node =
+            Node::start(Options { handler: "proxmox-lxc".into(), proxmox_lines: lines, ..Options::default() });
+        let crictl = node.crictl();
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        let live = crictl.run_pod("live");
+        let ours = std::fs::read_to_string(node.dir.join("lib/installation")).expect("an identity");
+        let notes = |installation: &str, pod: &str| {
+            format!("Pod a/b\n\nproxmox-lxcri: installation={} pod={pod}\n", installation.trim())
+        };
+        let gone = "ab".repeat(32);
+        let (mine, theirs) = (notes(&ours, &gone), notes(&"cd".repeat(16), &gone));
+        // What is made meanwhile, for us and for others.
+        pve.dawdle(Duration::from_secs(5));
+        let mut slow = crictl.command(&["runp", &crictl.pod_file("slow")]).spawn().expect("crictl");
+        pve.add_guest_under_way(9504);
+        // Another installation's, nobody's, a clone of a pod that lives, one of ours out of our range.
+        pve.add_guest_with_notes(9501, "pve1", &theirs);
+        pve.add_guest_with_notes(9502, "pve1", "k8s");
+        pve.add_guest_with_notes(9503, "pve1", &notes(&ours, &live));
+        pve.add_guest_with_notes(100, "pve1", &mine);
+        pve.add_guest_with_notes(9500, "pve1", &mine);
+        pve.lock_guest(9500, Some("backup"));
+        // It is told, and tried, and not forced.
+        let log = || std::fs::read_to_string(node.log_file()).expect("the daemon's log");
+        wait_for("a refusal", LONG, || {
+            log().contains("a CT that belongs to no pod can't be deleted yet").then_some(())
+        });
+        assert!(pve.guests().contains(&9500));
+        pve.lock_guest(9500, None);
+        wait_for("the orphan's end", LONG, || (!pve.guests().contains(&9500)).then_some(()));
+        let words = "deleted a CT of this installation that belonged to no pod";
+        wait_for("its words", LONG, || log().contains(words).then_some(()));
+        assert!(slow.wait().expect("its end").success());
+        assert_eq!(pve.guests(), [100, 9000, 9001, 9501, 9502, 9503, 9504]);
+        assert_eq!(crictl.json(&["inspectp", &live])["status"]["state"], "SANDBOX_READY");
+        if let Some(violations) = pve.violations() {
+            assert!(violations.is_empty(), "{violations:?}");
+        }
+        // Only told, unless it is said.
+        let file = node.dir.join("config.toml");
+        let text = std::fs::read_to_string(&file).expect("the configuration").replace("\"remove\"", "\"report\"");
+        std::fs::write(&file, text).expect("the configuration");
+        node.crash_daemon();
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        pve.add_guest_with_notes(9505, "pve1", &mine);
+        pve.forget_requests();
+        wait_for("three looks", LONG, || (pve.count("GET", "/lxc/9505/config") > 2).then_some(()));
+        assert!(pve.guests().contains(&9505));
+        let log = std::fs::read_to_string(node.log_file()).expect("the daemon's log");
+        let told = log.lines().filter(|l| l.contains("belongs to no pod") && l.contains("9505")).count();
+        assert_eq!(told, 1, "told once");
+    });
+}
+
+/// A node whose pods Proxmox connects.
+fn with_network(lines: &str) -> Node {
+    let lines = [String::new(), format!("[handlers.proxmox-lxc.network]\nkind = \"pve\"\n{lines}")];
+    Node::start(Options { handler: "proxmox-lxc".into(), proxmox_lines: lines, ..Options::default() })
+}
+
+#[test]
+fn pods_on_a_bridge_of_proxmox_have_addresses_of_its_range() {
+    isolated("pods_on_a_bridge_of_proxmox_have_addresses_of_its_range", || {
+        let mut node = with_network(
+            "bridge = \"vmbr0\"\nvlan = 7\nmtu = 1400\nfirewall = true\nrate = 50.5\ngateway = \"10.89.255.1\"\n\
+             address = \"10.89.0.10-10.89.3.241/16\"\naddress6 = \"fd89::1:0-fd89::1:3e7/64\"",
+        );
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        // Without its bridge no pod can be.
+        let (made, said) = crictl.try_run(&["runp", &crictl.pod_file("early")]);
+        assert!(!made && said.contains("bridge 'vmbr0v7' does not exist"), "{said}");
+        pve.add_bridge("vmbr0v7", "10.89.255.1/16");
+        pve.take_away("SDN.Use");
+        let (made, said) = crictl.try_run(&["runp", &crictl.pod_file("early")]);
+        assert!(!made && said.contains("lacks SDN.Use on /sdn/zones/localnetwork/vmbr0/7"), "{said}");
+        pve.take_away("");
+        wait_for("nothing of those", LONG, || pve.guests().is_empty().then_some(()));
+
+        let mut config = support::crictl::pod_config("p", &node.pod_logs("p"));
+        config["dns_config"] = json!({"servers": ["10.0.0.53"], "searches": ["a.svc"], "options": ["ndots:5"]});
+        let pod = crictl.run(&["runp", &crictl.file("pod-p", &config)]);
+        let status = crictl.json(&["inspectp", &pod])["status"].take();
+        assert_eq!(status["network"]["ip"], "10.89.0.10");
+        assert_eq!(status["network"]["additionalIps"][0]["ip"], "fd89::1:0");
+        let net = pve.config(9000, "net0").expect("net0");
+        for part in ["bridge=vmbr0", "tag=7", "mtu=1400", "firewall=1", "rate=50.5", "host-managed=1", "name=eth0"] {
+            assert!(net.split(',').any(|p| p == part), "{part}: {net}");
+        }
+        let container = crictl.file("container", &container_config("c", BUSYBOX, "exec sleep 1000"));
+        let id = crictl.run(&["create", "--no-pull", &pod, &container, &crictl.file("pod-p", &config)]);
+        crictl.run(&["start", &id]);
+        let inside = |command: &str| crictl.run(&["exec", "-s", &id, "sh", "-c", command]);
+        assert_eq!(inside("cat /sys/class/net/eth0/mtu"), "1400");
+        assert!(inside("ip route").contains("default via 10.89.255.1"), "{}", inside("ip route"));
+        assert_eq!(inside("cat /etc/resolv.conf"), "search a.svc\nnameserver 10.0.0.53\noptions ndots:5");
+        assert!(inside("cat /etc/hosts").contains("10.89.0.10\tp"));
+        support::run(std::process::Command::new("busybox").args(["ping", "-c", "1", "-W", "5", "10.89.0.10"]));
+
+        let second = crictl.run_pod("second");
+        assert_eq!(crictl.json(&["inspectp", &second])["status"]["network"]["ip"], "10.89.0.11");
+        let mut config = support::crictl::pod_config("host", &node.pod_logs("host"));
+        config["port_mappings"] = json!([{"protocol": 0, "container_port": 80, "host_port": 8080}]);
+        let (made, said) = crictl.try_run(&["runp", &crictl.file("pod-host", &config)]);
+        assert!(!made && said.contains("Unimplemented") && said.contains("host port 8080"), "{said}");
+
+        node.crash_daemon();
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        assert_eq!(crictl.json(&["inspectp", &pod])["status"]["network"]["ip"], "10.89.0.10");
+        for pod in [&pod, &second] {
+            crictl.run(&["rmp", "-f", pod]);
+        }
+        assert!(pve.guests().is_empty());
+        let ports = std::fs::read_dir("/sys/class/net/vmbr0v7/brif").expect("the bridge's ports").count();
+        assert_eq!(ports, 0);
+        if let Some(violations) = pve.violations() {
+            assert!(violations.is_empty(), "{violations:?}");
+        }
+    });
+}
+
+/// Addresses that the tests' CNI network has given.
+fn leases_of_cni() -> usize {
+    let list = std::fs::read_dir("/var/lib/cni/networks/lxcri-test").into_iter().flatten().flatten();
+    list.filter(|e| e.file_name().to_string_lossy().starts_with("10.")).count()
+}
+
+#[test]
+fn pods_have_addresses_by_dhcp_and_of_proxmoxs_ipam() {
+    isolated("pods_have_addresses_by_dhcp_and_of_proxmoxs_ipam", || {
+        let mut node = start();
+        let crictl = node.crictl();
+        // One that CNI has connected gives its address back although the configuration is another by then.
+        let old = crictl.run_pod("old");
+        assert_eq!(leases_of_cni(), 1);
+        let table = "\n[handlers.proxmox-lxc.network]\nkind = \"pve\"\nbridge = \"vmbr0\"\naddress = \"dhcp\"\n";
+        let change = |change: &dyn Fn(String) -> String| {
+            let file = std::path::Path::new("/tmp/node/config.toml");
+            std::fs::write(file, change(std::fs::read_to_string(file).expect("a configuration"))).expect("written");
+        };
+        change(&|text| text + table);
+        node.crash_daemon();
+        crictl.run(&["rmp", "-f", &old]);
+        assert_eq!(leases_of_cni(), 0);
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        pve.add_bridge("vmbr0", "10.89.1.1/24");
+        // Nobody answers: the start's task only warns.
+        let (made, said) = crictl.try_run(&["runp", &crictl.pod_file("p")]);
+        assert!(!made && said.contains("has got no IPv4 address on vmbr0"), "{said}");
+        wait_for("nothing of it", LONG, || pve.guests().is_empty().then_some(()));
+        pve.serve_dhcp("vmbr0", "10.89.1.50", "10.89.1.60", "10.89.1.1");
+        let pod = crictl.run_pod("p");
+        let ip = crictl.json(&["inspectp", &pod])["status"]["network"]["ip"].take();
+        let last = ip.as_str().and_then(|ip| ip.strip_prefix("10.89.1.")).and_then(|n| n.parse::<u8>().ok());
+        assert!(last.is_some_and(|n| (50..=60).contains(&n)), "{ip}");
+        crictl.run(&["rmp", "-f", &pod]);
+
+        pve.add_vnet("zone1", "pods", "10.89.2.", 24);
+        change(&|text| text.replace("\"vmbr0\"", "\"pods\""));
+        node.crash_daemon();
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        let pod = crictl.run_pod("p");
+        assert_eq!(crictl.json(&["inspectp", &pod])["status"]["network"]["ip"], "10.89.2.100");
+        assert_eq!(pve.leased("pods"), 1);
+        // And the other way round.
+        change(&|text| text.replace(&table.replace("vmbr0", "pods"), ""));
+        node.crash_daemon();
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        assert_eq!(crictl.json(&["inspectp", &pod])["status"]["network"]["ip"], "10.89.2.100");
+        crictl.run(&["rmp", "-f", &pod]);
+        assert_eq!(pve.leased("pods"), 0, "the address is given back");
+        if let Some(violations) = pve.violations() {
+            assert!(violations.is_empty(), "{violations:?}");
+        }
     });
 }
 

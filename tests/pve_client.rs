@@ -343,12 +343,25 @@ async fn tasks_that_end_badly() {
     assert_eq!(*e.kind(), ErrorKind::NoSpace);
     assert_eq!(proxmox_lxcri::core::error::Error::from(e).kind(), proxmox_lxcri::core::error::Kind::ResourceExhausted);
     pve.fill("local", false);
-    // A worker that died half-way leaves a locked container, which can be deleted.
+    // A worker that died half-way leaves a locked container in no pool: no token whose rights come from there gets at it.
     pve.fault("POST", "/lxc", 1, What::HalfDone);
-    assert_eq!(*create(&api, 102, &spec()).await.expect_err("died").kind(), ErrorKind::TaskFailed);
-    assert_eq!(api.ct_config(NODE, vmid(102)).await.expect("half of it").get("lock"), Some("create"));
-    assert_eq!(*api.ct_start(NODE, vmid(102)).await.expect_err("locked").kind(), ErrorKind::Locked("create".into()));
-    api.ct_delete(NODE, vmid(102), true).await.expect("deleted");
+    let e = create(&api, 102, &spec()).await.expect_err("died");
+    assert!(*e.kind() == ErrorKind::TaskFailed && e.has_died(), "{e}");
+    let hidden = [api.ct_config(NODE, vmid(102)).await.map(drop), api.ct_delete(NODE, vmid(102), true).await];
+    for result in hidden {
+        assert!(matches!(result.expect_err("in no pool").kind(), ErrorKind::Permission { .. }));
+    }
+    pve.destroy_guest(102);
+    // Locks hold whoever forces, and so does protection.
+    pve.lock_guest(100, Some("backup"));
+    for result in [api.ct_delete(NODE, vmid(100), true).await, api.ct_start(NODE, vmid(100)).await] {
+        assert_eq!(*result.expect_err("locked").kind(), ErrorKind::Locked("backup".into()));
+    }
+    pve.lock_guest(100, None);
+    pve.set_config(100, "protection", "1");
+    let e = api.ct_delete(NODE, vmid(100), true).await.expect_err("protected");
+    assert_eq!(*e.kind(), ErrorKind::Locked("protection".into()));
+    pve.set_config(100, "protection", "0");
     pve.fault("DELETE", "/lxc/100", 1, What::TaskEnds("storage 'gone' does not exist".into()));
     let e = api.ct_delete(NODE, vmid(100), false).await.expect_err("what is not there is its storage");
     assert!(e.is_not_found() && api.ct_exists(NODE, vmid(100)).await.expect("asked"));

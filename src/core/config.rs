@@ -4,6 +4,7 @@
 
 mod bfc;
 mod proxmox;
+mod proxmox_lxc;
 mod storage;
 mod stream;
 
@@ -16,6 +17,7 @@ use super::error::{Error, Kind, Result};
 
 pub use bfc::{BfcImages, PlainRootfs};
 pub use proxmox::Proxmox;
+pub use proxmox_lxc::{Addresses, CtNetwork, NetworkKind, Orphans, ProxmoxLxcHandler};
 pub use storage::{LayerDriver, UnpackSandbox, ZfsImages};
 pub use stream::{Span, Stream};
 
@@ -225,40 +227,6 @@ impl Default for LxcHandler {
     }
 }
 
-/// Handler `proxmox-lxc`. Uses `[proxmox]`, the OCI runtime of `crun`, and the programs of `lxc`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ProxmoxLxcHandler {
-    /// Whether there is such a handler.
-    pub enabled: bool,
-    /// Numbers that CTs get: `FIRST-LAST`. Nobody else should use them.
-    pub vmids: String,
-    /// Storage of the CTs' root file systems.
-    pub storage: String,
-    /// Storage of the template that they are made of (with content `vztmpl`).
-    pub template_storage: String,
-    /// Pool that they are put into; "": none.
-    pub pool: String,
-    /// First id on the node of an unprivileged CT's users and groups, as /etc/subuid has it.
-    pub first_id: u32,
-    /// How many there are.
-    pub ids: u32,
-}
-
-impl Default for ProxmoxLxcHandler {
-    fn default() -> Self {
-        Self {
-            enabled: false,
-            vmids: "900000-909999".into(),
-            storage: "local-zfs".into(),
-            template_storage: "local".into(),
-            pool: String::new(),
-            first_id: 100_000,
-            ids: 65_536,
-        }
-    }
-}
-
 /// Where images come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -416,6 +384,7 @@ impl Config {
         self.images.zfs.check(self.images.driver)?;
         self.images.bfc.check()?;
         self.proxmox.check()?;
+        self.handlers.proxmox_lxc.check()?;
         // <state>/pods/<64 digits>/containers/<64 digits>/console.sock has to fit, too: see backends::crun.
         if self.runtime.log_line_max < 256 {
             return Err(Error::invalid("runtime.log_line_max: at least 256 bytes"));

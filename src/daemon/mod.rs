@@ -20,13 +20,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::backends::crun::{CrunBackend, CrunConfig};
 use crate::backends::lxc::{LxcBackend, LxcConfig};
 use crate::backends::pods::{NodePods, PodsConfig};
-use crate::backends::proxmox_lxc::{ProxmoxLxcBackend, ProxmoxLxcConfig};
+use crate::backends::proxmox_lxc::{CtNets, CtNetwork, ProxmoxLxcBackend, ProxmoxLxcConfig};
 use crate::core::backend::Backend;
 use crate::core::caps::CapSet;
-use crate::core::config::{CgroupDriver, Config};
+use crate::core::config::{CgroupDriver, Config, NetworkKind};
 use crate::core::engine::{Engine, EngineConfig, Ports};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::ports::{Clock, ImageStore, Supervisor};
+use crate::core::ports::{Clock, ImageStore, PodNetwork, Supervisor};
 use crate::core::records::RecordStore;
 use crate::integrations::cgroup::{Driver, Hierarchy, Mode};
 use crate::integrations::cni::{Cni, CniConfig, embedded_conflist};
@@ -36,7 +36,7 @@ use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
 use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
-use crate::integrations::proxmox_api::Proxmox;
+use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use crate::integrations::registry::keychain::Keychain;
 use crate::utils::pidfd;
 use crate::utils::tasks::TaskSet;
@@ -129,7 +129,11 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let lxc = LxcBackend::new(lxc_config(config, holders), pods);
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(crun), Arc::new(lxc)];
     if config.handlers.proxmox_lxc.enabled {
-        let (settings, hierarchy, pins, network) = in_cts;
+        let (settings, hierarchy, pins, cni) = in_cts;
+        let network: Arc<dyn PodNetwork> = match ct_nets(config)? {
+            Some(nets) => Arc::new(CtNetwork::new(&nets, cni)),
+            None => cni,
+        };
         let pods = Arc::new(NodePods::new(settings, hierarchy, pins, network, tasks.clone()).await?);
         let api = Proxmox::new(&config.proxmox)?;
         backends.push(Arc::new(ProxmoxLxcBackend::new(proxmox_lxc_config(config, &api)?, api, pods)));
@@ -236,16 +240,12 @@ fn lxc_config(config: &Config, holders: Utf8PathBuf) -> LxcConfig {
 fn proxmox_lxc_config(config: &Config, api: &Proxmox) -> Result<ProxmoxLxcConfig> {
     let handler = &config.handlers.proxmox_lxc;
     let programs = lxc_config(config, HOLDERS.into());
-    let bad = || Error::invalid(format!("handlers.proxmox-lxc.vmids {:?}: FIRST-LAST is needed", handler.vmids));
-    let (first, last) = handler.vmids.split_once('-').ok_or_else(bad)?;
-    let vmids = (first.trim().parse().map_err(|_| bad())?, last.trim().parse().map_err(|_| bad())?);
-    if vmids.0 > vmids.1 {
-        return Err(bad());
-    }
+    let (first, last) = handler.vmids()?;
+    let vmid = |n: u32| Vmid::new(n.into()).map_err(|e| Error::invalid(format!("handlers.proxmox-lxc.vmids: {e}")));
     Ok(ProxmoxLxcConfig {
         node: api.node(),
         installation: storage::installation(&config.server.root)?,
-        vmids,
+        vmids: (vmid(first)?, vmid(last)?),
         storage: handler.storage.clone(),
         pool: handler.pool.clone(),
         template_storage: handler.template_storage.clone(),
@@ -254,7 +254,21 @@ fn proxmox_lxc_config(config: &Config, api: &Proxmox) -> Result<ProxmoxLxcConfig
         runtime: config.handlers.crun.path.clone(),
         timeout: programs.timeout,
         ids: (handler.first_id, handler.ids),
+        orphans: handler.orphans,
+        orphans_after: handler.orphans_after.get(),
+        network: ct_nets(config)?,
     })
+}
+
+/// What Proxmox connects CTs with; None: CNI does.
+fn ct_nets(config: &Config) -> Result<Option<CtNets>> {
+    let handler = &config.handlers.proxmox_lxc;
+    if handler.network.kind == NetworkKind::Cni {
+        return Ok(None);
+    }
+    let (first, last) = handler.vmids()?;
+    let addresses = handler.network.addresses(u128::from(last - first) + 1)?;
+    Ok(Some(CtNets { settings: handler.network.clone(), addresses }))
 }
 
 /// A program in our own folder or in the package's.

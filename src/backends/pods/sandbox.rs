@@ -34,7 +34,8 @@ const CGROUP: &str = "cgroup";
 const NAMESPACES: &str = "namespaces";
 const SHM_MOUNT: &str = "shm";
 const INIT: &str = "init";
-const NETWORK: &str = "network";
+/// Kind of the journal's notes of networks that a [`PodNetwork`](crate::core::ports::PodNetwork) has to disconnect.
+pub(in crate::backends) const NETWORK: &str = "network";
 
 fn resource(kind: &str, name: impl Into<String>) -> Resource {
     Resource { kind: kind.into(), name: name.into() }

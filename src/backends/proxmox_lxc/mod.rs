@@ -2,11 +2,14 @@
 //! containers are run by the OCI runtime from the node, in the CT's user, network, IPC and UTS namespaces, with PID namespaces
 //! below the CT's and cgroups beside its own, so that whatever stops the CT ends them.
 //!
-//! `unit` makes and removes the CT, `owner` says whose one is, `launch` plans containers and execs. An OCI runtime's calls are made inside of the CT's PID
+//! `unit` makes and removes the CT, `owner` says whose one is, `orphans` looks for those that are nobody's, `network` says what Proxmox
+//! connects them with, `launch` plans containers and execs. An OCI runtime's calls are made inside of the CT's PID
 //! namespace by the helper of the handler `lxc` (`within`, `keep`, `forget`). A CT is found again by the pod's journal and by the
 //! identity in its notes; one without that is never touched. A crash leaves what the journal names, or a CT that says whose it is.
 
 mod launch;
+mod network;
+mod orphans;
 mod owner;
 mod plan;
 mod template;
@@ -14,7 +17,7 @@ mod unit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -23,8 +26,11 @@ use tokio_util::sync::CancellationToken;
 use super::lxc::limits;
 use super::oci::linux;
 use super::pods::{self, NodePods};
-use crate::core::backend::{Backend, Capabilities, ExecContext, Journal, Launch, LaunchContext, UpdateContext};
+use crate::core::backend::{
+    Backend, Capabilities, ExecContext, IsKnown, Journal, Launch, LaunchContext, UpdateContext,
+};
 use crate::core::blocking::blocking;
+use crate::core::config::Orphans;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::{Monitor, NetworkNotReady, monitor_v1};
@@ -32,6 +38,8 @@ use crate::core::records::{PodRecord, SandboxFacts};
 use crate::core::spec::{ContainerConfig, IdMapping, NamespaceMode, Resources, SandboxConfig, UserNamespace};
 use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
 use crate::integrations::proxmox_api::{Proxmox, Vmid};
+
+pub use network::{CtNets, CtNetwork};
 
 /// How long a look at the API may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -61,6 +69,12 @@ pub struct ProxmoxLxcConfig {
     pub timeout: Duration,
     /// First id on the node of a CT's users and groups, and how many there are.
     pub ids: (u32, u32),
+    /// What becomes of CTs of this installation that belong to no pod.
+    pub orphans: Orphans,
+    /// How often they are looked for, and how long one has to be nobody's before it is removed.
+    pub orphans_after: Duration,
+    /// What Proxmox connects them with; None: the node's CNI plugins do.
+    pub network: Option<CtNets>,
 }
 
 /// The backend.
@@ -73,10 +87,10 @@ pub struct ProxmoxLxcBackend {
     template: tokio::sync::Mutex<Option<String>>,
     /// Numbers that pods of this node have or are about to ask for.
     numbers: Mutex<BTreeSet<u32>>,
-    /// Numbers for which a CT may be made yet, since no answer came, and until when.
-    doubts: Mutex<BTreeMap<u32, Instant>>,
-    /// Numbers that no other pod gets yet, since a change of which no answer came may be done yet, and until when.
-    resting: Mutex<BTreeMap<u32, Instant>>,
+    /// Numbers about which no answer came.
+    unsure: Mutex<BTreeMap<u32, owner::Unsure>>,
+    /// CTs that were nobody's at the last look, by number.
+    orphans: Mutex<BTreeMap<u32, orphans::Orphan>>,
 }
 
 impl ProxmoxLxcBackend {
@@ -88,8 +102,8 @@ impl ProxmoxLxcBackend {
             pods,
             template: Default::default(),
             numbers: Default::default(),
-            doubts: Default::default(),
-            resting: Default::default(),
+            unsure: Default::default(),
+            orphans: Default::default(),
         }
     }
 
@@ -139,7 +153,10 @@ impl Backend for ProxmoxLxcBackend {
                 .map_err(|e| Error::because(Kind::FailedPrecondition, format!("{what} {path} (handlers)"), e))?;
         }
         match tokio::time::timeout(PATIENCE, self.api.version()).await {
-            Ok(answer) => answer.map(drop).map_err(Error::from),
+            Ok(answer) => {
+                let version = answer.map_err(Error::from)?;
+                self.config.network.as_ref().map_or(Ok(()), |_| CtNets::check_release(&version))
+            }
             Err(_) => {
                 Err(Error::new(Kind::DeadlineExceeded, format!("the Proxmox API has not answered within {PATIENCE:?}")))
             }
@@ -188,6 +205,9 @@ impl Backend for ProxmoxLxcBackend {
     }
 
     fn check(&self, pod: &SandboxConfig) -> Result<()> {
+        if self.config.network.is_some() {
+            CtNets::check(pod)?;
+        }
         self.pods
             .check(&SandboxConfig { cgroup_parent: String::new(), ..pod.clone() }, &self.pods.config.idmapped_rootfs)
     }
@@ -254,7 +274,7 @@ impl Backend for ProxmoxLxcBackend {
         self.pods.network_status().await
     }
 
-    async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
+    async fn collect_garbage(&self, _: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
         for id in pods::sandbox::unclaimed(self.root(), containers).await? {
             // Its processes have ended with its CT, which belongs to no pod any more.
             let state = self.root().join(id.as_str());
@@ -265,7 +285,15 @@ impl Backend for ProxmoxLxcBackend {
             })
             .await?;
         }
-        self.report_orphans(pods).await
+        Ok(())
+    }
+
+    async fn look_for_orphans(&self, pods: &[PodRecord], is_known: &IsKnown) -> Result<()> {
+        self.sweep_orphans(pods, is_known).await
+    }
+
+    fn orphans_after(&self) -> Option<Duration> {
+        Some(self.config.orphans_after)
     }
 
     async fn freeze(&self, pod: &PodRecord, container: &ContainerId, frozen: bool) -> Result<()> {

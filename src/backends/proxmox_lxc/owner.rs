@@ -1,9 +1,9 @@
-//! Whose the CT of a number is: the pod's that asked for it, or somebody else's, who is left alone.
+//! Whose the CT of a number is, and where: the pod's that asked for it, or somebody else's, who is left alone.
 //!
-//! Its notes say so. Two CTs have none that we can read: one that is being made, or was left half-made (Proxmox writes its
-//! configuration last), and one that our token may not see. Then the record of the pod counts, and Proxmox's record of tasks: a
-//! create of ours, since the pod is there, made it. What can't be told now is an error, so that the caller asks again: a CT that
-//! is taken for another's is never looked at again.
+//! Its notes say so, on this node and, where an operator has migrated it, on another. Some CTs have none that we can read: one
+//! that is being made, or was left half-made or half-deleted, and one that our token may not see. Then the record of the pod
+//! counts, and Proxmox's record of tasks: creates of ours, since the pod is there. What can't be told now is an error, so that
+//! the caller asks again: a CT that is taken for another's is never looked at again.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -12,18 +12,67 @@ use super::ProxmoxLxcBackend;
 use super::plan;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::records::PodRecord;
-use crate::integrations::proxmox_api::{ApiError, ErrorKind, Identity, Upid, Vmid};
+use crate::integrations::proxmox_api::{ApiError, CtConfig, ErrorKind, Identity, Upid, Vmid};
 
-/// What Proxmox's tasks say of a number.
+/// A number about whose CT an answer has not come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unsure {
+    /// Until when what was asked for may be done yet: so long no other pod gets the number.
+    until: Instant,
+    /// It was a create, and its CT was not seen yet.
+    create: bool,
+}
+
+/// What Proxmox's tasks, and the pod's record, say of a number.
+#[derive(Debug, Clone, PartialEq)]
 enum Made {
-    /// A create of ours goes on.
+    /// Our latest create goes on.
     Now(Upid),
-    /// One of ours has ended well.
+    /// It has ended well.
     Well,
-    /// One of ours has ended badly, and may have left something.
-    Badly,
-    /// None is ours.
+    /// It has died and left what it had begun.
+    Died,
+    /// There is none, or it has made nothing that is there still: Proxmox takes back what fails.
     No,
+}
+
+/// A CT without notes that we can read.
+#[derive(Debug)]
+enum Nameless {
+    /// It has the lock of its making.
+    Making,
+    /// It has no root file system: it is what died of a making or a deletion, its lock gone or not.
+    Husk,
+    /// The token may not see it.
+    Hidden(ApiError),
+}
+
+/// Whose a CT without notes is.
+#[derive(Debug, PartialEq)]
+enum Whose {
+    Ours,
+    /// Ours, and the token may not see it any more.
+    Lost,
+    /// What a create of ours has left, in no pool yet: nobody but an operator gets at it.
+    Stuck,
+    Others,
+    /// The task that is its maker says, when it has ended.
+    Ask(Upid),
+}
+
+/// Whose it is. Pure.
+fn whose(made: Made, seen: &Nameless) -> Whose {
+    match (made, seen) {
+        (Made::Now(task), _) => Whose::Ask(task),
+        (Made::Died, Nameless::Making) => Whose::Ours,
+        // Of one that was made the notes would be there: the number was free again, and this is another.
+        (Made::Well, Nameless::Making) => Whose::Others,
+        // There is nothing in it to lose.
+        (Made::Well | Made::Died, Nameless::Husk) => Whose::Ours,
+        (Made::Well, Nameless::Hidden(_)) => Whose::Lost,
+        (Made::Died, Nameless::Hidden(_)) => Whose::Stuck,
+        (Made::No, _) => Whose::Others,
+    }
 }
 
 impl ProxmoxLxcBackend {
@@ -31,78 +80,113 @@ impl ProxmoxLxcBackend {
         Identity { installation: self.config.installation.clone(), pod: pod.id.to_string() }
     }
 
-    /// A CT of that number may be made after we have given up on the answer: for as long as Proxmox may take to begin.
-    pub(super) fn doubt(&self, vmid: Vmid) {
-        let until = Instant::now() + self.api.patience();
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).insert(vmid.get(), until);
-    }
-
-    /// A change of that number's CT of which no answer came may meet the next CT of that number: there is none for as long.
-    pub(super) fn rest(&self, vmid: Vmid, e: &ApiError) {
-        if e.is_uncertain() {
-            let until = Instant::now() + self.api.patience();
-            self.resting.lock().unwrap_or_else(PoisonError::into_inner).insert(vmid.get(), until);
+    /// Takes note of a change of that number's CT that has failed, `create`: its making. Where no answer came it may be done yet, for
+    /// as long as Proxmox may take to begin, and meet the next CT of that number: there is none for as long.
+    pub(super) fn failed(&self, vmid: Vmid, e: &ApiError, create: bool) {
+        if !e.is_uncertain() {
+            return;
         }
+        let now = Instant::now();
+        let mut unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = unsure.get(&vmid.get()).is_some_and(|u| u.create && u.until > now);
+        unsure.insert(vmid.get(), Unsure { until: now + self.api.patience(), create: create || before });
     }
 
+    /// Whether no pod may get the number yet.
+    pub(super) fn rests(&self, number: u32) -> bool {
+        let mut unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
+        unsure.retain(|_, u| u.until > Instant::now());
+        unsure.contains_key(&number)
+    }
+
+    /// How long a CT of that number may come into being yet.
     fn in_doubt(&self, vmid: Vmid) -> Option<Duration> {
-        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = doubts.get(&vmid.get())?.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            doubts.remove(&vmid.get());
-            return None;
-        }
-        Some(left)
+        let unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = unsure.get(&vmid.get()).filter(|u| u.create)?.until;
+        Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
     }
 
-    /// Whether there is a CT of that number and it is this pod's.
-    pub(super) async fn is_ours(&self, pod: &PodRecord, vmid: Vmid) -> Result<bool> {
+    /// The CT is there: it is made no second time.
+    fn is_made(&self, vmid: Vmid) {
+        if let Some(u) = self.unsure.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&vmid.get()) {
+            u.create = false;
+        }
+    }
+
+    /// The node that has a CT of that number which is this pod's; None: there is none.
+    pub(super) async fn find_own(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
         if pod.resources.iter().any(|n| n.kind == plan::TAKEN && n.name == vmid.to_string()) {
-            return Ok(false);
+            return Ok(None);
         }
         let node = &self.config.node;
         let mut waited = false;
         loop {
-            let hidden: Option<ApiError> = match self.api.ct_config(node, vmid).await {
+            let seen = match self.api.ct_config(node, vmid).await {
                 Err(e) if e.is_not_found() => match self.in_doubt(vmid) {
-                    None => return Ok(false),
+                    None => return self.elsewhere(pod, vmid).await,
                     Some(left) => {
                         let what = format!("whether Proxmox makes CT {vmid} yet is known in {} s", left.as_secs() + 1);
                         return Err(Error::new(Kind::Unavailable, what));
                     }
                 },
-                Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => Some(e),
+                Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => Nameless::Hidden(e),
                 Err(e) => return Err(e.into()),
-                Ok(config) => match Identity::find(config.description()) {
-                    Some(found) if found == self.identity(pod) => return Ok(true),
-                    None if config.get("lock") == Some("create") => None,
-                    _ => {
+                Ok(config) => match nameless(&config) {
+                    Some(seen) => seen,
+                    None if Identity::find(config.description()) == Some(self.identity(pod)) => {
+                        self.is_made(vmid);
+                        return Ok(Some(node.clone()));
+                    }
+                    None => {
                         tracing::info!(pod = pod.id.as_str(), %vmid, "the CT of that number is somebody else's");
-                        return Ok(false);
+                        return Ok(None);
                     }
                 },
             };
             // A pod that was ready had made it.
             let had_it = pod.facts.as_ref().is_some_and(|f| f.cgroup_parent == plan::cgroup(vmid));
             let made = if had_it { Made::Well } else { self.made(pod, vmid).await? };
-            match (made, hidden) {
-                (Made::Now(task), _) if !waited => {
+            match (whose(made, &seen), seen) {
+                (Whose::Ask(task), _) if !waited => {
                     tracing::info!(pod = pod.id.as_str(), %vmid, %task, "its CT is being made: waiting");
                     // However it ends, the configuration tells.
                     let _ = self.api.resume(task).wait().await;
                     waited = true;
                 }
-                (Made::Now(task), _) => {
+                (Whose::Ask(task), _) => {
                     return Err(Error::new(Kind::Unavailable, format!("CT {vmid} is being made by task {task}")));
                 }
-                (Made::Well, Some(e)) => return Err(e.into()),
-                (Made::Well | Made::Badly, None) => return Ok(true),
-                (Made::Badly | Made::No, hidden) => {
-                    let why = hidden.map(|e| e.to_string());
-                    tracing::warn!(pod = pod.id.as_str(), %vmid, error = why, "the CT of that number is taken for somebody else's");
-                    return Ok(false);
+                (Whose::Lost, Nameless::Hidden(e)) => return Err(e.into()),
+                (Whose::Stuck, Nameless::Hidden(e)) => {
+                    let hint = format!(
+                        "a task that died has left half of CT {vmid}: `pct unlock {vmid}; pct destroy {vmid}` removes it"
+                    );
+                    return Err(Error::from(e).context(hint));
+                }
+                (Whose::Ours | Whose::Lost | Whose::Stuck, _) => return Ok(Some(node.clone())),
+                (Whose::Others, seen) => {
+                    tracing::warn!(pod = pod.id.as_str(), %vmid, ?seen, "the CT of that number is taken for somebody else's");
+                    return Ok(None);
                 }
             }
+        }
+    }
+
+    /// The node that an operator has migrated the pod's CT to. It ended when it was migrated, and what runs there is its init alone.
+    async fn elsewhere(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
+        let guests = self.api.guests().await.map_err(Error::from)?;
+        let other = |g: &&crate::integrations::proxmox_api::Guest| {
+            g.vmid == vmid && g.kind == "lxc" && !g.node.is_empty() && g.node != self.config.node
+        };
+        let Some(node) = guests.iter().find(other).map(|g| g.node.clone()) else { return Ok(None) };
+        match self.api.ct_config(&node, vmid).await {
+            Ok(config) if Identity::find(config.description()) == Some(self.identity(pod)) => {
+                tracing::warn!(pod = pod.id.as_str(), %vmid, node, "its CT was migrated: it is removed there");
+                Ok(Some(node))
+            }
+            Ok(_) => Ok(None),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(Error::from(e).context(format!("CT {vmid} was migrated to node {node}"))),
         }
     }
 
@@ -110,17 +194,64 @@ impl ProxmoxLxcBackend {
         let tasks = self.api.own_tasks(&self.config.node, vmid, "vzcreate").await.map_err(Error::from)?;
         // Both are of this node's clock; tasks have whole seconds.
         let since = u64::try_from(pod.created_at / 1_000_000_000).unwrap_or_default();
-        let mut made = Made::No;
-        for task in tasks.into_iter().filter(|t| t.starttime >= since) {
-            match task.outcome() {
-                None => return Ok(Made::Now(task.upid)),
-                Some(Ok(_)) => made = Made::Well,
+        let mut ours: Vec<_> = tasks.into_iter().filter(|t| t.starttime >= since).collect();
+        ours.sort_by_key(|t| t.upid.start_order());
+        // The latest counts: an earlier one may be another pod's, of the same second.
+        for task in ours.into_iter().rev() {
+            return Ok(match task.outcome() {
+                None => Made::Now(task.upid),
+                Some(Ok(_)) => Made::Well,
                 // The loser of two who wanted the number.
-                Some(Err(e)) if *e.kind() == ErrorKind::AlreadyExists => {}
-                Some(Err(_)) if matches!(made, Made::No) => made = Made::Badly,
-                Some(Err(_)) => {}
-            }
+                Some(Err(e)) if *e.kind() == ErrorKind::AlreadyExists => continue,
+                Some(Err(e)) if e.has_died() => Made::Died,
+                Some(Err(_)) => Made::No,
+            });
         }
-        Ok(made)
+        Ok(Made::No)
+    }
+}
+
+/// What a CT is that has no notes of anybody; None: it has some, or is whole.
+fn nameless(config: &CtConfig) -> Option<Nameless> {
+    match config.get("lock") {
+        _ if !config.description().is_empty() => None,
+        Some("create") => Some(Nameless::Making),
+        _ if config.rootfs.is_none() => Some(Nameless::Husk),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ct_without_notes_is_ours_only_if_our_task_has_left_it() {
+        let upid: Upid = "UPID:pve1:00001000:00007000:65000000:vzcreate:9000:lxcri@pve!node1:".parse().expect("a task");
+        let hidden = || Nameless::Hidden(ApiError::new(ErrorKind::Failed, "GET /x", "hidden"));
+        for (made, making, husk, unseen) in [
+            (Made::Well, Whose::Others, Whose::Ours, Whose::Lost),
+            (Made::Died, Whose::Ours, Whose::Ours, Whose::Stuck),
+            (Made::No, Whose::Others, Whose::Others, Whose::Others),
+        ] {
+            assert_eq!(whose(made.clone(), &Nameless::Making), making, "{made:?}");
+            assert_eq!(whose(made.clone(), &Nameless::Husk), husk, "{made:?}");
+            assert_eq!(whose(made.clone(), &hidden()), unseen, "{made:?}");
+        }
+        for seen in [Nameless::Making, Nameless::Husk, hidden()] {
+            assert_eq!(whose(Made::Now(upid.clone()), &seen), Whose::Ask(upid.clone()));
+        }
+    }
+
+    #[test]
+    fn what_has_no_notes() {
+        let config = |json: serde_json::Value| CtConfig::parse(&json).expect("a configuration");
+        let of = |json| nameless(&config(json));
+        assert!(matches!(of(serde_json::json!({"digest": "d", "lock": "create"})), Some(Nameless::Making)));
+        assert!(matches!(of(serde_json::json!({"digest": "d", "lock": "destroyed"})), Some(Nameless::Husk)));
+        assert!(matches!(of(serde_json::json!({"digest": "d"})), Some(Nameless::Husk)));
+        let whole = serde_json::json!({"digest": "d", "rootfs": "local:subvol-9000-disk-0,size=1G", "lock": "backup"});
+        assert!(of(whole).is_none());
+        assert!(of(serde_json::json!({"digest": "d", "lock": "create", "description": "mine"})).is_none());
     }
 }

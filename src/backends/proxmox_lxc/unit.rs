@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ProxmoxLxcBackend;
 use super::plan::{self, CT, TAKEN};
+use crate::backends::pods::sandbox::NETWORK;
 use crate::core::backend::Journal;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::{Monitor, monitor_v1};
@@ -17,7 +18,7 @@ use crate::core::records::{PodRecord, Resource, SandboxFacts};
 use crate::core::spec::{NamespaceMode, Resources};
 use crate::fail_point;
 use crate::integrations::netns::{Wanted, Which};
-use crate::integrations::proxmox_api::{CtChange, ErrorKind, Identity, Vmid};
+use crate::integrations::proxmox_api::{ApiError, CtChange, ErrorKind, Vmid};
 use crate::utils::pidfd::ProcessId;
 
 /// The number of a pod's CT: the last that it has asked for.
@@ -43,12 +44,17 @@ impl ProxmoxLxcBackend {
         fail_point!("ct.created");
         let named = |e: Error| e.context(format!("CT {vmid} of pod {}", pod.id));
         let started = self.api.ct_start(&self.config.node, vmid).await;
-        started.inspect_err(|e| self.rest(vmid, e)).map_err(|e| named(e.into()))?;
+        started.inspect_err(|e| self.failed(vmid, e, false)).map_err(|e| named(e.into()))?;
         fail_point!("ct.started");
         let init = self.init_of(vmid).await.map_err(named)?;
         let mut inside = pod.clone();
         inside.config.cgroup_parent = plan::cgroup(vmid);
-        journal.note(self.pods.notes(&inside, pod_dir)).await?;
+        let mut notes = self.pods.notes(&inside, pod_dir);
+        if self.config.network.is_some() {
+            // It goes with the CT.
+            notes.retain(|note| note.kind != NETWORK);
+        }
+        journal.note(notes).await?;
         fail_point!("ct.noted");
         let pinned = self
             .pods
@@ -101,7 +107,7 @@ impl ProxmoxLxcBackend {
         let template = self.template().await?;
         let (resources, overhead) = (&pod.config.resources, &pod.config.overhead);
         let limits = plan::limits(resources, overhead, memory_of_the_node());
-        let spec = plan::spec(&pod.config, &self.identity(pod), &template, &config.storage, &config.pool, limits)?;
+        let mut spec = plan::spec(&pod.config, &self.identity(pod), &template, &config.storage, &config.pool, limits)?;
         let taken: BTreeSet<u32> = self.api.guests().await.map_err(Error::from)?.iter().map(|g| g.vmid.get()).collect();
         let (first, last) = config.vmids;
         for number in first.get()..=last.get() {
@@ -115,13 +121,11 @@ impl ProxmoxLxcBackend {
                 return Err(e);
             }
             fail_point!("ct.noted_number");
+            spec.nets = config.network.as_ref().map(|n| n.of(number - first.get())).unwrap_or_default();
             let made = match self.api.ct_create(node, vmid, &spec).await {
                 Ok(task) => task.wait().await.map(drop),
                 Err(e) => {
-                    if e.is_uncertain() {
-                        self.doubt(vmid);
-                        self.rest(vmid, &e);
-                    }
+                    self.failed(vmid, &e, true);
                     Err(e)
                 }
             };
@@ -145,16 +149,12 @@ impl ProxmoxLxcBackend {
         ))
     }
 
-    fn reserve(&self, number: u32) -> bool {
-        let mut resting = self.resting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        resting.retain(|_, until| *until > std::time::Instant::now());
-        if resting.contains_key(&number) {
-            return false;
-        }
-        self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(number)
+    /// Keeps the number from all others of this node; false: it is taken, or may not be given yet.
+    pub(super) fn reserve(&self, number: u32) -> bool {
+        !self.rests(number) && self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(number)
     }
 
-    fn release(&self, vmid: Vmid) {
+    pub(super) fn release(&self, vmid: Vmid) {
         self.numbers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&vmid.get());
     }
 
@@ -204,21 +204,26 @@ impl ProxmoxLxcBackend {
         first
     }
 
-    /// Stops and deletes a CT that says it is this pod's.
+    /// Stops and deletes a CT that is this pod's, where it is.
     async fn remove(&self, pod: &PodRecord, vmid: Vmid) -> Result<()> {
-        let node = &self.config.node;
-        if !self.is_ours(pod, vmid).await? {
-            return Ok(());
+        match self.find_own(pod, vmid).await? {
+            Some(node) => self.delete_ct(&node, vmid).await,
+            None => Ok(()),
         }
+    }
+
+    /// Stops and deletes a CT of ours.
+    pub(super) async fn delete_ct(&self, node: &str, vmid: Vmid) -> Result<()> {
+        let failed = |e: &ApiError| self.failed(vmid, e, false);
         match self.api.ct_stop(node, vmid).await {
             // Deleting it stops it, too.
             Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => {
-                tracing::warn!(pod = pod.id.as_str(), %vmid, error = %e, "its CT can't be stopped before it is deleted");
+                tracing::warn!(%vmid, error = %e, "the CT can't be stopped before it is deleted");
             }
-            stopped => stopped.inspect_err(|e| self.rest(vmid, e)).map_err(Error::from)?,
+            stopped => stopped.inspect_err(failed).map_err(|e| locked(vmid, e))?,
         }
         fail_point!("ct.stopped");
-        self.api.ct_delete(node, vmid, true).await.inspect_err(|e| self.rest(vmid, e)).map_err(Error::from)
+        self.api.ct_delete(node, vmid, true).await.inspect_err(failed).map_err(|e| locked(vmid, e))
     }
 
     pub(super) async fn change_unit(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
@@ -228,29 +233,18 @@ impl ProxmoxLxcBackend {
         let change = CtChange { set, ..CtChange::default() };
         self.api.ct_update(&self.config.node, vmid(pod)?, &change).await.map(drop).map_err(Error::from)
     }
+}
 
-    /// Tells of CTs that are this installation's and no pod's.
-    pub(super) async fn report_orphans(&self, pods: &[PodRecord]) -> Result<()> {
-        let known: BTreeSet<String> = pods.iter().map(|p| p.id.to_string()).collect();
-        let (api, config) = (self.api.clone(), self.config.clone());
-        self.pods.tasks.spawn_cancellable("look for CTs of no pod", async move {
-            let list = match api.ct_list(&config.node).await {
-                Ok(list) => list,
-                Err(e) => return tracing::warn!(error = %e, "CTs of no pod can't be looked for"),
-            };
-            let ours = |vmid: Vmid| (config.vmids.0..=config.vmids.1).contains(&vmid);
-            for ct in list.iter().filter(|ct| ours(ct.vmid)) {
-                let Ok(found) = api.ct_config(&config.node, ct.vmid).await else { continue };
-                match Identity::find(found.description()) {
-                    Some(id) if id.installation == config.installation && !known.contains(&id.pod) => {
-                        tracing::warn!(vmid = %ct.vmid, pod = id.pod, "a CT of this installation belongs to no pod (proxmox orphans)");
-                    }
-                    _ => {}
-                }
-            }
-        });
-        Ok(())
-    }
+/// Says what a lock means for whoever waits: most go by themselves, two are what died of a making or a deletion.
+fn locked(vmid: Vmid, e: ApiError) -> Error {
+    let hint = match e.kind() {
+        ErrorKind::Locked(lock) if matches!(lock.as_str(), "create" | "destroyed") => {
+            format!("what has locked it may have died: `pct unlock {vmid}` lets it be deleted")
+        }
+        ErrorKind::Locked(lock) => format!("CT {vmid} can't be removed as long as it has the lock {lock:?}"),
+        _ => return e.into(),
+    };
+    Error::from(e).context(hint)
 }
 
 /// Bytes of memory that this node has.

@@ -51,7 +51,18 @@ fn granted(folder: &Path) -> Vec<Acl> {
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/proxmox/role.sh");
     let mut command = Command::new("bash");
-    command.args([script, "--pool", "k8s", "--storage", "local", "--bridge", "vmbr0", "--file"]);
+    command.args([
+        script,
+        "--pool",
+        "k8s",
+        "--storage",
+        "local",
+        "--bridge",
+        "vmbr0",
+        "--bridge",
+        "zone1/pods",
+        "--file",
+    ]);
     let out = command.arg(folder.join("token")).env("PATH", path).output().expect("role.sh");
     assert!(out.status.success(), "role.sh: {}", String::from_utf8_lossy(&out.stderr));
     let told = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -70,7 +81,7 @@ fn granted(folder: &Path) -> Vec<Acl> {
             _ => {}
         }
     }
-    assert!(!privileges.is_empty() && acls.len() == 6, "{said}");
+    assert!(!privileges.is_empty() && acls.len() == 8, "{said}");
     acls
 }
 
@@ -119,7 +130,9 @@ impl State {
             let found = self.access.privileges(who, path);
             found.contains("*") || found.contains(privilege)
         };
-        let pool = path.strip_prefix("/vms/").and_then(|id| self.guests.get(&id.parse().ok()?)).map(|g| g.pool.clone());
+        let guest = path.strip_prefix("/vms/").and_then(|id| self.guests.get(&id.parse().ok()?));
+        // A guest is put into its pool when it is made.
+        let pool = guest.filter(|g| !g.half).map(|g| g.pool.clone());
         has(path) || pool.is_some_and(|p| !p.is_empty() && has(&format!("/pool/{p}")))
     }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::guests::missing_on;
 use super::http::{Answer, Call, Failure};
 use super::params::{CONFIG, check};
-use super::state::{Server, What};
+use super::state::{NODE, Server, What};
 
 /// One call, authenticated.
 pub async fn route(server: &Arc<Server>, call: &Call, fault: Option<What>) -> Answer {
@@ -28,18 +29,18 @@ pub async fn route(server: &Arc<Server>, call: &Call, fault: Option<What>) -> An
             });
             Ok(rows.collect())
         }
-        (_, ["nodes", node, ..]) if *node != "pve1" => {
+        (_, ["nodes", node, ..]) if *node != NODE && !server.lock().others.iter().any(|o| o == node) => {
             Err(Failure::die(format!("hostname lookup '{node}' failed - failed to get address info for: {node}")))
         }
         (_, ["nodes", _, "tasks", ..]) => server.task_call(call),
         (_, ["nodes", _, "storage", ..]) => server.storage_call(call, fault),
-        ("GET", ["nodes", _, "lxc"]) => {
+        ("GET", ["nodes", node, "lxc"]) => {
             let state = server.lock();
             let sees = |vmid: &u32| state.may(&call.user, &format!("/vms/{vmid}"), "VM.Audit");
-            Ok(state.guests.iter().filter(|(id, _)| sees(id)).map(|(id, g)| g.row(*id)).collect())
+            Ok(state.guests.iter().filter(|(id, g)| g.node == *node && sees(id)).map(|(id, g)| g.row(*id)).collect())
         }
         ("POST", ["nodes", _, "lxc"]) => server.create(call, fault),
-        (method, ["nodes", _, "lxc", vmid, rest @ ..]) => {
+        (method, ["nodes", node, "lxc", vmid, rest @ ..]) => {
             let vmid: u32 = vmid.parse().map_err(|_| Failure::param("vmid", "type check ('integer') failed"))?;
             // The privilege comes before the look whether it is there.
             let privilege = privilege(method, rest).ok_or_else(unknown)?;
@@ -56,10 +57,9 @@ pub async fn route(server: &Arc<Server>, call: &Call, fault: Option<What>) -> An
                     // Also of a guest that is not there: a token that may only what its pool allows gets 403, not "does not exist".
                     state.need(&call.user, &path, privilege)?;
                 }
-                if !state.guests.contains_key(&vmid) && !starts_task(rest) {
-                    return Err(Failure::die(format!(
-                        "Configuration file 'nodes/pve1/lxc/{vmid}.conf' does not exist"
-                    )));
+                let there = state.guests.get(&vmid).is_some_and(|g| g.node == *node);
+                if !there && !starts_task(rest) {
+                    return Err(Failure::die(missing_on(node, vmid)));
                 }
             }
             let words = match (method, rest) {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::http::{Answer, Call, Failure};
 use super::params::{CONFIG, check};
-use super::state::{Params, Server, What};
+use super::state::{NODE, Params, Server, What};
 
 /// How containers are run.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub enum Runner {
 
 /// A container.
 pub struct Guest {
+    /// The node that it is on.
+    pub node: String,
     pub config: BTreeMap<String, String>,
     pub pending: BTreeMap<String, Option<String>>,
     pub pool: String,
@@ -63,6 +65,7 @@ fn on(call: &Call, name: &str) -> bool {
 impl Guest {
     pub fn new(config: BTreeMap<String, String>, pool: String) -> Self {
         Self {
+            node: NODE.into(),
             config,
             pending: BTreeMap::new(),
             pool,
@@ -80,7 +83,7 @@ impl Guest {
         let mib = |key: &str| text(key, "512").parse::<u64>().unwrap_or(512) << 20;
         let status = if self.running.is_some() { "running" } else { "stopped" };
         let mut row = json!({
-            "vmid": vmid, "name": text("hostname", &format!("CT{vmid}")), "node": "pve1", "status": status, "type": "lxc",
+            "vmid": vmid, "name": text("hostname", &format!("CT{vmid}")), "node": self.node, "status": status, "type": "lxc",
             "uptime": self.running.map_or(0, |s| s.elapsed().as_secs()), "cpu": 0, "cpus": text("cores", "8"), "mem": 0,
             "maxmem": mib("memory"), "maxswap": mib("swap"), "disk": "0", "maxdisk": 4294967296u64, "netin": 0, "netout": 0,
         });
@@ -110,13 +113,17 @@ impl Guest {
             .collect()
     }
 
-    fn locked(&self) -> Option<String> {
+    pub fn locked(&self) -> Option<String> {
         self.config.get("lock").map(|l| format!("CT is locked ({l})"))
     }
 }
 
-fn missing(vmid: u32) -> String {
-    format!("Configuration file 'nodes/pve1/lxc/{vmid}.conf' does not exist")
+pub fn missing(vmid: u32) -> String {
+    missing_on(NODE, vmid)
+}
+
+pub fn missing_on(node: &str, vmid: u32) -> String {
+    format!("Configuration file 'nodes/{node}/lxc/{vmid}.conf' does not exist")
 }
 
 /// Which keys a token never sets.
@@ -177,11 +184,7 @@ impl Server {
         if call.params.get("unprivileged").is_some_and(|u| u == "0") {
             state.need(&call.user, "/", "Sys.Modify")?;
         }
-        for (_, net) in call.params.iter().filter(|(k, _)| k.starts_with("net")) {
-            if let Some(bridge) = net.split(',').find_map(|p| p.strip_prefix("bridge=")) {
-                state.need(&call.user, &format!("/sdn/zones/localnetwork/{bridge}"), "SDN.Use")?;
-            }
-        }
+        let nets = self.check_nets(&state, call)?;
         let outside = ["vmid", "ostemplate", "pool", "storage", "start", "password", "ssh-public-keys", "force"];
         for key in call.params.keys().filter(|k| !outside.contains(&k.as_str())) {
             let privilege = config_privilege(key);
@@ -201,14 +204,18 @@ impl Server {
             .filter(|(k, _)| !outside.contains(&k.as_str()))
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect();
+        config.extend(nets);
         config.entry("memory".into()).or_insert_with(|| "512".into());
         config.entry("swap".into()).or_insert_with(|| "512".into());
         config.entry("unprivileged".into()).or_insert_with(|| "1".into());
         let size = rootfs.as_deref().and_then(|v| v.split([':', ',']).nth(1)).unwrap_or("4").to_owned();
         config.insert("rootfs".into(), format!("{store_name}:subvol-{vmid}-disk-0,size={size}G"));
         config.insert("lock".into(), "create".into());
-        // The configuration is there at once: of two creates one wins.
-        state.guests.insert(vmid, Guest { half: true, ..Guest::new(config, pool) });
+        // The configuration is there at once: of two creates one wins. A task that fails takes it back, one that dies does not.
+        let fails = matches!(&fault, Some(What::TaskEnds(text)) if text != "unexpected status");
+        if !fails {
+            state.guests.insert(vmid, Guest { half: true, ..Guest::new(config, pool) });
+        }
         let (server, half) = (self.clone(), matches!(fault, Some(What::HalfDone)));
         drop(state);
         let start = on(call, "start");
@@ -234,6 +241,7 @@ impl Server {
                 return Err("unexpected status".into());
             }
             if let Err(e) = made {
+                // It takes back what it has begun.
                 server.lock().guests.remove(&vmid);
                 server.remove_files(vmid);
                 return Err(e);
@@ -313,6 +321,9 @@ impl Server {
                     let lock = server.guest_lock(vmid);
                     let _held = lock.lock().await;
                     tokio::time::sleep(server.seconds(1.0)).await;
+                    if let Some(why) = server.lock().guests.get(&vmid).and_then(Guest::locked) {
+                        return Err(why);
+                    }
                     server.power_off(vmid, shut.then_some((wait, force))).await
                 }))
             }
@@ -323,7 +334,11 @@ impl Server {
                     let guest = &state.guests[&vmid];
                     (guest.running.is_some(), guest.locked())
                 };
-                if let Some(why) = locked.filter(|l| !l.contains("create") && !on(call, "force")) {
+                if self.lock().guests[&vmid].config.get("protection").is_some_and(|p| p == "1") {
+                    return Err(Failure::die(format!("can't remove CT {vmid} - protection mode enabled")));
+                }
+                // `force` is for those that run; a lock stays one.
+                if let Some(why) = locked {
                     return Err(Failure::die(why));
                 }
                 if running && !on(call, "force") {
@@ -335,7 +350,10 @@ impl Server {
                     let Ok(_held) = tokio::time::timeout(server.seconds(10.0), lock.lock()).await else {
                         return Err(format!("can't lock file '/run/lock/lxc/pve-config-{vmid}.lock' - got timeout"));
                     };
-                    // It may have been started meanwhile.
+                    // It may have been locked, or started, meanwhile.
+                    if let Some(why) = server.lock().guests.get(&vmid).and_then(Guest::locked) {
+                        return Err(why);
+                    }
                     let running = server.lock().guests.get(&vmid).is_some_and(|g| g.running.is_some());
                     if running && !force {
                         return Err(format!("unable to destroy CT {vmid} - container is running"));
@@ -345,6 +363,7 @@ impl Server {
                     }
                     tokio::time::sleep(server.seconds(0.5)).await;
                     server.remove_files(vmid);
+                    server.forget_addresses(vmid);
                     server.lock().guests.remove(&vmid).map(drop).ok_or_else(|| missing(vmid))
                 }))
             }
@@ -498,7 +517,7 @@ impl Server {
         Ok(Value::Null)
     }
 
-    async fn power_on(&self, vmid: u32) -> Result<(), String> {
+    pub async fn power_on(&self, vmid: u32) -> Result<(), String> {
         {
             let mut state = self.lock();
             let guest = state.guests.get_mut(&vmid).ok_or_else(|| missing(vmid))?;
@@ -522,11 +541,11 @@ impl Server {
         if let Some(guest) = self.lock().guests.get_mut(&vmid) {
             (guest.running, guest.child, guest.pid) = (Some(Instant::now()), child, pid);
         }
-        Ok(())
+        self.lease_addresses(vmid, pid).await
     }
 
     /// `gently`: how long it may take by itself, and whether it is killed then.
-    async fn power_off(&self, vmid: u32, gently: Option<(f64, bool)>) -> Result<(), String> {
+    pub async fn power_off(&self, vmid: u32, gently: Option<(f64, bool)>) -> Result<(), String> {
         let child = self.lock().guests.get_mut(&vmid).and_then(|g| g.child.take());
         let Some(mut child) = child else {
             if let Some(guest) = self.lock().guests.get_mut(&vmid) {

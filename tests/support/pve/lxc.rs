@@ -48,14 +48,15 @@ impl Server {
     /// Runs a container; its supervisor and its init.
     pub async fn run(&self, vmid: u32) -> Result<(Option<Child>, u32), String> {
         let Runner::Lxc(path) = &self.runner else { return Ok((None, 0)) };
-        let (root, init) = {
+        let (root, init, nets) = {
             let state = self.lock();
             let config = &state.guests[&vmid].config;
-            (self.rootfs(vmid), config.get("entrypoint").cloned().unwrap_or_else(|| "/sbin/init".into()))
+            let init = config.get("entrypoint").cloned().unwrap_or_else(|| "/sbin/init".into());
+            (self.rootfs(vmid), init, super::nets::lines(vmid, config)?)
         };
         let name = vmid.to_string();
         let config = format!(
-            "lxc.rootfs.path = dir:{}\nlxc.uts.name = CT{vmid}\nlxc.init.cmd = {init}\nlxc.net.0.type = empty\nlxc.mount.auto = proc:mixed sys:mixed\n\
+            "lxc.rootfs.path = dir:{}\nlxc.uts.name = CT{vmid}\nlxc.init.cmd = {init}\n{nets}lxc.mount.auto = proc:mixed sys:mixed\n\
              lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\nlxc.console.path = none\nlxc.pty.max = 0\nlxc.tty.max = 0\nlxc.apparmor.profile = unconfined\n\
              lxc.cgroup.dir.container = lxc/{vmid}\nlxc.cgroup.dir.container.inner = ns\nlxc.cgroup.dir.monitor = lxc.monitor/{vmid}\n",
             root.display()
@@ -96,6 +97,10 @@ impl Server {
 
     /// Ends what runs, at the server's end.
     pub fn end_guests(&self) {
+        for helper in &mut self.lock().helpers {
+            let _ = helper.kill();
+            let _ = helper.wait();
+        }
         let children: Vec<_> =
             self.lock().guests.iter_mut().filter_map(|(id, g)| Some((*id, g.child.take()?))).collect();
         for (vmid, mut child) in children {

@@ -12,6 +12,8 @@ mod api;
 mod guests;
 mod http;
 mod lxc;
+mod nets;
+mod operator;
 mod params;
 mod schema;
 mod state;

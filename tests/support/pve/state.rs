@@ -11,9 +11,13 @@ use serde_json::Value;
 use super::access::Access;
 use super::guests::{Guest, Runner};
 use super::http::Call;
+use super::nets::Vnet;
 use super::schema::Schema;
 use super::storage::{Store, Upload};
 use super::tasks::Task;
+
+/// The node that the server is.
+pub const NODE: &str = "pve1";
 
 /// Names and values of a request.
 pub type Params = BTreeMap<String, String>;
@@ -70,6 +74,12 @@ impl Fault {
 /// All that changes.
 pub struct State {
     pub guests: BTreeMap<u32, Guest>,
+    /// Other nodes of the cluster.
+    pub others: Vec<String>,
+    /// Vnets of its SDN.
+    pub vnets: BTreeMap<String, Vnet>,
+    /// Programs that serve its networks.
+    pub helpers: Vec<std::process::Child>,
     pub tasks: Vec<Task>,
     pub stores: BTreeMap<String, Store>,
     pub access: Access,
@@ -105,6 +115,9 @@ impl Server {
         let stores = Store::usual(&folder);
         let state = State {
             guests: BTreeMap::new(),
+            others: Vec::new(),
+            vnets: BTreeMap::new(),
+            helpers: Vec::new(),
             tasks: Vec::new(),
             stores,
             access: Access::usual(&folder),

@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::http::{Answer, Call, Failure};
-use super::state::{Server, What};
+use super::state::{NODE, Server, What};
 
 /// One task.
 #[derive(Debug, Clone)]
@@ -21,6 +21,12 @@ pub struct Task {
     pub end: Option<u64>,
     pub exit: Option<String>,
     pub log: Vec<String>,
+}
+
+impl Task {
+    fn node(&self) -> &str {
+        self.upid.split(':').nth(1).unwrap_or(NODE)
+    }
 }
 
 pub fn now() -> u64 {
@@ -38,7 +44,8 @@ impl Server {
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
         let (serial, start) = (self.next(), now());
-        let upid = format!("UPID:pve1:{serial:08X}:{:08X}:{start:08X}:{kind}:{id}:{}:", serial * 7, call.user);
+        let node = call.parts.get(1).map_or(NODE, String::as_str);
+        let upid = format!("UPID:{node}:{serial:08X}:{:08X}:{start:08X}:{kind}:{id}:{}:", serial * 7, call.user);
         let task = Task {
             upid: upid.clone(),
             kind: kind.into(),
@@ -98,7 +105,7 @@ impl Server {
                     && (t.user == call.user || call.user == "root@pam")
             };
             let list = state.tasks.iter().rev().filter(wanted).take(limit).map(|t| {
-                let mut row = json!({ "upid": t.upid, "type": t.kind, "id": t.id, "user": t.user, "node": "pve1", "pid": 1, "pstart": 1, "starttime": t.start });
+                let mut row = json!({ "upid": t.upid, "type": t.kind, "id": t.id, "user": t.user, "node": t.node(), "pid": 1, "pstart": 1, "starttime": t.start });
                 if let (Some(end), Some(exit)) = (t.end, &t.exit) {
                     row["endtime"] = json!(end);
                     row["status"] = json!(exit);
@@ -113,7 +120,7 @@ impl Server {
         match (call.method.as_str(), rest) {
             ("GET", ["status"]) => {
                 let status = if task.exit.is_some() { "stopped" } else { "running" };
-                let mut answer = json!({ "upid": task.upid, "node": "pve1", "pid": 1, "pstart": 1, "starttime": task.start, "type": task.kind, "id": task.id, "user": task.user, "status": status });
+                let mut answer = json!({ "upid": task.upid, "node": task.node(), "pid": 1, "pstart": 1, "starttime": task.start, "type": task.kind, "id": task.id, "user": task.user, "status": status });
                 if let Some(exit) = &task.exit {
                     answer["exitstatus"] = json!(exit);
                 }
