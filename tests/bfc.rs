@@ -574,6 +574,34 @@ fn a_container_is_not_packed_into_itself() {
         assert_eq!(String::from_utf8_lossy(&made.stderr).contains("the container itself"), args.len() == 2);
         assert_eq!(ok(&["list", file]), "in\nin/a\n");
     }
+    // Under another name it would be an input that is lost; as an input of its own nothing would be left.
+    let (before, link) = (std::fs::read(file).unwrap(), dir.join("in/link").into_string());
+    std::fs::hard_link(file, &link).unwrap();
+    for inputs in [&[input][..], &[link.as_str()], &[file]] {
+        fails(&[&["create", "-f", file][..], inputs].concat(), "is the container");
+        assert_eq!(std::fs::read(file).unwrap(), before);
+    }
+}
+
+#[test]
+fn what_no_container_can_hold_is_refused_as_an_input() {
+    let (_dir, dir) = temp();
+    let fifo = dir.join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, fifo.as_std_path(), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    fails(&["create", dir.join("x.bfc").as_str(), fifo.as_str()], "no container can hold");
+    fails(&["create", dir.join("x.bfc").as_str(), "/dev/null"], "no container can hold");
+    assert!(!dir.join("x.bfc").exists());
+}
+
+#[test]
+fn a_link_with_a_nul_is_told_by_whoever_reads_it() {
+    let (_dir, dir) = temp();
+    let file = dir.join("x.bfc");
+    std::fs::write(&file, raw(vec![link("l", "a\0b")]).bytes()).unwrap();
+    fails(&["verify", "--deep", file.as_str()], "a NUL in its target");
+    fails(&["extract", "-k", "-C", dir.as_str(), file.as_str()], "a NUL in its target");
+    assert!(std::fs::symlink_metadata(dir.join("l")).is_err());
 }
 
 #[test]
@@ -646,6 +674,12 @@ fn odd_names_flags_and_outputs() {
     std::fs::create_dir(&out).unwrap();
     assert!(run(&["extract", "-C", &out, file], Some(inside), std::process::Stdio::piped()).status.success());
     assert_eq!(paths(Path::new(&out)), [odd]);
+
+    // A closed output is not /dev/null.
+    let closed = format!("exec {} bfc list {file} >&-", program.display());
+    let closed = Command::new("/bin/sh").args(["-c", &closed]).output().unwrap();
+    assert_eq!(closed.status.code(), Some(1), "{}", support::describe(&closed));
+    assert!(String::from_utf8_lossy(&closed.stderr).contains("it is closed"));
 
     // Where output can't go: said, or, where nobody reads it, no matter.
     for args in [&["verify", file][..], &["list", file], &["create", "-f", "-v", file, input]] {

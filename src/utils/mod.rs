@@ -10,6 +10,7 @@ pub mod pidfd;
 pub mod process;
 pub mod secret_file;
 pub mod section;
+pub mod stdout;
 pub mod tar;
 pub mod tasks;
 pub mod turns;

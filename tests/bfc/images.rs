@@ -65,6 +65,8 @@ fn images_start_from_containers_without_a_registry() {
         assert!(bytes(&busybox) == bytes(&demo), "packed twice, the bytes differ");
         good(&node, &["bfc", "pack", &format!("bfc:{busybox}"), "--as", "registry.example/team/app:2", &team]);
         good(&node, &["bfc", "pack", BUSYBOX, "registry.k8s.io/e2e-test-images/nginx:1.14-2", &many]);
+        let short = file("short.bfc");
+        good(&node, &["bfc", "pack", &format!("bfc:{busybox}"), "--as", "short:1", &short]);
         let list = good(&node, &["bfc", "list", "-l", &many]);
         assert_eq!(list.matches("index.json").count(), 1, "{list}");
         // Layers are stored as they are, manifests compressed.
@@ -85,6 +87,15 @@ fn images_start_from_containers_without_a_registry() {
         let out = local(&node, &["run", "--rm", &format!("bfc:{busybox}"), "sh", "-c", "echo from a file; exit 3"]);
         assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(3), &b"from a file\n"[..]), "{}", describe(&out));
         crictl.run(&["rmi", BUSYBOX]);
+
+        // A name in short is the one in full; a key is for containers alone.
+        for name in ["short:1", "docker.io/library/short:1"] {
+            let out = local(&node, &["run", "--rm", "--host-network", &format!("bfc:{short}:{name}"), "echo", "named"]);
+            assert_eq!(out.stdout, b"named\n", "{}", describe(&out));
+        }
+        bad(&node, &["run", "--keyfile", "/etc/passwd", "no/such:1"], "are for containers");
+        crictl.run(&["pull", "bfc.local/library/short:1"]);
+        crictl.run(&["rmi", "short:1"]);
 
         // As the kubelet asks: by tag in NAME.bfc, in NAME@TAG.bfc, in a folder, inside any container, by digest.
         let tag = BUSYBOX.rsplit(':').next().expect("a tag");

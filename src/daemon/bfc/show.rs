@@ -70,6 +70,9 @@ pub(super) fn info(matches: &ArgMatches) -> Result<u8> {
 
 /// A pipe that nobody reads any more is no failure.
 pub(super) fn print(text: &str) -> Result<u8> {
+    if crate::utils::stdout::was_closed() && !text.is_empty() {
+        return Err(anyhow!("writing to standard output: it is closed"));
+    }
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(anyhow!("writing to standard output: {e}")),

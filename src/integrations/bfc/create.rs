@@ -1,8 +1,9 @@
 //! Packs files and folders from disk into a container, as `bfc create` does.
 //!
 //! Called by the command line, blocking. Folders are read in the order of their names; links are packed as links and
-//! never followed. What the format can't hold (devices, FIFOs, sockets) is left out and told, and so is the container. Owners, extended attributes
-//! and hard links are lost. Fails with [`WriteError`] naming the file.
+//! never followed. What the format can't hold (devices, FIFOs, sockets) is left out of folders and told, and so is the
+//! container; named as an input it is refused. Owners, extended attributes and hard links are lost. Fails with [`WriteError`]
+//! naming the file.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -22,7 +23,7 @@ pub struct Created {
     pub entries: u64,
     /// Bytes of the container.
     pub size: u64,
-    /// What was left out: devices, FIFOs, sockets.
+    /// What was left out of folders: devices, FIFOs, sockets.
     pub skipped: Vec<PathBuf>,
     /// Where the container itself is among what was to be packed: left out, too.
     pub own: Vec<PathBuf>,
@@ -64,6 +65,7 @@ pub fn create(
             writer.add_symlink(&name, link.as_os_str().as_bytes(), meta.mode(), mtime)?;
             Kind::Symlink
         } else if kind.is_file() && writer.is_own(&meta) {
+            not_another_name(target, &path, inputs)?;
             created.own.push(path);
             continue;
         } else if kind.is_file() {
@@ -77,6 +79,8 @@ pub fn create(
             }
             writer.add_file(&name, meta.mode(), mtime_ns(&meta), meta.len(), &mut file)?;
             Kind::File
+        } else if inputs.contains(&path) {
+            return Err(WriteError::Refused(format!("{path:?}: no container can hold a device, FIFO or socket")));
         } else {
             created.skipped.push(path);
             continue;
@@ -86,6 +90,18 @@ pub fn create(
     }
     created.size = writer.finish()?;
     Ok(created)
+}
+
+/// The container that is replaced may lie among what is packed; an input that is the same file under another name would be lost.
+fn not_another_name(target: &Utf8Path, path: &Path, inputs: &[PathBuf]) -> Result<(), WriteError> {
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(WriteError::io(format!("reading {path:?}")));
+    let input = inputs.iter().any(|i| i == path);
+    match input || real(path)? != real(target.as_std_path())? {
+        true => {
+            Err(WriteError::Refused(format!("{path:?} is the container {target} itself: it can't be packed into it")))
+        }
+        false => Ok(()),
+    }
 }
 
 fn mtime_ns(meta: &std::fs::Metadata) -> u64 {

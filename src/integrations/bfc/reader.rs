@@ -235,9 +235,13 @@ impl Container {
         Ok(data)
     }
 
-    /// A link's target.
+    /// A link's target, which a link can have.
     pub fn target(&self, entry: &Entry) -> Result<Vec<u8>, ReadError> {
-        self.read_small(entry, MAX_TARGET)
+        let target = self.read_small(entry, MAX_TARGET)?;
+        match target.contains(&0) {
+            true => Err(ReadError::Malformed(format!("link {}: a NUL in its target", entry.name()))),
+            false => Ok(target),
+        }
     }
 }
 
