@@ -227,7 +227,7 @@ async fn decompression_is_told_from_the_source() {
     }
     let mut half = gzip(&data);
     half.truncate(half.len() / 2);
-    let mut reader = by.decompress(Compression::Gzip, Box::new(Fails(Cursor::new(half)))).unwrap();
+    let mut reader = by.decompress(Compression::Gzip, 0, Box::new(Fails(Cursor::new(half)))).unwrap();
     let e = tokio::task::block_in_place(|| reader.read_to_end(&mut Vec::new())).expect_err("the source");
     assert!(e.to_string().contains("the download failed"), "{e}");
 }
@@ -257,7 +257,7 @@ async fn processes_that_die_hang_or_lie() {
     }
     let by = script(dir.path(), "exec /bin/sleep 600", short);
     let packed = gzip(&tar);
-    let mut reader = by.decompress(Compression::Gzip, Box::new(Cursor::new(packed))).unwrap();
+    let mut reader = by.decompress(Compression::Gzip, 0, Box::new(Cursor::new(packed))).unwrap();
     let e = tokio::task::block_in_place(|| reader.read_to_end(&mut Vec::new())).expect_err("hangs");
     assert!(e.to_string().contains("gave nothing for 0.8 s, killed"), "{e}");
 }

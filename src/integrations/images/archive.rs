@@ -21,6 +21,8 @@ use crate::utils::section::Section;
 
 /// Most entries in an archive.
 const MAX_ENTRIES: usize = 200_000;
+/// Largest window of zstd of an archive, as a power of two: the one that its tool has if nobody says more.
+const ARCHIVE_WINDOW: u32 = 27;
 /// Most links from one name to another.
 const MAX_LINKS: usize = 8;
 
@@ -53,7 +55,7 @@ impl Files {
         let expanding = |e| Error::io(format!("expanding {path}"), e);
         let file = match detect(&magic[..got]) {
             how @ (Compression::Gzip | Compression::Zstd) => {
-                let expanded = unpacker.decompress(how, Box::new(file));
+                let expanded = unpacker.decompress(how, ARCHIVE_WINDOW, Box::new(file));
                 expanded.and_then(|data| expand(data, scratch)).map_err(expanding)?
             }
             _ => file,
@@ -65,7 +67,8 @@ impl Files {
         Ok(Self::Archive(path.to_owned(), Arc::new(file), members))
     }
 
-    fn path(&self) -> &Utf8Path {
+    /// The folder, archive or container.
+    pub(super) fn path(&self) -> &Utf8Path {
         match self {
             Self::Folder(path, _) | Self::Archive(path, ..) | Self::Bfc(path, ..) => path,
         }

@@ -4,9 +4,11 @@
 //! for each kind of thing that is not an image this node can run.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::platform::Platform;
 use crate::core::error::{Error, Kind};
@@ -18,6 +20,8 @@ use crate::integrations::layers::pipeline::Compression;
 pub const MAX_LAYERS: usize = 500;
 /// Most images in an index.
 const MAX_INDEX: usize = 1000;
+/// Most entries in any other list of a manifest or config: it is memory as long as the image is here.
+const MAX_LIST: usize = 10_000;
 /// Characters of a stranger's text in an error.
 const MAX_SHOWN: usize = 200;
 
@@ -86,7 +90,7 @@ struct RawDescriptor {
     platform: Option<RawPlatform>,
     artifact_type: Option<String>,
     #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<Capped<BTreeMap<String, String>>>,
 }
 
 #[derive(Deserialize)]
@@ -124,8 +128,8 @@ struct RawManifest {
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    layers: Option<Capped<Vec<RawDescriptor>>>,
+    manifests: Option<Capped<Vec<RawDescriptor>>>,
     fs_layers: Option<serde::de::IgnoredAny>,
 }
 
@@ -160,6 +164,71 @@ pub enum Manifest {
     Image(Descriptor, Vec<LayerEntry>),
 }
 
+/// A list or map that is given up when it has too many entries, before they are memory.
+#[derive(Default)]
+struct Capped<T>(T);
+
+struct CappedVisitor<T>(PhantomData<T>);
+
+fn full<E: serde::de::Error>() -> E {
+    E::custom(format_args!("a list of more than {MAX_LIST} entries"))
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for CappedVisitor<Vec<T>> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            if list.len() >= MAX_LIST {
+                return Err(full());
+            }
+            list.push(item);
+        }
+        Ok(list)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for CappedVisitor<BTreeMap<String, T>> {
+    type Value = BTreeMap<String, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<BTreeMap<String, T>, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((key, value)) = entries.next_entry()? {
+            if map.len() >= MAX_LIST {
+                return Err(full());
+            }
+            map.insert(key, value);
+        }
+        Ok(map)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Capped<Vec<T>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(CappedVisitor::<Vec<T>>(PhantomData)).map(Self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Capped<BTreeMap<String, T>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(CappedVisitor::<BTreeMap<String, T>>(PhantomData)).map(Self)
+    }
+}
+
+/// What is in a list or map that need not be there.
+fn given<T: Default>(list: Option<Capped<T>>) -> T {
+    list.unwrap_or_default().0
+}
+
 fn json<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, ManifestError> {
     serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { what, why: cut(&e.to_string()) })
 }
@@ -188,7 +257,7 @@ pub fn parse(bytes: &[u8], media_type: &str) -> Result<Manifest, ManifestError> 
             if own_type.ends_with("image.manifest.v1+json") || own_type.ends_with("distribution.manifest.v2+json") {
                 return Err(malformed("its media type says image, its content says index"));
             }
-            index(manifests)
+            index(manifests.0)
         }
         (None, Some(config), Some(layers)) => {
             if own_type.ends_with("image.index.v1+json") || own_type.ends_with("manifest.list.v2+json") {
@@ -197,7 +266,7 @@ pub fn parse(bytes: &[u8], media_type: &str) -> Result<Manifest, ManifestError> 
             if let Some(artifact) = raw.artifact_type.filter(|a| !a.is_empty()) {
                 return Err(not_runnable(&artifact));
             }
-            image(&config, &layers)
+            image(&config, &layers.0)
         }
         _ => Err(malformed("it has neither manifests nor config and layers")),
     }
@@ -216,7 +285,7 @@ fn index(manifests: Vec<RawDescriptor>) -> Result<Manifest, ManifestError> {
     let mut entries = Vec::with_capacity(manifests.len());
     for raw in manifests {
         let descriptor = raw.parse("index")?;
-        let annotations = raw.annotations.unwrap_or_default();
+        let annotations = given(raw.annotations);
         let artifact =
             raw.artifact_type.is_some_and(|a| !a.is_empty()) || annotations.contains_key("vnd.docker.reference.type");
         entries.push(IndexEntry { descriptor, platform: raw.platform.map(Into::into), annotations, artifact });
@@ -300,20 +369,20 @@ struct RawConfig {
 
 #[derive(Deserialize)]
 struct RawRootfs {
-    diff_ids: Option<Vec<String>>,
+    diff_ids: Option<Capped<Vec<String>>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase", default)]
 struct RawRun {
     user: Option<String>,
-    env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
+    env: Option<Capped<Vec<String>>>,
+    entrypoint: Option<Capped<Vec<String>>>,
+    cmd: Option<Capped<Vec<String>>>,
     working_dir: Option<String>,
-    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    volumes: Option<Capped<BTreeMap<String, serde::de::IgnoredAny>>>,
     stop_signal: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
+    labels: Option<Capped<BTreeMap<String, String>>>,
 }
 
 /// Parses an image's config: how to run it, and the diff ids of its `layers` layers.
@@ -331,7 +400,7 @@ pub fn parse_config(
     if wanted.fit(&found).is_none() {
         return Err(ManifestError::Platform { wanted: wanted.to_string(), found: cut(&found.to_string()) });
     }
-    let diff_ids = raw.rootfs.and_then(|r| r.diff_ids).unwrap_or_default();
+    let diff_ids = given(raw.rootfs.and_then(|r| r.diff_ids));
     if diff_ids.len() != layers {
         return Err(malformed(format!("{layers} layers, but {} diff ids", diff_ids.len())));
     }
@@ -342,13 +411,13 @@ pub fn parse_config(
     let run = raw.config.unwrap_or_default();
     let config = ImageConfig {
         user: run.user.unwrap_or_default(),
-        env: run.env.unwrap_or_default(),
-        entrypoint: run.entrypoint.unwrap_or_default(),
-        cmd: run.cmd.unwrap_or_default(),
+        env: given(run.env),
+        entrypoint: given(run.entrypoint),
+        cmd: given(run.cmd),
         working_dir: run.working_dir.unwrap_or_default(),
-        volumes: run.volumes.unwrap_or_default().into_keys().collect(),
+        volumes: given(run.volumes).into_keys().collect(),
         stop_signal: run.stop_signal.unwrap_or_default(),
-        labels: run.labels.unwrap_or_default(),
+        labels: given(run.labels),
     };
     Ok((config, diff_ids))
 }

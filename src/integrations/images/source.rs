@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::manifest::Descriptor;
 use crate::core::error::{Error, Kind, Result};
+use crate::core::progress::PullProgress;
 use crate::integrations::registry::Session;
 use crate::utils::tasks::TaskSet;
 
-/// Pieces of a layer that wait for the unpacker.
-const QUEUE: usize = 32;
+/// Pieces of a layer that wait for the unpacker; one has up to 400 KiB.
+const QUEUE: usize = 4;
 
 /// Why a source failed in the middle of a layer, for the one who reads it as plain bytes.
 #[derive(Clone, Default)]
@@ -62,6 +63,8 @@ pub(super) struct RegistrySource {
     pub tasks: TaskSet,
     /// Ends the downloads.
     pub cancel: CancellationToken,
+    /// Counts what comes.
+    pub progress: Arc<PullProgress>,
 }
 
 enum Piece {
@@ -80,7 +83,8 @@ impl Source for RegistrySource {
         let Some(mut stream) = self.session.stream(&layer.digest, after).await? else { return Ok(None) };
         let (sender, receiver) = mpsc::channel(QUEUE);
         let (place, from) = (stream.index, stream.host.clone());
-        let (cancel, digest) = (self.cancel.clone(), layer.digest.clone());
+        let (cancel, digest, progress) = (self.cancel.clone(), layer.digest.clone(), self.progress.clone());
+        progress.start(&digest);
         self.tasks.spawn(format!("download {digest}"), async move {
             loop {
                 let piece = tokio::select! {
@@ -88,7 +92,10 @@ impl Source for RegistrySource {
                         Piece::Failed(Error::new(Kind::Aborted, format!("download of layer {digest} was ended")))
                     }
                     chunk = stream.chunk() => match chunk {
-                        Ok(Some(data)) => Piece::Data(data),
+                        Ok(Some(data)) => {
+                            progress.add(&digest, data.len() as u64);
+                            Piece::Data(data)
+                        }
                         Ok(None) => Piece::End,
                         Err(e) => Piece::Failed(e.into()),
                     },

@@ -10,8 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sha2::{Digest as _, Sha256};
 
 use super::confined::Unpacker;
+use super::window;
 use crate::core::error::{Error, Kind};
 use crate::core::ids::Digest;
+
+/// Bytes that tell how a layer is compressed, with the head of a frame of zstd.
+const START: usize = 18;
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,29 +151,37 @@ pub fn open(
     (reader, Verifier { raw, sum, expected })
 }
 
-/// What `magic`, the first four bytes, say.
+/// What `magic`, the first bytes (four at least), say.
 pub fn detect(magic: &[u8]) -> Compression {
     match magic {
         [0x1f, 0x8b, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd] => Compression::Zstd,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
         // A skippable frame may come first.
-        [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Compression::Zstd,
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
         _ => Compression::None,
     }
 }
 
-/// Decompresses in this process.
-pub(super) fn decode(how: Compression, input: impl BufRead + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+/// Decompresses in this process; `window` is the largest one of zstd, as a power of two.
+pub(super) fn decode(
+    how: Compression,
+    window: u32,
+    input: impl BufRead + Send + 'static,
+) -> io::Result<Box<dyn Read + Send>> {
     Ok(match how {
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+            decoder.window_log_max(window)?;
+            Box::new(decoder)
+        }
         Compression::None | Compression::Detect => Box::new(input),
     })
 }
 
 fn decoder(mut raw: RawReader, told: Compression, unpacker: &Unpacker) -> io::Result<Box<dyn Read + Send>> {
-    let mut magic = Vec::with_capacity(4);
-    (&mut raw).take(4).read_to_end(&mut magic)?;
+    let mut magic = Vec::with_capacity(START);
+    (&mut raw).take(START as u64).read_to_end(&mut magic)?;
     let found = detect(&magic);
     if told != Compression::Detect && told != found {
         return Err(io::Error::new(
@@ -177,9 +189,11 @@ fn decoder(mut raw: RawReader, told: Compression, unpacker: &Unpacker) -> io::Re
             format!("the media type says {told:?}, the first bytes say {found:?}"),
         ));
     }
+    let start = magic.clone();
     let input = Cursor::new(magic).chain(raw);
     match found {
-        Compression::Gzip | Compression::Zstd => unpacker.decompress(found, Box::new(input)),
+        Compression::Gzip => unpacker.decompress(found, 0, Box::new(input)),
+        Compression::Zstd => window::decoder(&start, |log| unpacker.decompress(found, log, Box::new(input))),
         Compression::None | Compression::Detect => Ok(Box::new(BufReader::with_capacity(128 << 10, input))),
     }
 }

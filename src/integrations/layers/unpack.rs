@@ -29,8 +29,12 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of an old storage driver that got into some layers; means nothing.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
-/// Bytes of names kept in memory for what is done at the end.
-const MAX_REMEMBERED: usize = 256 << 20;
+/// Bytes of names kept in memory for what is done at the end: of folders, and where layers are clones of their parents of all
+/// that the layer made.
+const MAX_REMEMBERED: usize = 32 << 20;
+const MAX_REMEMBERED_ALL: usize = 256 << 20;
+/// Bytes that may follow the archive's end: padding, of which some tools write a mebibyte.
+const MAX_TAIL: u64 = 64 << 20;
 
 /// What to do with whiteouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +129,9 @@ impl fmt::Display for Name {
 impl From<UnpackError> for Error {
     fn from(e: UnpackError) -> Self {
         let kind = match &e {
-            UnpackError::Archive(TarError::Io { source, .. }) if source.kind() != io::ErrorKind::UnexpectedEof => {
+            UnpackError::Archive(TarError::Io { source, .. })
+                if !matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) =>
+            {
                 ErrorKind::Internal
             }
             UnpackError::Io { source, .. } => match source.raw_os_error() {
@@ -179,7 +185,8 @@ pub(super) fn unpack_in(
         made: HashSet::new(),
         buffer: vec![0; 256 << 10],
     };
-    let mut reader = TarReader::new(source);
+    let left = limits.bytes.saturating_mul(2).saturating_add(2 * MAX_TAIL);
+    let mut reader = TarReader::new(Capped { inner: source, left });
     while let Some(entry) = reader.next_entry()? {
         unpacker.count(1)?;
         unpacker.entry(&mut reader, &entry)?;
@@ -190,16 +197,41 @@ pub(super) fn unpack_in(
 }
 
 /// What follows the archive's end is padding, but digests count it.
-fn drain<R: Read>(reader: TarReader<R>, buffer: &mut [u8]) -> Result<(), TarError> {
-    let mut at = reader.position();
-    let mut source = reader.into_inner();
+fn drain<R: Read>(reader: TarReader<R>, buffer: &mut [u8]) -> Result<(), UnpackError> {
+    let end = reader.position();
+    let (mut at, mut source) = (end, reader.into_inner());
     loop {
         match source.read(buffer) {
             Ok(0) => return Ok(()),
             Ok(n) => at += n as u64,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(TarError::Io { at, source }),
+            Err(source) => return Err(TarError::Io { at, source }.into()),
         }
+        if at - end > MAX_TAIL {
+            return Err(UnpackError::Limit { limit: MAX_TAIL, what: "bytes behind its end" });
+        }
+    }
+}
+
+/// A layer's archive up to the largest size that one can have: extension headers are bytes without entries.
+struct Capped<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Capped<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        match self.left.checked_sub(n as u64) {
+            Some(left) => self.left = left,
+            None => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the archive is too large for what may be in it",
+                ));
+            }
+        }
+        Ok(n)
     }
 }
 
@@ -233,8 +265,16 @@ impl Unpacker {
 
     fn remember(&mut self, path: &Path) -> Result<(), UnpackError> {
         self.remembered += path.as_os_str().len() + 64;
-        if self.remembered > MAX_REMEMBERED {
-            return Err(UnpackError::Limit { limit: MAX_REMEMBERED as u64, what: "bytes of folder names" });
+        self.not_too_much()
+    }
+
+    fn not_too_much(&self) -> Result<(), UnpackError> {
+        let limit = match self.whiteouts {
+            Whiteouts::Overlay => MAX_REMEMBERED,
+            Whiteouts::Apply => MAX_REMEMBERED_ALL,
+        };
+        if self.remembered > limit {
+            return Err(UnpackError::Limit { limit: limit as u64, what: "bytes of names to be kept in mind" });
         }
         Ok(())
     }
@@ -254,6 +294,7 @@ impl Unpacker {
             _ => self.make_parents(&parent_path).map_err(io("making its folder"))?,
         };
         self.count(0)?;
+        self.not_too_much()?;
         if name == OPAQUE {
             self.opaque(&parent_path, &parent).map_err(io("making its folder opaque"))?;
         } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -336,7 +377,8 @@ impl Unpacker {
             }
             Kind::File => {
                 let left = self.limits.bytes.saturating_sub(self.result.usage.bytes);
-                if entry.size > left {
+                // A hole takes no space here, but in every copy that knows none.
+                if entry.size.max(entry.real_size) > left {
                     return Err(UnpackError::Limit { limit: self.limits.bytes, what: "bytes of files" });
                 }
                 let file = self

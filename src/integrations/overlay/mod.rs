@@ -9,6 +9,7 @@
 
 mod adopt;
 mod changes;
+mod check;
 mod mount;
 mod state;
 mod usage;
@@ -24,7 +25,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
-use crate::core::ports::{LayerStore, RootfsChanges, RootfsOptions, StorageTrouble, Usage};
+use crate::core::ports::{Claims, LayerStore, RootfsChanges, RootfsOptions, StorageReport, StorageTrouble, Usage};
 use crate::core::spec::{IdMapping, UserNamespace};
 use crate::fail_point;
 use crate::integrations::layers::confined::{Place, Unpacker};
@@ -61,6 +62,8 @@ struct Inner {
     /// One apply per chain.
     applying: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     usage: Mutex<HashMap<ContainerId, MeasuredUsage>>,
+    /// One layer is summed up at a time.
+    summing: tokio::sync::Mutex<()>,
     boot_id: String,
     /// Held as long as the store is: two daemons on one folder would remove each other's layers.
     _lock: std::fs::File,
@@ -89,8 +92,12 @@ impl Inner {
         self.root.join(folder).join(format!("{what}-{}", uuid::Uuid::new_v4().simple()))
     }
 
+    fn layer_folder(&self, chain: &Digest) -> Utf8PathBuf {
+        self.root.join("layers").join(chain.hex())
+    }
+
     fn layer_fs(&self, chain: &Digest) -> Utf8PathBuf {
-        self.root.join("layers").join(chain.hex()).join("fs")
+        self.layer_folder(chain).join("fs")
     }
 
     fn container(&self, id: &ContainerId) -> Utf8PathBuf {
@@ -299,6 +306,7 @@ impl OverlayStore {
             changing: Mutex::default(),
             applying: Mutex::default(),
             usage: Mutex::default(),
+            summing: tokio::sync::Mutex::default(),
             _lock: lock,
         });
         for folder in ["tmp", "trash"] {
@@ -376,7 +384,9 @@ impl LayerStore for OverlayStore {
         blocking(move || {
             // The turn ends with the work, even if the caller has gone.
             let _turn = turn;
-            store.unpack_and_commit(parent.as_ref(), &chain, tar, verify)
+            let usage = store.unpack_and_commit(parent.as_ref(), &chain, tar, verify)?;
+            check::sum_later(&store, &chain);
+            Ok(usage)
         })
         .await
     }
@@ -536,6 +546,15 @@ impl LayerStore for OverlayStore {
         };
         let upper = self.0.container(container).join("fs");
         blocking(move || Ok(RootfsChanges { user, ..changes::list(&upper)? })).await
+    }
+
+    async fn layer_changes(&self, chain: &Digest) -> Result<RootfsChanges> {
+        // The store's own, not this one.
+        OverlayStore::layer_changes(self, chain).await
+    }
+
+    async fn check(&self, claims: &(dyn Fn() -> Claims + Send + Sync)) -> Result<StorageReport> {
+        check::check(&self.0, claims).await
     }
 
     async fn write_rootfs(&self, container: &ContainerId, layer: std::fs::File) -> Result<()> {

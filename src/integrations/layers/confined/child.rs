@@ -37,9 +37,9 @@ pub(super) fn unpack_arguments(folder: RawFd, whiteouts: Whiteouts, limits: &Lim
     [UNPACK.into(), folder.to_string(), whiteouts.into()].into_iter().chain(numbers).collect()
 }
 
-pub(super) fn decompress_arguments(how: Compression) -> Vec<String> {
+pub(super) fn decompress_arguments(how: Compression, window: u32) -> Vec<String> {
     let how = if how == Compression::Zstd { "zstd" } else { "gzip" };
-    vec![DECOMPRESS.into(), how.into()]
+    vec![DECOMPRESS.into(), how.into(), window.to_string()]
 }
 
 /// First thing in `main`, before any thread: where the program was started as an unpacker this does its work, and the
@@ -125,9 +125,10 @@ fn decompress(arguments: &[String]) -> Result<(), String> {
         Some("zstd") => Compression::Zstd,
         _ => return Err("which compression?".into()),
     };
+    let window = arguments.get(1).and_then(|a| a.parse().ok()).ok_or("which window?")?;
     Walls::decompressing().enter().map_err(|e| e.to_string())?;
     let input = BufReader::with_capacity(256 << 10, Streams);
-    let mut decoder = decode(how, input).map_err(|e| e.to_string())?;
+    let mut decoder = decode(how, window, input).map_err(|e| e.to_string())?;
     let mut buffer = vec![0; 256 << 10];
     loop {
         let got = match decoder.read(&mut buffer) {

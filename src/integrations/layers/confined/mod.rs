@@ -46,7 +46,7 @@ pub use self::walls::Landlock;
 /// This program under a name that an upgrade does not change.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Longest report of an unpacker in bytes: names of folders without an entry of their own, for the most part.
-const MAX_REPORT: usize = 64 << 20;
+const MAX_REPORT: usize = 40 << 20;
 /// Bytes that may wait in a pipe.
 const PIPE: usize = 1 << 20;
 /// No layer takes so long; that one goes on is seen by its progress.
@@ -184,10 +184,15 @@ impl Confined {
         report.accept(view)
     }
 
-    fn decompress(&self, how: Compression, source: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
+    fn decompress(
+        &self,
+        how: Compression,
+        window: u32,
+        source: Box<dyn Read + Send>,
+    ) -> io::Result<Box<dyn Read + Send>> {
         let (read, write) = pipe()?;
         rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
-        let spawn = Spawn::new(&self.program, child::decompress_arguments(how)).stdout_to(write);
+        let spawn = Spawn::new(&self.program, child::decompress_arguments(how, window)).stdout_to(write);
         let (running, input) = self.start(spawn).map_err(io::Error::other)?;
         feed::Decompressed::new(source, input, read, running, self.patience).map(|d| Box::new(d) as _)
     }
@@ -259,10 +264,16 @@ impl Unpacker {
     }
 
     /// What `source` is when decompressed. Reading fails with what the decoder, its process or the source says.
-    pub fn decompress(&self, how: Compression, source: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
+    /// `window`: the largest one of zstd, as a power of two.
+    pub fn decompress(
+        &self,
+        how: Compression,
+        window: u32,
+        source: Box<dyn Read + Send>,
+    ) -> io::Result<Box<dyn Read + Send>> {
         match self {
-            Self::Confined(confined) => confined.decompress(how, source),
-            Self::Here => decode(how, io::BufReader::with_capacity(128 << 10, source)),
+            Self::Confined(confined) => confined.decompress(how, window, source),
+            Self::Here => decode(how, window, io::BufReader::with_capacity(128 << 10, source)),
         }
     }
 

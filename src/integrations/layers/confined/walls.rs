@@ -149,7 +149,7 @@ impl Walls {
 
     /// Of the process that decompresses from one pipe into another.
     pub fn decompressing() -> Self {
-        // The window of zstd has at most 128 MiB.
+        // The window of zstd has at most 128 MiB, of an archive that root loads; a layer's has 32.
         Self { root: None, capabilities: CapabilitySet::empty(), memory: 512 << 20, descriptors: 16, calls: &[] }
     }
 
