@@ -431,6 +431,45 @@ fn what_a_pull_would_ask_is_explained() {
     assert_eq!(hub["hosts"][0]["tls"], "verified by the system's CAs");
 }
 
+#[test]
+fn mirrors_come_from_a_registries_conf() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("config.toml"), format!("[images]\nconfig_path = [\"{}\"]\n", path("certs.d"))).unwrap();
+    let lxcri = |args: &[&str]| {
+        let program = std::env::var_os("LXCRI_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_proxmox-lxcri").into());
+        let out = std::process::Command::new(program)
+            .args(["--config", &path("config.toml"), "registry"])
+            .args(args)
+            .output();
+        let out = out.unwrap();
+        (out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+    };
+    let conf = "[[registry]]\nlocation = 'quay.io'\n[[registry.mirror]]\nlocation = 'm.example/quay'\n";
+    std::fs::write(path("conf"), format!("{conf}[[registry]]\nlocation = 'evil.example'\nblocked = true\n")).unwrap();
+    let (code, said) = lxcri(&["import", &path("conf")]);
+    assert!(
+        code == Some(1) && said.contains("evil.example: blocked") && said.contains("nothing was written"),
+        "{said}"
+    );
+    assert!(!dir.path().join("certs.d").exists());
+    let (code, said) = lxcri(&["import", "--partial", &path("conf")]);
+    assert!(code == Some(0) && said.contains("certs.d/quay.io/hosts.toml"), "{said}");
+    let (code, said) = lxcri(&["explain", "quay.io/team/app:1"]);
+    assert!(
+        code == Some(0) && said.contains("1. https://m.example/v2/quay") && said.contains("2. https://quay.io/v2"),
+        "{said}"
+    );
+    std::fs::write(path("conf"), conf).unwrap();
+    assert!(lxcri(&["import", &path("conf")]).1.contains("is there already"));
+    assert_eq!(lxcri(&["import", "--force", &path("conf")]).0, Some(0));
+    assert!(
+        lxcri(&["import", "--dry-run", "--to", "/elsewhere", &path("conf")])
+            .1
+            .contains("# /elsewhere/quay.io/hosts.toml")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn overloaded_registries_are_asked_again_and_broken_downloads_go_on() {
     let image = two_layers();

@@ -239,6 +239,11 @@ pub struct Images {
     pub credential_helper_dirs: Vec<Utf8PathBuf>,
     /// Longest run of a credential helper, in seconds.
     pub credential_helper_timeout: u64,
+    /// Ways to registries' hosts: "host", "host:port", "*.domain" or "*" = "direct", "http://PROXY:PORT", "https://PROXY:PORT"
+    /// or "unix:/SOCKET". For the others the daemon's environment counts (HTTPS_PROXY, HTTP_PROXY, NO_PROXY).
+    pub proxies: std::collections::BTreeMap<String, String>,
+    /// Which images may be pulled (TOML): rules by repository; None: all. Read at each pull.
+    pub policy_file: Option<Utf8PathBuf>,
     /// Layers of one image fetched at once.
     pub max_concurrent_downloads: usize,
     /// Seconds without a byte before a pull, or an image from another node, is given up.
@@ -274,6 +279,8 @@ impl Default for Images {
             auth_file: None,
             credential_helper_dirs: vec!["/usr/local/bin".into(), "/usr/bin".into()],
             credential_helper_timeout: 30,
+            proxies: Default::default(),
+            policy_file: None,
             max_concurrent_downloads: 3,
             progress_timeout: 60,
             default_registry: "docker.io".into(),

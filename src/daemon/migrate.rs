@@ -80,7 +80,8 @@ async fn migrate(config: &Config) -> Result<u8> {
     let unpacker = storage::unpacker(config, &tasks).await?;
     let to = storage::open(config, unpacker.clone(), &tasks).await?;
     let overlay = OverlayStore::open(from.clone(), OverlayOptions::default(), tasks.clone())?;
-    let images = LocalImageStore::open(images_config(config, unpacker.clone()), overlay.clone(), tasks.clone()).await?;
+    let images =
+        LocalImageStore::open(images_config(config, unpacker.clone())?, overlay.clone(), tasks.clone()).await?;
     let mover = Mover { overlay, to, unpacker };
     let done = mover.all(&*images, &claimed).await;
     // What was removed is destroyed in the background, which ends here.

@@ -38,6 +38,7 @@ use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
 use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use crate::integrations::registry::keychain::Keychain;
+use crate::integrations::registry::proxy::Proxies;
 use crate::utils::pidfd;
 use crate::utils::tasks::TaskSet;
 
@@ -108,7 +109,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let unpacker = storage::unpacker(config, &tasks).await?;
     let layers = storage::open(config, unpacker.clone(), &tasks).await?;
     let images: Arc<dyn ImageStore> =
-        LocalImageStore::open(images_config(config, unpacker), layers.clone(), tasks.clone()).await?;
+        LocalImageStore::open(images_config(config, unpacker)?, layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
         run_root: state.join("pods"),
@@ -176,17 +177,19 @@ async fn keep_house(engine: Engine) {
     }
 }
 
-pub(in crate::daemon) fn images_config(config: &Config, unpacker: Unpacker) -> ImagesConfig {
-    ImagesConfig {
+pub(in crate::daemon) fn images_config(config: &Config, unpacker: Unpacker) -> Result<ImagesConfig> {
+    Ok(ImagesConfig {
         unpacker,
         root: config.server.root.join("images"),
         certs_dirs: config.images.config_path.clone(),
         keychain: keychain(config),
+        proxies: Proxies::parse(&config.images.proxies)?,
+        policy_file: config.images.policy_file.clone(),
         default_registry: config.images.default_registry.clone(),
         max_concurrent_downloads: config.images.max_concurrent_downloads,
         progress_timeout: config.images.progress_timeout(),
         bfc: config.images.bfc.clone(),
-    }
+    })
 }
 
 /// The node's own credentials.

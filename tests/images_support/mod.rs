@@ -18,6 +18,7 @@ use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use proxmox_lxcri::integrations::layers::unpack::Limits;
 use proxmox_lxcri::integrations::overlay::{OverlayOptions, OverlayStore};
 use proxmox_lxcri::integrations::registry::keychain::Keychain;
+use proxmox_lxcri::integrations::registry::proxy::Proxies;
 use proxmox_lxcri::integrations::zfs::ZfsConfig;
 use proxmox_lxcri::integrations::zfs_store::{ZfsStore, ZfsStoreConfig};
 use proxmox_lxcri::utils::tasks::TaskSet;
@@ -205,6 +206,18 @@ pub fn run(program: &str, args: &[&str]) {
     assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
+/// Makes a certificate in `folder`: its file, and what a registry's `http` settings say of it with `more`.
+pub fn tls(folder: &Path, more: &str) -> (PathBuf, String) {
+    let (cert, key) = (folder.join("ca.pem"), folder.join("key.pem"));
+    let args = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test \
+        -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
+    let mut args: Vec<&str> = args.split_whitespace().collect();
+    args.extend(["-out", cert.to_str().unwrap(), "-keyout", key.to_str().unwrap()]);
+    run("/usr/bin/openssl", &args);
+    let tls = format!(", tls: {{certificate: {}, key: {}{more}}}", cert.display(), key.display());
+    (cert, tls)
+}
+
 /// A real registry on a free port of the loopback, ended with the value.
 pub struct Registry {
     child: Child,
@@ -220,22 +233,22 @@ impl Registry {
     /// One that speaks TLS with a certificate of its own making, `ca.pem` in the folder returned.
     pub fn start_tls() -> (Self, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
-        let (cert, key) = (dir.path().join("ca.pem"), dir.path().join("key.pem"));
-        let args = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test \
-            -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
-        let mut args: Vec<&str> = args.split_whitespace().collect();
-        args.extend(["-out", cert.to_str().unwrap(), "-keyout", key.to_str().unwrap()]);
-        run("/usr/bin/openssl", &args);
-        let tls = format!(", tls: {{certificate: {}, key: {}}}", cert.display(), key.display());
+        let (cert, tls) = tls(dir.path(), "");
         (Self::start_with(dir, &tls), cert)
     }
 
-    fn start_with(dir: tempfile::TempDir, tls: &str) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let host = format!("127.0.0.1:{port}");
+    /// `more` goes into its `http` settings.
+    pub fn start_with(dir: tempfile::TempDir, more: &str) -> Self {
+        Self::start_at(dir, "127.0.0.1", more, "")
+    }
+
+    /// `address` is one of this machine's, `whole` more of its configuration.
+    pub fn start_at(dir: tempfile::TempDir, address: &str, more: &str, whole: &str) -> Self {
+        let port = std::net::TcpListener::bind(format!("{address}:0")).unwrap().local_addr().unwrap().port();
+        let host = format!("{address}:{port}");
         let config = dir.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: '{host}'{tls}}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: '{host}'{more}}}\n{whole}",
             dir.path().join("data").display()
         );
         std::fs::write(&config, text).unwrap();
@@ -251,7 +264,8 @@ impl Registry {
         let registry = Self { child, host, _dir: dir };
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(&registry.host).is_err() {
-            assert!(Instant::now() < deadline, "docker-registry does not listen");
+            let log = || std::fs::read_to_string(registry._dir.path().join("log"));
+            assert!(Instant::now() < deadline, "docker-registry does not listen: {:?}", log());
             std::thread::yield_now();
         }
         registry
@@ -259,19 +273,18 @@ impl Registry {
 
     /// Pushes an image with skopeo.
     pub fn push(&self, image: &Built, name: &str) {
+        self.push_with(image, name, &[]);
+    }
+
+    /// The same with more of skopeo's flags.
+    pub fn push_with(&self, image: &Built, name: &str, flags: &[&str]) {
         let dir = tempfile::tempdir().unwrap();
         write_layout(dir.path(), &[(image.clone(), Some("x"))]);
-        run(
-            "/usr/bin/skopeo",
-            &[
-                "--insecure-policy",
-                "copy",
-                "--quiet",
-                "--dest-tls-verify=false",
-                &format!("oci:{}:x", dir.path().display()),
-                &format!("docker://{}/{name}", self.host),
-            ],
-        );
+        let (from, to) = (format!("oci:{}:x", dir.path().display()), format!("docker://{}/{name}", self.host));
+        let mut args = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
+        args.extend(flags);
+        args.extend([from.as_str(), &to]);
+        run("/usr/bin/skopeo", &args);
     }
 }
 
@@ -296,12 +309,17 @@ impl World {
     }
 
     pub async fn open(dir: tempfile::TempDir) -> Self {
+        Self::open_with(dir, Limits::default()).await
+    }
+
+    /// A store whose layers may hold no more than `limits` (driver `overlay`).
+    pub async fn open_with(dir: tempfile::TempDir, limits: Limits) -> Self {
         let tasks = TaskSet::new("images-test");
         let root = Utf8PathBuf::from_path_buf(dir.path().to_path_buf()).unwrap();
         let layers: Arc<dyn LayerStore> = match zfs() {
             true => ZfsStore::open(zfs_config(&root), tasks.clone()).await.unwrap(),
             false => {
-                let options = OverlayOptions { unpacker: confined(&tasks), ..OverlayOptions::default() };
+                let options = OverlayOptions { unpacker: confined(&tasks), limits, ..OverlayOptions::default() };
                 OverlayStore::open(root.join("overlay"), options, tasks.clone()).unwrap()
             }
         };
@@ -313,6 +331,8 @@ impl World {
                 helper_dirs: vec![root.join("helpers")],
                 helper_timeout: Duration::from_secs(2),
             },
+            proxies: Proxies::parse(&settings(&root.join("proxies"))).unwrap(),
+            policy_file: Some(root.join("policy.toml")).filter(|f| f.exists()),
             default_registry: "docker.io".into(),
             max_concurrent_downloads: 3,
             progress_timeout: Duration::from_millis(1500),
@@ -321,6 +341,14 @@ impl World {
         };
         let images = LocalImageStore::open(config, layers.clone(), tasks.clone()).await.unwrap();
         Self { dir, layers, images, tasks }
+    }
+
+    /// A store that reaches hosts as `proxies` says.
+    pub async fn reaching(proxies: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let lines: Vec<String> = proxies.iter().map(|(host, way)| format!("{host} {way}")).collect();
+        std::fs::write(dir.path().join("proxies"), lines.join("\n")).unwrap();
+        Self::open(dir).await
     }
 
     /// Ends the store and opens it anew, as a restarted daemon does.
@@ -402,6 +430,12 @@ pub fn confined(tasks: &TaskSet) -> Unpacker {
     }))
 }
 
+/// Pairs of words, a line each.
+fn settings(path: &Utf8Path) -> std::collections::BTreeMap<String, String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|l| l.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+}
+
 /// The tests run on the ZFS driver.
 pub fn zfs() -> bool {
     std::env::var("LXCRI_TEST_STORAGE").is_ok_and(|s| s == "zfs")
@@ -463,6 +497,15 @@ pub struct Seen {
     pub path: String,
     pub authorization: Option<String>,
     pub range: Option<String>,
+    pub head: String,
+}
+
+impl Seen {
+    /// A header's value; its name in lower case.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let found = self.head.lines().find_map(|l| l.split_once(": ").filter(|h| h.0.eq_ignore_ascii_case(name)));
+        found.map(|(_, value)| value.to_owned())
+    }
 }
 
 pub type Handler = dyn Fn(&Seen) -> Answer + Send + Sync;
@@ -501,7 +544,7 @@ impl Fake {
                     };
                     let (authorization, range) = (header("authorization"), header("range"));
                     let path = text.split(' ').nth(1).unwrap_or("").to_owned();
-                    let seen = Seen { path, authorization, range };
+                    let seen = Seen { path, authorization, range, head: text.into_owned() };
                     log.lock().unwrap().push(seen.clone());
                     let mut send = async |status: u16, headers: &[(String, String)], length: usize, body: &[u8]| {
                         let mut out =

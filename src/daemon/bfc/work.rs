@@ -84,7 +84,7 @@ pub(super) async fn pack(context: &Context, matches: &ArgMatches) -> Result<u8> 
     };
     let tasks = TaskSet::new("unpack");
     let unpacker = crate::daemon::storage::unpacker(&context.config, &tasks).await.map_err(plain)?;
-    let config = crate::daemon::images_config(&context.config, unpacker);
+    let config = crate::daemon::images_config(&context.config, unpacker).map_err(plain)?;
     let scratch = tempfile_folder(Utf8Path::new(&target));
     let done = pack_images(&config, sources, Utf8Path::new(&target), options, &scratch).await;
     tasks.shutdown().await;

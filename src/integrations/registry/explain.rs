@@ -8,6 +8,7 @@ use camino::Utf8PathBuf;
 
 use super::hosts::{self, Host, Tls};
 use super::keychain::{Keychain, Place};
+use super::proxy::Proxies;
 use crate::core::error::Result;
 use crate::core::reference::Reference;
 
@@ -35,6 +36,8 @@ pub struct Asked {
     pub fallback: bool,
     /// The image's own registry, which gets the credentials of the pull (the kubelet's pull secrets).
     pub upstream: bool,
+    /// The way to it.
+    pub reached: String,
     /// TLS: how it is verified, and who we are.
     pub tls: String,
     /// Names of the headers that are sent along.
@@ -44,11 +47,16 @@ pub struct Asked {
 }
 
 /// See the module's words. What a pull would fail of is an error here, too.
-pub async fn explain(reference: &Reference, dirs: &[Utf8PathBuf], keychain: &Keychain) -> Result<Explanation> {
+pub async fn explain(
+    reference: &Reference,
+    dirs: &[Utf8PathBuf],
+    keychain: &Keychain,
+    proxies: &Proxies,
+) -> Result<Explanation> {
     let mut asked = Vec::new();
     for host in hosts::hosts_for(reference, dirs)? {
         let place = keychain.place(&host.name(), reference.repository()).await?;
-        asked.push(of(&host, keychain, place));
+        asked.push(Asked { reached: proxies.way(&host.base).to_string(), ..of(&host, keychain, place) });
     }
     Ok(Explanation { image: reference.to_string(), hosts_file: hosts::file_for(reference, dirs)?, hosts: asked })
 }
@@ -65,6 +73,7 @@ fn of(host: &Host, keychain: &Keychain, place: Option<Place>) -> Asked {
         pull: host.pull,
         fallback: host.fallback,
         upstream: host.upstream,
+        reached: String::new(),
         tls: if host.base.scheme() == "http" { "none (plain HTTP)".into() } else { tls(&host.tls) },
         headers: host.headers.iter().map(|(name, _)| name.clone()).collect(),
         credentials,

@@ -80,6 +80,8 @@ pub struct Host {
     pub pull: bool,
     /// May be asked what a tag means.
     pub resolve: bool,
+    /// May be pushed to.
+    pub push: bool,
     /// TLS settings.
     pub tls: Tls,
     /// Headers for each request; their values may be secrets.
@@ -197,6 +199,7 @@ fn upstream(reference: &Reference) -> Vec<Host> {
             base,
             pull: true,
             resolve: true,
+            push: true,
             tls: Tls::default(),
             headers: Vec::new(),
             upstream: true,
@@ -306,12 +309,14 @@ fn host(path: &Utf8Path, key: &str, url: &str, entry: Entry, reference: &Referen
         api.push_str("/v2");
     }
     base.set_path(&api);
-    let (mut pull, mut resolve) = (entry.capabilities.is_none(), entry.capabilities.is_none());
+    let all = entry.capabilities.is_none();
+    let (mut pull, mut resolve, mut push) = (all, all, all);
     for capability in entry.capabilities.iter().flatten() {
         match capability.as_str() {
             "pull" => pull = true,
             "resolve" => resolve = true,
-            "push" | "referrers" => {}
+            "push" => push = true,
+            "referrers" => {}
             other => {
                 return Err(bad("capabilities", format!("{other:?} is not one of pull, resolve, push, referrers")));
             }
@@ -359,7 +364,7 @@ fn host(path: &Utf8Path, key: &str, url: &str, entry: Entry, reference: &Referen
         skip_verify: entry.skip_verify.unwrap_or(false),
     };
     let upstream = authority(&base) == reference.api_host();
-    Ok(Host { base, pull, resolve, tls, headers, upstream, fallback: false })
+    Ok(Host { base, pull, resolve, push, tls, headers, upstream, fallback: false })
 }
 
 #[cfg(test)]

@@ -5,10 +5,14 @@
 //! on disk.
 
 pub mod auth;
+pub mod conf;
 pub mod error;
 pub mod explain;
 pub mod hosts;
 pub mod keychain;
+pub mod proxy;
+pub mod push;
+mod tokens;
 mod transport;
 
 use std::sync::Arc;
@@ -27,6 +31,8 @@ use crate::integrations::layers::pipeline::digest_of;
 use error::RegistryError;
 use hosts::Host;
 use keychain::Keychain;
+use proxy::{Clients, Proxies};
+use tokens::Tokens;
 use transport::{Ask, Connection};
 
 /// Largest manifest or index in bytes.
@@ -48,6 +54,8 @@ pub struct RegistryConfig {
     pub certs_dirs: Vec<Utf8PathBuf>,
     /// The node's own credentials.
     pub keychain: Keychain,
+    /// How hosts are reached.
+    pub proxies: Proxies,
     /// Limit for connecting, TLS included.
     pub connect_timeout: Duration,
     /// Limit for waiting without a byte.
@@ -58,8 +66,9 @@ pub struct RegistryConfig {
 pub struct RegistryClient {
     config: RegistryConfig,
     keychain: Arc<Keychain>,
-    /// Without TLS settings of its own; others are made for each session.
-    plain: reqwest::Client,
+    /// Without TLS settings of their own; others are made for each session.
+    plain: Arc<Clients>,
+    tokens: Arc<Tokens>,
 }
 
 /// A manifest or index as it came.
@@ -152,9 +161,12 @@ impl RegistryClient {
     pub fn new(config: RegistryConfig) -> Result<Arc<Self>> {
         // Err means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let plain = transport::client(&hosts::Tls::default(), "(any)", config.connect_timeout)?;
+        // One is made now: that none can be made here is told at the daemon's start.
+        transport::client(&hosts::Tls::default(), "(any)", config.connect_timeout, &proxy::Way::Environment)?;
         let keychain = Arc::new(config.keychain.clone());
-        Ok(Arc::new(Self { config, keychain, plain }))
+        let client = |tls, name| Clients::new(tls, name, config.connect_timeout, config.proxies.clone());
+        let plain = Arc::new(client(hosts::Tls::default(), "(any)".into()));
+        Ok(Arc::new(Self { config, keychain, plain, tokens: Arc::default() }))
     }
 
     /// Begins a pull: reads the hosts' configuration, connects to nothing yet.
@@ -163,13 +175,18 @@ impl RegistryClient {
         let mut connections = Vec::with_capacity(hosts.len());
         for host in hosts {
             let credentials = auth::Credentials::for_host(auth, reference, &host.name());
-            let client = if host.tls == hosts::Tls::default() {
+            let clients = if host.tls == hosts::Tls::default() {
                 self.plain.clone()
             } else {
-                transport::client(&host.tls, &host.name(), self.config.connect_timeout)?
+                let (tls, name) = (host.tls.clone(), host.name());
+                let own = Clients::new(tls, name, self.config.connect_timeout, self.config.proxies.clone());
+                // A certificate that can't be read is told whoever is asked first.
+                own.to(&host.base)?;
+                Arc::new(own)
             };
             let (keychain, progress) = (self.keychain.clone(), self.config.progress_timeout);
-            connections.push(Connection::new(host, client, credentials, keychain, reference, progress));
+            let tokens = self.tokens.clone();
+            connections.push(Connection::new(host, clients, tokens, credentials, keychain, reference, progress));
         }
         // Another way to speak with a host is none of its own.
         let last = connections.iter().rposition(|c| !c.host.fallback).unwrap_or(0);

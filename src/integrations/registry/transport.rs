@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Certificate, Client, Identity, Response, StatusCode, Url};
+use reqwest::{Body, Certificate, Client, Identity, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use super::auth::{Challenge, Credentials, parse_challenge};
 use super::error::RegistryError;
 use super::hosts::{Host, Tls, authority};
 use super::keychain::Keychain;
+use super::proxy::{Clients, Way};
+use super::tokens::{self, Tokens};
 use crate::core::reference::{Reference, is_loopback};
 
 /// Redirects followed in one request.
@@ -24,6 +26,8 @@ const MAX_TOKEN: u64 = 1 << 20;
 const MAX_ERROR: u64 = 64 << 10;
 /// How often a host that is overloaded, or about to come back, is asked again.
 const MAX_REPEATS: u32 = 3;
+/// How often one request answers a challenge.
+const MAX_CHALLENGES: u32 = 2;
 /// Wait before the first repeat where the host names none; doubled for each further one.
 const REPEAT_AFTER: Duration = Duration::from_millis(500);
 /// Largest certificate or key file in bytes.
@@ -32,7 +36,8 @@ const MAX_PEM: u64 = 1 << 20;
 /// A host with its client and the authorization that worked last.
 pub(super) struct Connection {
     pub host: Host,
-    client: Client,
+    clients: Arc<Clients>,
+    tokens: Arc<Tokens>,
     /// The caller's.
     given: Credentials,
     /// The node's, where the caller gave none.
@@ -43,7 +48,7 @@ pub(super) struct Connection {
     namespace: Option<String>,
     /// There is no other host to ask instead.
     last: bool,
-    progress: Duration,
+    pub(super) progress: Duration,
     authorization: tokio::sync::Mutex<Option<HeaderValue>>,
 }
 
@@ -60,8 +65,16 @@ pub(super) struct Ask<'a> {
     pub from: u64,
 }
 
-/// An HTTP client with `tls`'s settings.
-pub(super) fn client(tls: &Tls, host: &str, connect: Duration) -> Result<Client, RegistryError> {
+/// A request that changes something.
+pub(super) struct Call<'a> {
+    pub method: Method,
+    pub headers: HeaderMap,
+    /// For messages.
+    pub what: &'a str,
+}
+
+/// An HTTP client with `tls`'s settings that takes this way.
+pub(super) fn client(tls: &Tls, host: &str, connect: Duration, way: &Way) -> Result<Client, RegistryError> {
     let setup = |what: String, source: Box<dyn std::error::Error + Send + Sync>| RegistryError::Setup {
         host: host.to_owned(),
         what,
@@ -82,6 +95,15 @@ pub(super) fn client(tls: &Tls, host: &str, connect: Duration) -> Result<Client,
         .referer(false)
         .pool_max_idle_per_host(4)
         .tls_danger_accept_invalid_certs(tls.skip_verify);
+    builder = match way {
+        Way::Environment => builder,
+        Way::Direct => builder.no_proxy(),
+        Way::Proxy(url) => {
+            let proxy = reqwest::Proxy::all(url.clone()).map_err(|e| setup(format!("the proxy {url}"), e.into()))?;
+            builder.proxy(proxy)
+        }
+        Way::Socket(path) => builder.no_proxy().unix_socket(path.as_std_path()),
+    };
     let mut roots = Vec::new();
     for path in &tls.ca {
         let pem = read(path)?;
@@ -108,7 +130,8 @@ pub(super) fn client(tls: &Tls, host: &str, connect: Duration) -> Result<Client,
 impl Connection {
     pub(super) fn new(
         host: Host,
-        client: Client,
+        clients: Arc<Clients>,
+        tokens: Arc<Tokens>,
         given: Credentials,
         keychain: Arc<Keychain>,
         reference: &Reference,
@@ -117,7 +140,8 @@ impl Connection {
         let namespace = (!host.upstream).then(|| reference.registry().to_owned());
         Self {
             host,
-            client,
+            clients,
+            tokens,
             given,
             keychain,
             credentials: tokio::sync::OnceCell::new(),
@@ -154,21 +178,87 @@ impl Connection {
         unreachable!("the last repeat returns")
     }
 
+    /// A URL of the host's API.
+    pub(super) fn url(&self, path: &str, what: &str) -> Result<Url, RegistryError> {
+        Url::parse(&format!("{}/{path}", self.host.base.as_str().trim_end_matches('/')))
+            .map_err(|e| self.protocol(what, e.to_string()))
+    }
+
+    /// The headers of a request to this host.
+    fn own_headers(&self, headers: &mut HeaderMap, authorization: Option<&HeaderValue>) {
+        for (name, value) in &self.host.headers {
+            if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+                headers.append(name, value);
+            }
+        }
+        if let Some(value) = authorization {
+            headers.insert(header::AUTHORIZATION, value.clone());
+        }
+    }
+
+    /// A request to this host alone, authenticated if it has to be: redirects are none of what is written. `body` is asked
+    /// for each try.
+    pub(super) async fn call(
+        &self,
+        url: Url,
+        call: Call<'_>,
+        body: impl Fn() -> Option<Body>,
+    ) -> Result<Response, RegistryError> {
+        let mut used = self.authorization.lock().await.clone();
+        let client = self.clients.to(&url)?;
+        for left in (0..=MAX_CHALLENGES).rev() {
+            let mut headers = call.headers.clone();
+            self.own_headers(&mut headers, used.as_ref());
+            let mut request = client.request(call.method.clone(), url.clone()).headers(headers);
+            if let Some(body) = body() {
+                request = request.body(body);
+            }
+            let response = self.send(request, &authority(&url), call.what).await?;
+            if left > 0
+                && response.status() == StatusCode::UNAUTHORIZED
+                && let Some(renewed) = self.authorize(&response, used.as_ref(), call.what).await?
+            {
+                used = Some(renewed);
+                continue;
+            }
+            return self.successful(response, call.what).await;
+        }
+        Err(self.protocol(call.what, "more challenges than can be answered"))
+    }
+
+    /// Sends a long body, for which the authorization is known by now. The caller looks at its progress.
+    pub(super) async fn send_body(
+        &self,
+        url: Url,
+        mut headers: HeaderMap,
+        body: Body,
+        what: &str,
+    ) -> Result<Response, RegistryError> {
+        let used = self.authorization.lock().await.clone();
+        self.own_headers(&mut headers, used.as_ref());
+        let sent = self.clients.to(&url)?.put(url.clone()).headers(headers).body(body).send().await;
+        let response = sent.map_err(|e| failed(e, &authority(&url), what, self.progress))?;
+        self.successful(response, what).await
+    }
+
     async fn get_once(&self, ask: Ask<'_>) -> Result<Response, RegistryError> {
-        let mut url = Url::parse(&format!("{}/{}", self.host.base.as_str().trim_end_matches('/'), ask.path))
-            .map_err(|e| self.protocol(ask.what, e.to_string()))?;
+        let mut url = self.url(ask.path, ask.what)?;
         if let Some(namespace) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
-        let used = self.authorization.lock().await.clone();
-        let response = self.follow(url.clone(), ask, used.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return Ok(response);
+        let mut used = self.authorization.lock().await.clone();
+        // A token that was kept may have been taken back meanwhile: it is asked for anew, once.
+        for _ in 0..MAX_CHALLENGES {
+            let response = self.follow(url.clone(), ask, used.as_ref()).await?;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                return Ok(response);
+            }
+            match self.authorize(&response, used.as_ref(), ask.what).await? {
+                Some(renewed) => used = Some(renewed),
+                None => return Ok(response),
+            }
         }
-        match self.authorize(&response, used.as_ref(), ask.what).await? {
-            Some(renewed) => self.follow(url, ask, Some(&renewed)).await,
-            None => Ok(response),
-        }
+        self.follow(url, ask, used.as_ref()).await
     }
 
     /// What the host may be shown: the caller's credentials, or else the node's.
@@ -201,16 +291,10 @@ impl Connection {
                 headers.insert(header::RANGE, range);
             }
             if origin(&url) == home {
-                for (name, value) in &self.host.headers {
-                    if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
-                        headers.append(name, value);
-                    }
-                }
-                if let Some(value) = authorization {
-                    headers.insert(header::AUTHORIZATION, value.clone());
-                }
+                self.own_headers(&mut headers, authorization);
             }
-            let response = self.send(self.client.get(url.clone()).headers(headers), &authority(&url), what).await?;
+            let response =
+                self.send(self.clients.to(&url)?.get(url.clone()).headers(headers), &authority(&url), what).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -276,7 +360,9 @@ impl Connection {
             None => return Ok(None),
             Some(Challenge::Basic) => self.credentials().await?.basic_header(),
             Some(Challenge::Bearer { realm, service, scope }) => {
-                Some(format!("Bearer {}", self.token(realm, service.as_deref(), scope.as_deref(), what).await?))
+                let refused = used.and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+                let token = self.token(realm, service.as_deref(), scope.as_deref(), refused, what).await?;
+                Some(format!("Bearer {token}"))
             }
         };
         let Some(value) = value else { return Ok(None) };
@@ -289,12 +375,14 @@ impl Connection {
         Ok(Some(value))
     }
 
-    /// A bearer token from the token server (<https://distribution.github.io/distribution/spec/auth/token/>).
+    /// A bearer token from the token server (<https://distribution.github.io/distribution/spec/auth/token/>), or one that it
+    /// gave before, but for the one that was `refused`.
     async fn token(
         &self,
         realm: &str,
         service: Option<&str>,
         scope: Option<&str>,
+        refused: Option<&str>,
         what: &str,
     ) -> Result<String, RegistryError> {
         let credentials = self.credentials().await?;
@@ -309,7 +397,13 @@ impl Connection {
         }
         let default_scope = format!("repository:{}:pull", self.repository);
         let scope = scope.unwrap_or(&default_scope);
-        let host = authority(&url);
+        let key = tokens::key(realm, service, scope, credentials);
+        match self.tokens.get(&key) {
+            Some(kept) if Some(kept.as_str()) == refused => self.tokens.forget(&key),
+            Some(kept) => return Ok(kept),
+            None => {}
+        }
+        let (host, client) = (authority(&url), self.clients.to(&url)?);
         let mut pairs: Vec<(&str, &str)> = vec![("scope", scope)];
         pairs.extend(service.map(|s| ("service", s)));
         let request = if let Some(identity) = &credentials.identity {
@@ -320,14 +414,14 @@ impl Connection {
             ]);
             let mut form = Url::parse("form:").map_err(|e| self.protocol(what, e.to_string()))?;
             form.query_pairs_mut().extend_pairs(&pairs);
-            self.client
+            client
                 .post(url)
                 .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(form.query().unwrap_or("").to_owned())
         } else {
             let mut url = url;
             url.query_pairs_mut().extend_pairs(&pairs);
-            let request = self.client.get(url);
+            let request = client.get(url);
             match credentials.basic_header().and_then(|v| HeaderValue::from_str(&v).ok()) {
                 Some(mut value) => {
                     value.set_sensitive(true);
@@ -343,12 +437,15 @@ impl Connection {
         struct Answer {
             token: Option<String>,
             access_token: Option<String>,
+            expires_in: Option<u64>,
         }
         // The parser's words could hold a part of the token.
         let answer: Answer =
             serde_json::from_slice(&text).map_err(|_| self.protocol(&what, "an answer that can't be understood"))?;
         let token = answer.token.or(answer.access_token).filter(|t| !t.is_empty());
-        token.ok_or_else(|| self.protocol(&what, "an answer without a token"))
+        let token = token.ok_or_else(|| self.protocol(&what, "an answer without a token"))?;
+        self.tokens.put(key, &token, answer.expires_in.map_or(tokens::DEFAULT_LIFE, Duration::from_secs));
+        Ok(token)
     }
 }
 
