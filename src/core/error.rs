@@ -26,6 +26,8 @@ pub enum Kind {
     Unimplemented,
     /// Not allowed by the kernel, a registry or an API.
     PermissionDenied,
+    /// An image that the node's policy does not admit.
+    Untrusted,
     /// Ended by a stop or by the caller.
     Aborted,
     /// Anything else.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, Digest, PodId};
+use super::progress::PullView;
 use super::spec::{DnsConfig, IdMapping, PortMapping, UserNamespace};
 
 pub use lxcri_monitor_proto::v1 as monitor_v1;
@@ -262,6 +263,10 @@ pub trait LayerStore: Send + Sync {
         let message = format!("container {container}: driver {} can't tell what it has changed", self.driver());
         Err(Error::new(Kind::Unimplemented, message))
     }
+    /// What a committed layer has changed of those below it, to be read while nothing of it is removed.
+    async fn layer_changes(&self, chain: &Digest) -> Result<RootfsChanges> {
+        Err(self.lacks(&format!("way back from a layer to its archive ({chain})")))
+    }
     /// Applies a foreign layer's uncompressed tar to a container's writable root, in which nothing runs yet.
     async fn write_rootfs(&self, container: &ContainerId, layer: std::fs::File) -> Result<()> {
         let _ = (container, layer);
@@ -405,6 +410,21 @@ pub struct Image {
     pub pulled_at: i64,
 }
 
+/// What became of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// The whole name there, with its tag.
+    pub name: String,
+    /// Digest of the manifest or index there.
+    pub digest: Digest,
+    /// Where it came from: "registry HOST", or "this node's store".
+    pub from: String,
+    /// Blobs that had to be sent, and their bytes.
+    pub sent: (usize, u64),
+    /// Blobs that were there.
+    pub there: usize,
+}
+
 /// Credentials for one pull. Never stored or shown.
 #[derive(Clone, Default)]
 pub struct RegistryAuth {
@@ -492,6 +512,32 @@ pub struct SendImage {
 pub trait ImageStore: Send + Sync {
     /// Pulls `reference` ("busybox", "host:5000/a/b:tag", "a@sha256:..."); answers with the complete image.
     async fn pull(&self, reference: &str, auth: Option<RegistryAuth>) -> Result<Arc<Image>>;
+    /// The same; `view` shows how far it is.
+    async fn pull_shown(&self, reference: &str, view: Arc<PullView>) -> Result<Arc<Image>> {
+        let _ = view;
+        self.pull(reference, None).await
+    }
+    /// Writes the image as an OCI layout in a tar into `out`, layers made anew from what is stored. The caller tells an error;
+    /// what was written until then is no whole archive.
+    async fn export(
+        &self,
+        image: &Digest,
+        name: Option<&str>,
+        out: tokio::sync::mpsc::Sender<Result<bytes::Bytes>>,
+    ) -> Result<()> {
+        let _ = (name, out);
+        Err(Error::new(Kind::Unimplemented, format!("this image store can't export {image}")))
+    }
+    /// Copies `source` to the registry of `target`: an image of the store that has no registry, or what a reference names there,
+    /// all platforms, blobs as they are.
+    async fn push(&self, source: &str, target: &str) -> Result<Pushed> {
+        Err(Error::new(Kind::Unimplemented, format!("this image store can't push {source} to {target}")))
+    }
+    /// Compares the store's own files with what is known; `deep`: also reads every blob.
+    async fn check(&self, deep: bool) -> Result<StorageReport> {
+        let _ = deep;
+        Ok(StorageReport::default())
+    }
     /// Takes images from a local file or folder; `name` overrides the reference found inside.
     async fn load(&self, source: &ImageSource, name: Option<&str>) -> Result<Vec<Arc<Image>>>;
     /// Keeps the image `id` from a kubelet's garbage collection, or ends that.

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Engine, Scope};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::ids::ContainerId;
+use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::{FileChange, Image, ImageEdit, SendImage, StorageReport};
 use crate::core::records::ContainerRecord;
 use crate::core::state::ContainerPhase;
@@ -25,7 +25,24 @@ impl Engine {
         if repair {
             self.shared.ports.images.collect_layers().await?;
         }
-        self.shared.ports.layers.check(&|| self.shared.index().claims()).await
+        let mut report = self.shared.ports.layers.check(&|| self.shared.index().claims()).await?;
+        let images = self.shared.ports.images.check(true).await?;
+        report.problems.extend(images.problems);
+        report.notes.extend(images.notes);
+        Ok(report)
+    }
+
+    /// An image as an OCI layout in a tar; an error is the last piece.
+    pub fn export_image(&self, image: Digest, name: Option<String>) -> mpsc::Receiver<Result<bytes::Bytes>> {
+        let (sender, receiver) = mpsc::channel(SEND_QUEUE);
+        let images = self.shared.ports.images.clone();
+        self.shared.tasks.spawn(format!("export {image}"), async move {
+            if let Err(e) = images.export(&image, name.as_deref(), sender.clone()).await {
+                // Who is gone needs no error.
+                let _ = sender.send(Err(e.context(format!("export {image}")))).await;
+            }
+        });
+        receiver
     }
 
     /// The pod's containers that have a root file system, oldest first.

@@ -18,6 +18,7 @@ use super::source::Source;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::Usage;
+use crate::core::progress::PullProgress;
 use crate::fail_point;
 use crate::integrations::layers::pipeline::{self, Expected, digest_of};
 use crate::integrations::registry::MAX_CONFIG;
@@ -36,6 +37,8 @@ pub(super) struct Plan {
     pub repo_digests: Vec<String>,
     /// Ends the downloads.
     pub cancel: CancellationToken,
+    /// Tells how far they are.
+    pub progress: Arc<PullProgress>,
 }
 
 struct LayerJob {
@@ -44,6 +47,7 @@ struct LayerJob {
     diff_id: Digest,
     chain: Digest,
     parent: Option<(Digest, watch::Receiver<bool>)>,
+    progress: Arc<PullProgress>,
 }
 
 fn parent_failed(chain: &Digest) -> Error {
@@ -99,6 +103,7 @@ impl Inner {
     }
 
     async fn fetch_layers(self: &Arc<Self>, plan: &Plan, diff_ids: &[Digest], chains: &[Digest]) -> Result<Vec<Usage>> {
+        plan.progress.begin(plan.layers.iter().map(|l| (l.descriptor.digest.clone(), l.descriptor.size)));
         let permits = Arc::new(Semaphore::new(self.config.max_concurrent_downloads.max(1)));
         let mut jobs: JoinSet<(usize, Result<Usage>)> = JoinSet::new();
         let mut usages = vec![Usage::default(); chains.len()];
@@ -139,11 +144,14 @@ impl Inner {
                 diff_id: diff_id.clone(),
                 chain: chain.clone(),
                 parent: parent.replace((chain.clone(), ready)),
+                progress: plan.progress.clone(),
             };
             let store = self.clone();
             jobs.spawn(async move {
+                let (progress, digest) = (job.progress.clone(), job.entry.descriptor.digest.clone());
                 let result = store.fetch_layer(job).await;
                 if result.is_ok() {
+                    progress.finish(&digest);
                     done.send_replace(true);
                 }
                 drop(permit);

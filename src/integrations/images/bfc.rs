@@ -48,7 +48,9 @@ fn open(path: &Utf8Path, key: Option<&KeyPath>) -> Result<Container> {
     let mut container = Container::open(path)?;
     if container.is_encrypted() {
         let key = key.ok_or_else(|| {
-            Error::precondition(format!("{path} is encrypted: name a key file (images.bfc.key_file, or --keyfile)"))
+            Error::precondition(format!(
+                "{path} is encrypted: name a key (images.bfc.key_file, --keyfile or --password-file)"
+            ))
         })?;
         container.unlock(&KeySource::load(key)?)?;
         container.try_key().map_err(|e| Error::from(e).context(path.to_string()))?;
@@ -132,7 +134,9 @@ fn pick(path: &Utf8Path, key: Option<&KeyPath>, reference: &Reference, named: Na
         }
     };
     let all = entries(&files)?;
+    // As names() has them: Docker's own images have no folder.
     let repository = reference.repository();
+    let repository = repository.strip_prefix("library/").unwrap_or(repository);
     let fits = |entry: &&IndexEntry| {
         let names = names(entry);
         let same_repository = |r: &Option<String>| match r {
@@ -300,6 +304,7 @@ impl Inner {
 
     /// Pulls `bfc.local/...`.
     pub(super) async fn pull_bfc(self: &Arc<Self>, reference: &Reference) -> Result<Arc<Image>> {
+        self.admit_local(reference).await?;
         if !self.config.bfc.enabled {
             return Err(Error::precondition(format!(
                 "{REGISTRY} stands for containers on the node, which images.bfc.enabled is to allow"
@@ -392,6 +397,7 @@ impl Inner {
             repo_tags: tag.into_iter().collect(),
             repo_digests: Vec::new(),
             cancel: self.tasks.token().child_token(),
+            progress: Default::default(),
         };
         let id = self.assemble(plan).await?;
         self.by_id(&id)

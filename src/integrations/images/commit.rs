@@ -133,6 +133,7 @@ impl Inner {
             repo_tags: vec![tag],
             repo_digests: Vec::new(),
             cancel: self.tasks.token().child_token(),
+            progress: Default::default(),
         };
         let id = self.assemble(plan).await?;
         self.by_id(&id)

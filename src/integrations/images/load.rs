@@ -176,10 +176,7 @@ impl Inner {
             .filter(|e| !e.artifact)
             .filter(|e| match inside {
                 Inside::All => true,
-                Inside::Name(wanted) => {
-                    e.annotations.get(REF_NAME).is_some_and(|n| n == wanted)
-                        || e.annotations.get(CONTAINERD_NAME).is_some_and(|n| n == wanted)
-                }
+                Inside::Name(wanted) => is_called(e, wanted, &self.config.default_registry),
                 Inside::Digest(wanted) => e.descriptor.digest == *wanted,
             })
             .collect();
@@ -200,14 +197,14 @@ impl Inner {
         };
         // Entries that differ in their platform alone are one image.
         let all_platforms =
-            entries.len() > 1 && entries.iter().all(|e| e.platform.is_some() && self.entry_name(e).is_none());
+            entries.len() > 1 && entries.iter().all(|e| e.platform.is_some() && self.entry_name(e, &files).is_none());
         let entries = if all_platforms { vec![manifest::choose(&entries, &self.platform)?] } else { entries };
         if name.is_some() && entries.len() > 1 {
             return Err(Error::invalid(format!("{} images can't have one name", entries.len())));
         }
         let mut images = Vec::new();
         for entry in entries {
-            let reference = name.cloned().or_else(|| self.entry_name(&entry));
+            let reference = name.cloned().or_else(|| self.entry_name(&entry, &files));
             let layout = Arc::new(Layout { files: files.clone() });
             let mut kept = Vec::new();
             let mut descriptor = entry.descriptor.clone();
@@ -232,6 +229,7 @@ impl Inner {
                 repo_tags: reference.iter().filter_map(Reference::tagged).collect(),
                 repo_digests: reference.iter().map(|r| r.digested(&entry.descriptor.digest)).collect(),
                 cancel: self.tasks.token().child_token(),
+                progress: Default::default(),
             };
             let id = self.assemble(plan).await?;
             images.push(self.by_id(&id)?);
@@ -239,10 +237,15 @@ impl Inner {
         Ok(images)
     }
 
-    /// The reference that a layout gives an image, if it is one.
-    fn entry_name(&self, entry: &manifest::IndexEntry) -> Option<Reference> {
+    /// The reference that a layout gives an image, if it is one. A tag alone says nothing of a repository: that is the name of
+    /// the layout's folder or archive then, on no registry.
+    fn entry_name(&self, entry: &manifest::IndexEntry, files: &Files) -> Option<Reference> {
         let name = entry.annotations.get(CONTAINERD_NAME).or_else(|| entry.annotations.get(REF_NAME))?;
-        Reference::parse(name, &self.config.default_registry).ok()
+        if !is_tag_alone(name) {
+            return Reference::parse(name, &self.config.default_registry).ok();
+        }
+        let stem = files.path().file_stem()?.to_ascii_lowercase();
+        Reference::parse(&format!("localhost/{stem}:{name}"), &self.config.default_registry).ok()
     }
 
     async fn load_docker(self: &Arc<Self>, files: Arc<Files>, name: Option<&Reference>) -> Result<Vec<Arc<Image>>> {
@@ -298,12 +301,28 @@ impl Inner {
                 repo_tags,
                 repo_digests: Vec::new(),
                 cancel: self.tasks.token().child_token(),
+                progress: Default::default(),
             };
             let id = self.assemble(plan).await?;
             images.push(self.by_id(&id)?);
         }
         Ok(images)
     }
+}
+
+/// Whether a layout's entry has this name; a reference is the same in short and in full.
+pub(super) fn is_called(entry: &manifest::IndexEntry, wanted: &str, default_registry: &str) -> bool {
+    let parsed = |name: &str| Reference::parse(name, default_registry).ok();
+    let whole = |name: &str| name.contains(['/', ':']);
+    [REF_NAME, CONTAINERD_NAME].iter().filter_map(|key| entry.annotations.get(*key)).any(|name| {
+        name == wanted || (whole(name) && whole(wanted) && parsed(name).is_some_and(|n| parsed(wanted) == Some(n)))
+    })
+}
+
+/// "latest", "1.27", "v2-alpine": what no one calls a repository.
+fn is_tag_alone(name: &str) -> bool {
+    let version = name.strip_prefix('v').unwrap_or(name);
+    !name.contains(['/', ':']) && (name == "latest" || version.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// Where layouts keep a name; often a tag alone.

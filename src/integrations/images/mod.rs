@@ -8,15 +8,19 @@
 mod archive;
 mod assemble;
 mod bfc;
+mod check;
 mod commit;
+mod export;
 mod load;
 pub mod manifest;
 pub mod pack;
 pub mod platform;
 mod pull;
+mod push;
 mod record;
 mod source;
 mod transfer;
+mod verify;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -31,12 +35,15 @@ use crate::core::config::BfcImages;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::{
-    Image, ImageEdit, ImageSource, ImageStore, LayerStore, PackedLayer, RegistryAuth, RootfsChanges, SendImage, Usage,
+    Image, ImageEdit, ImageSource, ImageStore, LayerStore, PackedLayer, Pushed, RegistryAuth, RootfsChanges, SendImage,
+    StorageReport, Usage,
 };
+use crate::core::progress::{PullProgress, PullView};
 use crate::core::reference::Reference;
 use crate::fail_point;
 use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::registry::keychain::Keychain;
+use crate::integrations::registry::proxy::Proxies;
 use crate::integrations::registry::{RegistryClient, RegistryConfig};
 use crate::utils::tasks::TaskSet;
 use crate::utils::turns::Turns;
@@ -59,6 +66,10 @@ pub struct ImagesConfig {
     pub certs_dirs: Vec<Utf8PathBuf>,
     /// The node's own credentials for registries.
     pub keychain: Keychain,
+    /// Ways to registries' hosts.
+    pub proxies: Proxies,
+    /// Which images may be pulled.
+    pub policy_file: Option<Utf8PathBuf>,
     /// Registry of names without one: "docker.io".
     pub default_registry: String,
     /// Layers of one image that are downloaded at once.
@@ -77,6 +88,7 @@ impl ImagesConfig {
         RegistryConfig {
             certs_dirs: self.certs_dirs.clone(),
             keychain: self.keychain.clone(),
+            proxies: self.proxies.clone(),
             connect_timeout: Duration::from_secs(10).min(self.progress_timeout),
             progress_timeout: self.progress_timeout,
         }
@@ -94,7 +106,7 @@ struct Inner {
     /// Held while records change on disk and in memory.
     changing: tokio::sync::Mutex<()>,
     /// Pulls under way by the digest they began with.
-    pulls: Mutex<HashMap<Digest, watch::Receiver<Option<PullResult>>>>,
+    pulls: Mutex<HashMap<Digest, UnderWay>>,
     /// One fetch per chain.
     turns: Turns<Digest>,
     /// Chains that unfinished pulls need, with how many do.
@@ -104,6 +116,9 @@ struct Inner {
     /// A record was set aside: its layers are unknown, so none is removed.
     quarantined: bool,
 }
+
+/// A pull under way: its end, and how far it is.
+type UnderWay = (watch::Receiver<Option<PullResult>>, Arc<PullProgress>);
 
 type Index = BTreeMap<Digest, (Record, Arc<Image>)>;
 
@@ -299,6 +314,16 @@ impl Inner {
         Ok(image)
     }
 
+    async fn pull_any(self: &Arc<Self>, name: &str, auth: Option<RegistryAuth>, view: &PullView) -> Result<Arc<Image>> {
+        let reference = Reference::parse(name, &self.config.default_registry)?;
+        let pulled = match reference.registry() {
+            // No network, ever.
+            bfc::REGISTRY => self.pull_bfc(&reference).await,
+            _ => self.pull_reference(&reference, auth.as_ref(), view).await,
+        };
+        pulled.map_err(|e| e.context(format!("pull {reference}")))
+    }
+
     fn by_id(&self, id: &Digest) -> Result<Arc<Image>> {
         let found = self.read().get(id).map(|(_, image)| image.clone());
         found.ok_or_else(|| Error::new(Kind::Aborted, format!("image {id} was removed meanwhile")))
@@ -360,13 +385,24 @@ fn merge<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
 #[async_trait]
 impl ImageStore for LocalImageStore {
     async fn pull(&self, reference: &str, auth: Option<RegistryAuth>) -> Result<Arc<Image>> {
-        let reference = Reference::parse(reference, &self.0.config.default_registry)?;
-        let pulled = match reference.registry() {
-            // No network, ever.
-            bfc::REGISTRY => self.0.pull_bfc(&reference).await,
-            _ => self.0.pull_reference(&reference, auth.as_ref()).await,
-        };
-        pulled.map_err(|e| e.context(format!("pull {reference}")))
+        self.0.pull_any(reference, auth, &PullView::default()).await
+    }
+
+    async fn pull_shown(&self, reference: &str, view: Arc<PullView>) -> Result<Arc<Image>> {
+        self.0.pull_any(reference, None, &view).await
+    }
+
+    async fn export(&self, image: &Digest, name: Option<&str>, out: mpsc::Sender<Result<Bytes>>) -> Result<()> {
+        self.0.export_image(image, name, out).await
+    }
+
+    async fn push(&self, source: &str, target: &str) -> Result<Pushed> {
+        let done = self.0.push_image(source, target).await;
+        done.map_err(|e| e.context(format!("push {source} to {target}")))
+    }
+
+    async fn check(&self, deep: bool) -> Result<StorageReport> {
+        self.0.check(deep).await
     }
 
     async fn load(&self, source: &ImageSource, name: Option<&str>) -> Result<Vec<Arc<Image>>> {

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::archive::Files;
 use super::bfc::{self, Holds};
-use super::load::{CONTAINERD_NAME, Layout, REF_NAME, blob_name};
+use super::load::{CONTAINERD_NAME, Layout, REF_NAME, blob_name, is_called};
 use super::manifest::{self, Descriptor, Manifest};
 use super::platform::Platform;
 use super::source::{RegistrySource, Source};
@@ -145,7 +145,12 @@ impl Packer {
         let session = Arc::new(client.session(reference, None)?);
         let top = session.manifest(reference.digest()).await?;
         let cancel = tasks.token().child_token();
-        let source = Arc::new(RegistrySource { session: session.clone(), tasks: tasks.clone(), cancel });
+        let source = Arc::new(RegistrySource {
+            session: session.clone(),
+            tasks: tasks.clone(),
+            cancel,
+            progress: Default::default(),
+        });
         let manifests = Manifests::Registry(session, Some(top.bytes.clone()));
         let size = top.bytes.len() as u64;
         let top = Descriptor { media_type: top.media_type, digest: top.digest, size };
@@ -176,7 +181,7 @@ impl Packer {
         };
         let entries: Vec<_> = entries
             .into_iter()
-            .filter(|e| !e.artifact && inside.as_ref().is_none_or(|i| named(e).as_ref() == Some(i)))
+            .filter(|e| !e.artifact && inside.as_ref().is_none_or(|i| is_called(e, i, &config.default_registry)))
             .collect();
         if entries.is_empty() {
             return Err(Error::not_found(format!("{shown}: no image of that name in it")));

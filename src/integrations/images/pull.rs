@@ -11,10 +11,12 @@ use tokio::sync::watch;
 use super::assemble::Plan;
 use super::manifest::{self, Manifest};
 use super::source::RegistrySource;
+use super::verify::Subject;
 use super::{Inner, MAX_NESTING, lock};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::{Image, RegistryAuth};
+use crate::core::progress::{PullProgress, PullView};
 use crate::core::reference::Reference;
 use crate::integrations::registry::{ManifestBytes, Session};
 
@@ -29,23 +31,28 @@ impl Inner {
         self: &Arc<Self>,
         reference: &Reference,
         auth: Option<&RegistryAuth>,
+        view: &PullView,
     ) -> Result<Arc<Image>> {
         // With a digest the tag is decoration: it may mean something else by now.
         let tags = if reference.digest().is_some() { Vec::new() } else { reference.tagged().into_iter().collect() };
         // Under this very name the content can't have changed. Under another one the registry has to be asked, or
         // whoever knows a digest could pull from a repository that it may not read.
+        let unseen = self.admits_unseen(reference).await?;
         if reference.digest().is_some()
+            && unseen
             && let Some(id) = self.find(&reference.to_string())
         {
             return self.by_id(&id);
         }
         let session = Arc::new(self.registry.session(reference, auth)?);
         let top = session.manifest(reference.digest()).await?;
+        let size = top.bytes.len() as u64;
+        self.admit(&Subject { reference, digest: &top.digest, size, media_type: &top.media_type }, auth).await?;
         let digests = vec![reference.digested(&top.digest)];
         if let Some(id) = self.by_manifest(&top.digest) {
             return self.add_names(&id, tags, digests).await;
         }
-        let id = self.join_pull(session, top, tags.clone(), digests.clone()).await?;
+        let id = self.join_pull(session, top, tags.clone(), digests.clone(), view).await?;
         self.add_names(&id, tags, digests).await
     }
 
@@ -56,20 +63,26 @@ impl Inner {
         top: ManifestBytes,
         tags: Vec<String>,
         digests: Vec<String>,
+        view: &PullView,
     ) -> Result<Digest> {
         let digest = top.digest.clone();
         let mut result = {
             let mut pulls = lock(&self.pulls);
             match pulls.get(&digest) {
-                Some(running) => running.clone(),
+                Some((running, progress)) => {
+                    view.show(progress);
+                    running.clone()
+                }
                 None => {
                     let (sender, receiver) = watch::channel(None);
-                    pulls.insert(digest.clone(), receiver.clone());
+                    let progress = Arc::<PullProgress>::default();
+                    view.show(&progress);
+                    pulls.insert(digest.clone(), (receiver.clone(), progress.clone()));
                     let running = Running { store: self.clone(), digest: digest.clone() };
                     self.tasks.spawn(format!("pull {digest}"), async move {
                         // Layers are broken off in order; a registry that does not even answer is not waited for.
                         let done = tokio::select! {
-                            done = running.store.pull_manifest(session, top, tags, digests) => done,
+                            done = running.store.pull_manifest(session, top, tags, digests, progress) => done,
                             () = running.store.tasks.overdue(LAST) => {
                                 Err(Error::new(Kind::Aborted, "the daemon ends"))
                             }
@@ -97,6 +110,7 @@ impl Inner {
         top: ManifestBytes,
         repo_tags: Vec<String>,
         repo_digests: Vec<String>,
+        progress: Arc<PullProgress>,
     ) -> Result<Digest> {
         let mut kept = vec![(top.digest.clone(), top.bytes.clone())];
         let mut document = manifest::parse(&top.bytes, &top.media_type)?;
@@ -117,9 +131,11 @@ impl Inner {
             }
         };
         let cancel = self.tasks.token().child_token();
-        let source = Arc::new(RegistrySource { session, tasks: self.tasks.clone(), cancel: cancel.clone() });
+        let (tasks, counted) = (self.tasks.clone(), progress.clone());
+        let source = Arc::new(RegistrySource { session, tasks, cancel: cancel.clone(), progress: counted });
+        let manifests = kept;
         let plan =
-            Plan { source, config, config_bytes: None, layers, manifests: kept, repo_tags, repo_digests, cancel };
+            Plan { source, config, config_bytes: None, layers, manifests, repo_tags, repo_digests, cancel, progress };
         self.assemble(plan).await
     }
 }

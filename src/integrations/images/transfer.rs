@@ -514,6 +514,7 @@ impl Inner {
             repo_tags: described.names.iter().filter_map(Reference::tagged).collect(),
             repo_digests: Vec::new(),
             cancel: self.tasks.token().child_token(),
+            progress: Default::default(),
         };
         let id = self.assemble(plan).await?;
         drop(lease);
