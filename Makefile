@@ -1,7 +1,7 @@
 # Two commands are enough: `make run` (build, start, run a first pod) and `make test`.
 # On a fresh Debian machine, as root, both install what is missing. `make help` lists the rest.
 
-.PHONY: help run test check test-unit test-node test-critest test-kubelet test-lxc test-proxmox-lxc test-zfs test-bfc test-faults fuzz soak bench bench-load build sbom setup fmt clean-caches
+.PHONY: help run test check test-unit test-node test-critest test-kubelet test-lxc test-proxmox-lxc test-zfs test-images test-bfc test-faults fuzz soak bench bench-load build sbom setup fmt clean-caches
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -27,6 +27,10 @@ test-node: ## the life of a pod on a real systemd and cgroup v2 (a guest with it
 test-critest: ## the CRI conformance suite
 	@scripts/setup test
 	@scripts/test-critest
+
+test-images: ## registries, credentials, mirrors, signatures, hostile images, umoci's trees, the command line's verbs for images
+	@scripts/setup test
+	@scripts/test-images
 
 test-bfc: ## Binary File Containers: the format, malformed files, images from them, speed
 	@scripts/setup test

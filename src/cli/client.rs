@@ -111,10 +111,11 @@ impl Client {
     }
 
     /// The image's id; fetched or read first when it is not here.
-    pub async fn ensure_image(&mut self, image: &str) -> Result<String> {
+    pub async fn ensure_image(&mut self, image: &str, keys: Keys) -> Result<String> {
         if is_file_source(image) {
-            return Ok(self.load(image, "").await?.id);
+            return Ok(self.load(image, "", keys).await?.id);
         }
+        ensure!(keys.is_empty(), "--keyfile and --password-file are for containers (bfc:FILE)");
         let spec = v1::ImageSpec { image: image.to_string(), ..Default::default() };
         let request = v1::ImageStatusRequest { image: Some(spec.clone()), verbose: false };
         if let Some(found) = called(self.image.image_status(request).await)?.image {
@@ -125,11 +126,13 @@ impl Client {
     }
 
     /// Takes an image from a file or folder.
-    pub async fn load(&mut self, source: &str, name: &str) -> Result<crate::api::local::LoadedImage> {
+    pub async fn load(&mut self, source: &str, name: &str, keys: Keys) -> Result<crate::api::local::LoadedImage> {
         let request = crate::api::local::LoadImageRequest {
             source: source.to_string(),
             name: name.to_string(),
-            ..Default::default()
+            key_file: keys.key_file,
+            password_file: keys.password_file,
+            pin: false,
         };
         let images = self.load_all(request).await?;
         images.into_iter().next().ok_or_else(|| anyhow!("{source}: no image in it"))
@@ -157,6 +160,35 @@ impl Client {
             eprintln!("proxmox-lxcri: {}: {}", image.repo_tags.first().unwrap_or(&image.id), image.warning);
         }
         Ok(images)
+    }
+}
+
+/// Files with the key or password of an encrypted container; "": none.
+#[derive(Default)]
+pub struct Keys {
+    key_file: String,
+    password_file: String,
+}
+
+impl Keys {
+    /// The flags for them.
+    pub fn arguments() -> [clap::Arg; 2] {
+        [
+            ("keyfile", "Key of an encrypted container (bfc:FILE), 32 bytes"),
+            ("password-file", "Password of an encrypted container"),
+        ]
+        .map(|(name, help)| clap::Arg::new(name).long(name).value_name("FILE").help(help))
+    }
+
+    /// What the flags say.
+    pub fn of(matches: &clap::ArgMatches) -> Self {
+        let text = |name| matches.get_one::<String>(name).cloned().unwrap_or_default();
+        Self { key_file: text("keyfile"), password_file: text("password-file") }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.key_file.is_empty() && self.password_file.is_empty()
     }
 }
 

@@ -6,6 +6,7 @@
 // Printing is what a command line is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod archive;
 mod attach;
 pub(crate) mod client;
 mod container;
@@ -15,9 +16,11 @@ mod image;
 mod images;
 pub(crate) mod interrupts;
 mod logs;
+mod output;
 mod pod;
 mod ps;
 mod pull;
+mod push;
 mod rm;
 mod rmi;
 mod run;
@@ -81,6 +84,10 @@ impl Registry {
         registry.register(run::Run);
         registry.register(pull::Pull);
         registry.register(images::Images);
+        registry.register(images::Inspect);
+        registry.register(archive::Export);
+        registry.register(archive::Import);
+        registry.register(push::Push);
         registry.register(rmi::Rmi);
         registry.register(rmi::Prune);
         registry.register(tag::Tag);

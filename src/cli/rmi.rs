@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Arg, ArgMatches};
 
 use super::client::{Client, called};
+use super::output::print;
 use super::{Command, Context, strings, switch};
 use crate::api::v1;
 
@@ -17,7 +18,7 @@ impl Command for Rmi {
         "rmi"
     }
     fn about(&self) -> &'static str {
-        "Remove images with all their names; containers made of them go on"
+        "Remove images with all their names, which are told; containers made of them go on"
     }
     fn arguments(&self) -> Vec<Arg> {
         vec![Arg::new("IMAGE").required(true).num_args(1..).help("References or ids")]
@@ -29,12 +30,22 @@ impl Command for Rmi {
             let request = v1::ImageStatusRequest { image: image.clone(), verbose: false };
             let found = called(client.image.image_status(request).await)?.image;
             // For the CRI it is no error; who types a name wants to know.
-            ensure!(found.is_some(), "image {name} is not here");
+            let found = found.with_context(|| format!("image {name} is not here"))?;
+            // By its id: the name may be another image's by now.
+            let image = Some(v1::ImageSpec { image: found.id.clone(), ..Default::default() });
             called(client.image.remove_image(v1::RemoveImageRequest { image }).await)?;
-            println!("{name}");
+            let names: Vec<&str> = found.repo_tags.iter().chain(&found.repo_digests).map(String::as_str).collect();
+            print(&removed(&found.id, &names))?;
         }
         Ok(0)
     }
+}
+
+/// The image and each name that is gone with it, a line each.
+fn removed(id: &str, names: &[&str]) -> String {
+    let mut text = format!("removed {id}\n");
+    names.iter().for_each(|name| text.push_str(&format!("  {name}\n")));
+    text
 }
 
 pub(super) struct Prune;
@@ -63,7 +74,11 @@ impl Command for Prune {
                 let spec = v1::ImageSpec { image: image.id.clone(), ..Default::default() };
                 called(client.image.remove_image(v1::RemoveImageRequest { image: Some(spec) }).await)?;
             }
-            println!("{}  {}", image.id, image.repo_tags.join(" "));
+            let names: Vec<&str> = image.repo_tags.iter().chain(&image.repo_digests).map(String::as_str).collect();
+            match matches.get_flag("dry-run") {
+                true => print(&format!("{}  {}\n", image.id, names.join(" ")))?,
+                false => print(&removed(&image.id, &names))?,
+            }
         }
         Ok(0)
     }

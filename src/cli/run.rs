@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
 
-use super::client::{Client, called};
+use super::client::{Client, Keys, called};
 use super::crilog::Follower;
 use super::interrupts::Interrupts;
 use super::stream::{self, Connected, Ended, Options};
@@ -42,7 +42,10 @@ impl Command for Run {
         "Run a local pod with one container (a kubelet does not see it)"
     }
     fn arguments(&self) -> Vec<Arg> {
+        let [key, password] = Keys::arguments();
         vec![
+            key,
+            password,
             switch("rm", None, "Remove the pod when its container ends"),
             switch("detach", Some('d'), "Print the container's id and leave it running"),
             switch("stdin", Some('i'), "Pass stdin on"),
@@ -68,7 +71,7 @@ impl Command for Run {
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
-        let image = client.ensure_image(&string(matches, "IMAGE")).await?;
+        let image = client.ensure_image(&string(matches, "IMAGE"), Keys::of(matches)).await?;
         let uid = uuid::Uuid::new_v4().simple().to_string();
         let name = match string(matches, "name") {
             empty if empty.is_empty() => format!("run-{}", &uid[..8]),

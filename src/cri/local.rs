@@ -4,7 +4,10 @@
 
 use std::os::unix::ffi::OsStrExt;
 
+use std::time::Duration;
+
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use tonic::{Request, Response, Status};
 
 use super::Front;
@@ -14,6 +17,24 @@ use crate::core::engine::Fork;
 use crate::core::error::Error;
 use crate::core::ids::ContainerId;
 use crate::core::ports::{ChangeKind, Image, ImageEdit, KeyPath, LayerState, PLAIN_ROOTFS, SendImage};
+use crate::core::progress::{LayerProgress, PullProgress, PullView};
+
+/// How often one who waits for a pull is told how far it is.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A pull under way.
+type Pull = BoxFuture<'static, crate::core::error::Result<std::sync::Arc<Image>>>;
+
+fn fetched(view: &PullView) -> Vec<local::LayerFetch> {
+    let layers = view.get().map_or(&[][..], PullProgress::layers);
+    let fetch = |l: &LayerProgress| local::LayerFetch {
+        digest: l.digest.to_string(),
+        total: l.total,
+        fetched: l.fetched(),
+        done: l.done(),
+    };
+    layers.iter().map(fetch).collect()
+}
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -60,6 +81,56 @@ impl local::local_service_server::LocalService for Front {
         }
         let images = images.iter().map(|i| told(i)).collect();
         Ok(Response::new(local::LoadImageResponse { images }))
+    }
+
+    type PullImageStream = futures::stream::BoxStream<'static, std::result::Result<local::PullImageProgress, Status>>;
+
+    async fn pull_image(&self, request: Request<local::PullImageRequest>) -> Answer<Self::PullImageStream> {
+        let (images, image) = (self.engine.images().clone(), request.into_inner().image);
+        let view = std::sync::Arc::<PullView>::default();
+        let shown = view.clone();
+        let pull: Pull = Box::pin(async move { images.pull_shown(&image, shown).await });
+        // As long as it is under way, a message at each look.
+        let next = |state: Option<(Pull, std::sync::Arc<PullView>)>| async move {
+            let (mut pull, view) = state?;
+            let done = tokio::time::timeout(LOOK, &mut pull).await;
+            let layers = fetched(&view);
+            let message = |image| local::PullImageProgress { layers, image };
+            match done {
+                Err(_) => Some((Ok(message(None)), Some((pull, view)))),
+                Ok(Ok(image)) => Some((Ok(message(Some(told(&image)))), None)),
+                Ok(Err(e)) => Some((Err(Status::from(e)), None)),
+            }
+        };
+        Ok(Response::new(Box::pin(futures::stream::unfold(Some((pull, view)), next))))
+    }
+
+    type ExportImageStream = futures::stream::BoxStream<'static, std::result::Result<local::ImagePiece, Status>>;
+
+    async fn export_image(&self, request: Request<local::ExportImageRequest>) -> Answer<Self::ExportImageStream> {
+        let request = request.into_inner();
+        let id = self.image(&request.image)?.id.clone();
+        // An id is no name.
+        let name = Some(request.image).filter(|name| name.contains(['/', ':']) && !name.contains("sha256:"));
+        let pieces = self.engine.export_image(id, name);
+        let piece = |p: crate::core::error::Result<bytes::Bytes>| match p {
+            Ok(data) => Ok(local::ImagePiece { data: data.into() }),
+            Err(e) => Err(Status::from(e)),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(pieces).map(piece))))
+    }
+
+    async fn push_image(&self, request: Request<local::PushImageRequest>) -> Answer<local::PushImageResponse> {
+        let request = request.into_inner();
+        let pushed = self.engine.images().push(&request.source, &request.target).await?;
+        Ok(Response::new(local::PushImageResponse {
+            name: pushed.name,
+            digest: pushed.digest.to_string(),
+            from: pushed.from,
+            sent: pushed.sent.0 as u64,
+            bytes: pushed.sent.1,
+            there: pushed.there as u64,
+        }))
     }
 
     async fn tag_image(&self, request: Request<local::TagImageRequest>) -> Answer<local::TagImageResponse> {

@@ -377,12 +377,22 @@ fn start_registry(dir: &Path) -> (i32, String) {
 
 /// The same for a registry's data folder, to which nothing is written; its log is in `dir`.
 pub fn registry_of(data: &Path, dir: &Path) -> (i32, String) {
-    let out = super::run(
+    started(
         Command::new(super::repository().join("tests/tools/registry"))
             .arg(data)
             .arg(dir.join("registry.log"))
             .arg("readonly"),
-    );
+    )
+}
+
+/// One that takes what is pushed; all of it is in `dir`.
+pub fn writable_registry(dir: &Path) -> (i32, String) {
+    let program = super::repository().join("tests/tools/registry");
+    started(Command::new(program).arg(dir.join("pushed")).arg(dir.join("pushed.log")))
+}
+
+fn started(registry: &mut Command) -> (i32, String) {
+    let out = super::run(registry);
     let (pid, url) = out.trim().split_once(' ').expect("PID URL");
     (pid.parse().expect("a pid"), url.trim_start_matches("http://").to_owned())
 }
