@@ -82,7 +82,13 @@ fn folders(root: &Path) -> Vec<String> {
 
 /// Files below a folder, but for lock files and half-written ones, which are reused or removed at the next start.
 fn files(root: &Path) -> Vec<String> {
-    walk(root, false).into_iter().filter(|f| !f.ends_with(".lock") && !f.contains("/.tmp-")).collect()
+    let counts = |f: &String| !f.ends_with(".lock") && !f.contains("/.tmp-") && !is_sum(f);
+    walk(root, false).into_iter().filter(counts).collect()
+}
+
+/// Of a layer that is there: it is summed up some time after its commit.
+fn is_sum(file: &str) -> bool {
+    file.rsplit_once("/overlay/layers/").is_some_and(|(_, rest)| rest.split_once('/').is_some_and(|(_, f)| f == "sum"))
 }
 
 fn walk(root: &Path, want_folders: bool) -> Vec<String> {
