@@ -124,6 +124,6 @@ mod tests {
         assert_eq!(short.lines().count(), 4);
         let all = listed(&rows, true);
         assert_eq!(all.lines().count(), 6);
-        assert!(all.contains("a@sha256:x") && all.contains("yes   3.0"), "{all}");
+        assert!(all.contains("a@sha256:x") && all.contains("yes     3.0"), "{all}");
     }
 }
