@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::io::{BufRead, Read};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -188,17 +189,21 @@ fn a_pod_in_the_foreground_outlives_the_daemon() {
             .arg(node.local_socket())
             .args(["run", "--rm", "--name", "front", BUSYBOX, "sh", "-c"]);
         run.arg(script).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let run = run.spawn().expect("the program");
+        let mut run = run.spawn().expect("the program");
+        // What is told of the container's start has arrived.
+        let mut out = std::io::BufReader::new(run.stdout.take().expect("its output"));
+        let mut said = String::new();
+        out.read_line(&mut said).expect("its first line");
         let pid = support::streams::wait_there(&format!("sh -c {script}"));
         node.kill_daemon();
         // It ends while nobody can tell.
         std::fs::write(format!("/proc/{pid}/root/go"), "").expect("the word");
         std::thread::sleep(Duration::from_secs(1));
         node.start_daemon();
-        let out = run.wait_with_output().expect("its end");
-        let said = String::from_utf8_lossy(&out.stdout);
-        assert_eq!((out.status.code(), &*said), (Some(9), "begun\nover\n"), "{}", support::describe(&out));
-        assert!(String::from_utf8_lossy(&out.stderr).contains("the daemon is away"), "{}", support::describe(&out));
+        out.read_to_string(&mut said).expect("all of it");
+        let end = run.wait_with_output().expect("its end");
+        assert_eq!((end.status.code(), &*said), (Some(9), "begun\nover\n"), "{}", support::describe(&end));
+        assert!(String::from_utf8_lossy(&end.stderr).contains("the daemon is away"), "{}", support::describe(&end));
         let mut list = std::process::Command::new(support::daemon_program());
         let list = support::run(list.arg("--local-socket").arg(node.local_socket()).args(["ps", "-a"]));
         assert!(!list.contains("front"), "its pod is left: {list}");
