@@ -226,12 +226,24 @@ impl Patience {
     }
 }
 
-/// What was said by no daemon, or by one that is ending, has a cause.
+/// What no daemon has said has a cause; what one says, also that something else is away, has none.
 fn is_away(status: &tonic::Status) -> bool {
-    status.code() == tonic::Code::Unavailable || std::error::Error::source(status).is_some()
+    std::error::Error::source(status).is_some()
 }
 
 /// An answer's content; a failure as its message alone.
 pub fn called<T>(answer: Result<tonic::Response<T>, tonic::Status>) -> Result<T> {
     answer.map(tonic::Response::into_inner).map_err(|s| anyhow!("{}", s.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_daemon_says_is_no_absence_of_it() {
+        assert!(!is_away(&tonic::Status::unavailable("Proxmox does not answer")));
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert!(is_away(&tonic::Status::from_error(Box::new(refused))));
+    }
 }
