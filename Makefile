@@ -65,7 +65,7 @@ soak: ## the long forms: critest three times, ZFS crashes, crash points, churn f
 	@scripts/setup test
 	@scripts/soak
 
-bench: ## time and memory of a pod's life
+bench: ## this runtime beside its peers (docs/performance.md), and time and memory of a pod's life
 	@scripts/setup test
 	@scripts/build release
 	@scripts/bench

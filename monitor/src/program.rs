@@ -1,8 +1,8 @@
 //! Starts the programs of a plan and says how they ended.
 //!
 //! Called by the server, which waits for them in its loop; nothing here waits longer than exec(2) takes. A failure
-//! names program, arguments, status and the tail of its own words. A crash leaves the program running, as a child
-//! of the host's init.
+//! is told in the program's own words, or with its command line where it had none. A crash leaves the program running,
+//! as a child of the host's init.
 #![allow(unsafe_code)] // the hook between fork and exec
 
 use std::io::{Read, Seek, SeekFrom};
@@ -160,19 +160,22 @@ impl Running {
             return Ok(());
         }
         let how = match ended.signal {
+            _ if self.overdue => {
+                let ms = self.time.unwrap_or(self.deadline - self.since).as_millis();
+                format!("not done after {ms} ms")
+            }
             0 => format!("exit status {}", ended.code),
             signal => format!("killed by signal {signal}"),
         };
-        let end = if self.overdue {
-            let ms = self.time.unwrap_or(self.deadline - self.since).as_millis();
-            format!("{}: not done after {ms} ms", self.what)
-        } else {
-            format!("{}: {how}", self.what)
-        };
         let words = [tail_of_log(&self.error_log), self.words.and_then(tail_of_fd)];
         let words: Vec<&str> = words.iter().flatten().map(|w| w.trim()).filter(|w| !w.is_empty()).collect();
-        // Why comes first: it is what the reader needs, and the end of a long message may be cut off.
-        let message = if words.is_empty() { end } else { format!("{} ({end})", words.join(": ")) };
+        // Who says why need not be told by its whole command line.
+        let message = if words.is_empty() {
+            format!("{}: {how}", self.what)
+        } else {
+            let path = self.what.split(' ').next().unwrap_or_default();
+            format!("{} ({}: {how})", words.join(": "), path.rsplit('/').next().unwrap_or(path))
+        };
         let code = if self.overdue { ErrorCode::ErrorDeadline } else { ErrorCode::ErrorProgram };
         Err(Failure::new(code, message))
     }
