@@ -1,17 +1,19 @@
 //! The Proxmox client against a server that speaks the API as a real node does (`tests/support/pve`): every convention of its
-//! errors, every fault, and a container's life, first as records and then really run by Debian's `lxc`.
+//! errors, every fault, and a container's life, first as records and then really run by Debian's `lxc`. `vms` has what is of VMs.
 //!
 //! Where the real API's schema is at hand, all requests are checked against it; where not, the test says so.
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout)]
 
 mod support;
+#[path = "pve_client/vms.rs"]
+mod vms;
 
 use std::time::{Duration, Instant};
 
 use proxmox_lxcri::core::config::Proxmox as Settings;
 use proxmox_lxcri::integrations::proxmox_api::{
-    ApiError, CloneSpec, CtChange, CtSpec, Ended, ErrorKind, Net, Proxmox, Vmid, Volume, needs,
+    ApiError, CloneSpec, CtSpec, Ended, ErrorKind, GuestChange, GuestId, GuestKind, Net, Proxmox, Vmid, Volume, needs,
 };
 use support::pve::{self, Options, Pve, SECRET, TOKEN, What};
 
@@ -19,6 +21,11 @@ const NODE: &str = "pve1";
 
 fn vmid(n: u64) -> Vmid {
     Vmid::new(n).expect("a VMID")
+}
+
+/// A container of the node.
+fn ct(id: Vmid) -> GuestId<'static> {
+    GuestId::ct(NODE, id)
 }
 
 fn client(settings: &Settings) -> Proxmox {
@@ -91,53 +98,55 @@ async fn a_containers_life() {
         (Some("64"), Some("0"), Some("1"))
     );
 
-    api.ct_start(NODE, id).await.expect("started");
-    api.ct_start(NODE, id).await.expect("it runs already, which is fine");
-    assert!(api.ct_status(NODE, id).await.expect("status").is_running());
+    api.guest_start(ct(id)).await.expect("started");
+    api.guest_start(ct(id)).await.expect("it runs already, which is fine");
+    assert!(api.guest_status(ct(id)).await.expect("status").is_running());
     assert_eq!(api.ct_interfaces(NODE, id).await.expect("interfaces")[0].name, "lo");
 
     // What takes effect at once, and what waits.
-    let change =
-        |key: &str, value: &str| CtChange { set: [(key.to_owned(), value.to_owned())].into(), ..CtChange::default() };
-    assert_eq!(api.ct_update(NODE, id, &change("memory", "128")).await.expect("memory").len(), 0);
-    let pending = api.ct_update(NODE, id, &change("features", "nesting=1")).await.expect("features");
+    let change = |key: &str, value: &str| GuestChange {
+        set: [(key.to_owned(), value.to_owned())].into(),
+        ..GuestChange::default()
+    };
+    assert_eq!(api.guest_update(ct(id), &change("memory", "128")).await.expect("memory").len(), 0);
+    let pending = api.guest_update(ct(id), &change("features", "nesting=1")).await.expect("features");
     assert_eq!(pending.iter().map(|p| p.key.as_str()).collect::<Vec<_>>(), ["features"]);
-    let stale = CtChange { digest: Some(config.digest), ..change("memory", "256") };
-    assert_eq!(*api.ct_update(NODE, id, &stale).await.expect_err("stale").kind(), ErrorKind::Changed);
-    let gone = CtChange { delete: vec!["hostname".into()], ..CtChange::default() };
-    api.ct_update(NODE, id, &gone).await.expect("deleted");
+    let stale = GuestChange { digest: Some(config.digest), ..change("memory", "256") };
+    assert_eq!(*api.guest_update(ct(id), &stale).await.expect_err("stale").kind(), ErrorKind::Changed);
+    let gone = GuestChange { delete: vec!["hostname".into()], ..GuestChange::default() };
+    api.guest_update(ct(id), &gone).await.expect("deleted");
     assert_eq!(api.ct_config(NODE, id).await.expect("config").get("hostname"), None);
 
-    let resized = api.ct_resize(NODE, id, "rootfs", "+1G").await.expect("resize").wait().await;
+    let resized = api.guest_resize(ct(id), "rootfs", "+1G").await.expect("resize").wait().await;
     resized.expect("resized");
-    let less = api.ct_resize(NODE, id, "rootfs", "1G").await.expect("accepted").wait().await.expect_err("less");
+    let less = api.guest_resize(ct(id), "rootfs", "1G").await.expect("accepted").wait().await.expect_err("less");
     assert_eq!(*less.kind(), ErrorKind::TaskFailed);
     assert_eq!(api.ct_config(NODE, id).await.expect("config").rootfs.expect("rootfs").size.as_deref(), Some("2G"));
 
-    api.ct_snapshot(NODE, id, "s1", "first").await.expect("snapshot").wait().await.expect("taken");
-    let again = api.ct_snapshot(NODE, id, "s1", "").await.expect("accepted").wait().await.expect_err("twice");
+    api.guest_snapshot(ct(id), "s1", "first").await.expect("snapshot").wait().await.expect("taken");
+    let again = api.guest_snapshot(ct(id), "s1", "").await.expect("accepted").wait().await.expect_err("twice");
     assert_eq!(*again.kind(), ErrorKind::AlreadyExists);
-    assert_eq!(api.ct_snapshots(NODE, id).await.expect("list").len(), 1, "the present state is none");
-    api.ct_rollback(NODE, id, "s1", false).await.expect("rollback").wait().await.expect("back");
-    let no = api.ct_rollback(NODE, id, "s2", false).await.expect("accepted").wait().await.expect_err("none");
+    assert_eq!(api.guest_snapshots(ct(id)).await.expect("list").len(), 1, "the present state is none");
+    api.guest_rollback(ct(id), "s1", false).await.expect("rollback").wait().await.expect("back");
+    let no = api.guest_rollback(ct(id), "s2", false).await.expect("accepted").wait().await.expect_err("none");
     assert!(no.is_not_found(), "{no:?}");
-    api.ct_delete_snapshot(NODE, id, "s1").await.expect("delete").wait().await.expect("deleted");
+    api.guest_delete_snapshot(ct(id), "s1").await.expect("delete").wait().await.expect("deleted");
 
-    let clone = CloneSpec { hostname: Some("c2".into()), pool: Some("k8s".into()), full: true, ..CloneSpec::default() };
-    api.ct_clone(NODE, id, vmid(101), &clone).await.expect("clone").wait().await.expect("cloned");
-    api.ct_make_template(NODE, vmid(101)).await.expect("a template");
-    assert!(api.ct_list(NODE).await.expect("list").iter().any(|c| c.vmid == vmid(101) && c.template));
+    let clone = CloneSpec { name: Some("c2".into()), pool: Some("k8s".into()), full: true, ..CloneSpec::default() };
+    api.guest_clone(ct(id), vmid(101), &clone).await.expect("clone").wait().await.expect("cloned");
+    api.guest_make_template(ct(vmid(101))).await.expect("a template");
+    assert!(api.guest_list(GuestKind::Ct, NODE).await.expect("list").iter().any(|c| c.vmid == vmid(101) && c.template));
     assert_eq!(api.guests().await.expect("guests").len(), 2);
 
-    api.ct_start(NODE, id).await.expect("started");
-    api.ct_shutdown(NODE, id, 5, true).await.expect("shut down");
-    api.ct_stop(NODE, id).await.expect("it is stopped already, which is fine");
+    api.guest_start(ct(id)).await.expect("started");
+    api.guest_shutdown(ct(id), 5, true).await.expect("shut down");
+    api.guest_stop(ct(id)).await.expect("it is stopped already, which is fine");
     for id in [id, vmid(101)] {
-        api.ct_delete(NODE, id, false).await.expect("deleted");
-        api.ct_delete(NODE, id, false).await.expect("it is gone already, which is fine");
-        assert!(!api.ct_exists(NODE, id).await.expect("asked"), "the pool's token is refused what is gone: still no");
+        api.guest_delete(ct(id), false).await.expect("deleted");
+        api.guest_delete(ct(id), false).await.expect("it is gone already, which is fine");
+        assert!(!api.guest_exists(ct(id)).await.expect("asked"), "the pool's token is refused what is gone: still no");
     }
-    assert!(api.ct_start(NODE, id).await.expect_err("gone").is_not_found());
+    assert!(api.guest_start(ct(id)).await.expect_err("gone").is_not_found());
     assert!(api.ct_config(NODE, id).await.expect_err("gone").is_not_found());
     end(pve);
 }
@@ -153,24 +162,26 @@ async fn what_the_api_refuses() {
     assert!(e.is_not_found() && e.to_string().contains("UPID:"), "{e}");
     assert!(api.vmid_is_free(vmid(101)).await.expect("asked"), "nothing is left");
 
-    let set =
-        |key: &str, value: &str| CtChange { set: [(key.to_owned(), value.to_owned())].into(), ..CtChange::default() };
-    let bad = api.ct_update(NODE, vmid(100), &set("memory", "abc")).await.expect_err("no number");
+    let set = |key: &str, value: &str| GuestChange {
+        set: [(key.to_owned(), value.to_owned())].into(),
+        ..GuestChange::default()
+    };
+    let bad = api.guest_update(ct(vmid(100)), &set("memory", "abc")).await.expect_err("no number");
     assert_eq!((bad.kind(), bad.status()), (&ErrorKind::Invalid, Some(400)));
     assert!(bad.params()["memory"].contains("type check"), "{bad}");
-    let bad = api.ct_update(NODE, vmid(100), &set("memroy", "64")).await.expect_err("unknown");
+    let bad = api.guest_update(ct(vmid(100)), &set("memroy", "64")).await.expect_err("unknown");
     assert!(bad.to_string().contains("memroy"), "{bad}");
     for (key, value) in [("mp0", "/etc,mp=/x"), ("dev0", "/dev/kvm"), ("features", "keyctl=1")] {
-        let e = api.ct_update(NODE, vmid(100), &set(key, value)).await.expect_err("root only");
+        let e = api.guest_update(ct(vmid(100)), &set(key, value)).await.expect_err("root only");
         assert_eq!(*e.kind(), ErrorKind::RootOnly, "{e}");
     }
-    let e = api.ct_delete_snapshot(NODE, vmid(100), "none").await.expect("accepted").wait().await.expect_err("none");
+    let e = api.guest_delete_snapshot(ct(vmid(100)), "none").await.expect("accepted").wait().await.expect_err("none");
     assert!(e.is_not_found());
-    api.ct_start(NODE, vmid(100)).await.expect("started");
-    let e = api.ct_delete(NODE, vmid(100), false).await.expect_err("it runs");
+    api.guest_start(ct(vmid(100))).await.expect("started");
+    let e = api.guest_delete(ct(vmid(100)), false).await.expect_err("it runs");
     assert_eq!(*e.kind(), ErrorKind::StillRunning);
-    api.ct_delete(NODE, vmid(100), true).await.expect("by force");
-    assert_eq!(*api.ct_list("zzz").await.expect_err("no such node").kind(), ErrorKind::UnknownNode);
+    api.guest_delete(ct(vmid(100)), true).await.expect("by force");
+    assert_eq!(*api.guest_list(GuestKind::Ct, "zzz").await.expect_err("no such node").kind(), ErrorKind::UnknownNode);
     // `memroy` is what the schema has to find; without it the check would check nothing.
     if let Some(found) = pve.violations() {
         assert!(found.iter().any(|f| f.contains("memroy")) && found.iter().any(|f| f.contains("memory")), "{found:?}");
@@ -275,7 +286,7 @@ async fn what_is_repeated_and_what_is_not() {
     for what in [status(596, "Broken pipe"), status(595, ""), What::Cut, What::CutAfter] {
         let before = pve.count("POST", "/status/start");
         pve.fault("POST", "/status/start", 1, what.clone());
-        let e = api.ct_start(NODE, vmid(100)).await.expect_err("not known");
+        let e = api.guest_start(ct(vmid(100))).await.expect_err("not known");
         assert_eq!(*e.kind(), ErrorKind::NoAnswer, "{what:?}");
         assert_eq!(pve.count("POST", "/status/start") - before, 1, "{what:?}");
     }
@@ -283,12 +294,12 @@ async fn what_is_repeated_and_what_is_not() {
     let found = api.active_tasks(NODE, Some(vmid(100))).await.expect("tasks");
     match found.into_iter().find(|t| t.kind == "vzstart") {
         Some(task) => drop(api.resume(task.upid).wait().await.expect("started")),
-        None => assert!(api.ct_status(NODE, vmid(100)).await.expect("status").is_running()),
+        None => assert!(api.guest_status(ct(vmid(100))).await.expect("status").is_running()),
     }
     // A lock that was not got is no change: again.
     pve.fault("PUT", "/config", 1, status(500, "can't lock file '/run/lock/lxc/pve-config-100.lock' - got timeout"));
-    let change = CtChange { set: [("cores".to_owned(), "2".to_owned())].into(), ..CtChange::default() };
-    api.ct_update(NODE, vmid(100), &change).await.expect("at the second try");
+    let change = GuestChange { set: [("cores".to_owned(), "2".to_owned())].into(), ..GuestChange::default() };
+    api.guest_update(ct(vmid(100)), &change).await.expect("at the second try");
     let e = {
         pve.fault("GET", "/version", 1, What::Data(serde_json::json!("what")));
         api.version().await.expect_err("no version")
@@ -297,7 +308,7 @@ async fn what_is_repeated_and_what_is_not() {
     // Other types for the same thing.
     let odd = serde_json::json!([{ "vmid": "100", "status": "running", "mem": "12", "maxmem": 5.5, "cpu": "0.25", "uptime": null, "template": "" }]);
     pve.fault("GET", "/lxc", 1, What::Data(odd));
-    let list = api.ct_list(NODE).await.expect("understood");
+    let list = api.guest_list(GuestKind::Ct, NODE).await.expect("understood");
     assert_eq!((list[0].mem, list[0].maxmem, list[0].cpu), (12, 5, 0.25));
     end(pve);
 }
@@ -325,7 +336,7 @@ async fn endpoints_that_are_away() {
     let settings = Settings { timeout: Duration::from_secs(1).into(), ..pve.settings() };
     client(&settings).nodes().await.expect("slow once, then quick: reading is repeated");
     pve.fault("POST", "/status/start", 1, What::Slow(Duration::from_secs(5)));
-    let e = client(&settings).ct_start(NODE, vmid(100)).await.expect_err("slow");
+    let e = client(&settings).guest_start(ct(vmid(100))).await.expect_err("slow");
     assert_eq!(*e.kind(), ErrorKind::Timeout);
     end(pve);
 }
@@ -336,7 +347,7 @@ async fn tasks_that_end_badly() {
     pve.fault("POST", "/lxc", 1, What::TaskWarns(2));
     assert_eq!(create(&api, 100, &spec()).await.expect("with warnings"), Ended::Warnings(2));
     pve.fault("POST", "/status/start", 1, What::TaskEnds("startup for container '100' failed".into()));
-    let e = api.ct_start(NODE, vmid(100)).await.expect_err("failed");
+    let e = api.guest_start(ct(vmid(100))).await.expect_err("failed");
     assert_eq!(*e.kind(), ErrorKind::TaskFailed);
     pve.fill("local", true);
     let e = create(&api, 101, &spec()).await.expect_err("full");
@@ -347,32 +358,32 @@ async fn tasks_that_end_badly() {
     pve.fault("POST", "/lxc", 1, What::HalfDone);
     let e = create(&api, 102, &spec()).await.expect_err("died");
     assert!(*e.kind() == ErrorKind::TaskFailed && e.has_died(), "{e}");
-    let hidden = [api.ct_config(NODE, vmid(102)).await.map(drop), api.ct_delete(NODE, vmid(102), true).await];
+    let hidden = [api.ct_config(NODE, vmid(102)).await.map(drop), api.guest_delete(ct(vmid(102)), true).await];
     for result in hidden {
         assert!(matches!(result.expect_err("in no pool").kind(), ErrorKind::Permission { .. }));
     }
     pve.destroy_guest(102);
     // Locks hold whoever forces, and so does protection.
     pve.lock_guest(100, Some("backup"));
-    for result in [api.ct_delete(NODE, vmid(100), true).await, api.ct_start(NODE, vmid(100)).await] {
+    for result in [api.guest_delete(ct(vmid(100)), true).await, api.guest_start(ct(vmid(100))).await] {
         assert_eq!(*result.expect_err("locked").kind(), ErrorKind::Locked("backup".into()));
     }
     pve.lock_guest(100, None);
     pve.set_config(100, "protection", "1");
-    let e = api.ct_delete(NODE, vmid(100), true).await.expect_err("protected");
+    let e = api.guest_delete(ct(vmid(100)), true).await.expect_err("protected");
     assert_eq!(*e.kind(), ErrorKind::Locked("protection".into()));
     pve.set_config(100, "protection", "0");
     pve.fault("DELETE", "/lxc/100", 1, What::TaskEnds("storage 'gone' does not exist".into()));
-    let e = api.ct_delete(NODE, vmid(100), false).await.expect_err("what is not there is its storage");
-    assert!(e.is_not_found() && api.ct_exists(NODE, vmid(100)).await.expect("asked"));
+    let e = api.guest_delete(ct(vmid(100)), false).await.expect_err("what is not there is its storage");
+    assert!(e.is_not_found() && api.guest_exists(ct(vmid(100))).await.expect("asked"));
     pve.freeze(true);
     assert_eq!(*create(&api, 103, &spec()).await.expect_err("no quorum").kind(), ErrorKind::NoQuorum);
-    assert_eq!(*api.ct_start(NODE, vmid(100)).await.expect_err("no quorum").kind(), ErrorKind::NoQuorum);
-    api.ct_list(NODE).await.expect("reading needs none");
+    assert_eq!(*api.guest_start(ct(vmid(100))).await.expect_err("no quorum").kind(), ErrorKind::NoQuorum);
+    api.guest_list(GuestKind::Ct, NODE).await.expect("reading needs none");
     pve.freeze(false);
     // Looks at a task may fail while it goes on.
     pve.fault("GET", "/tasks/", 3, What::Status(596, "Connection timed out".into()));
-    api.ct_start(NODE, vmid(100)).await.expect("started");
+    api.guest_start(ct(vmid(100))).await.expect("started");
     let unknown = "UPID:pve1:00000001:00000001:00000001:vzstart:100:root@pam:".parse().expect("a UPID");
     assert!(api.resume(unknown).wait().await.expect_err("no such task").is_not_found());
     end(pve);
@@ -391,7 +402,7 @@ async fn twenty_at_once() {
                     Err(e) if *e.kind() == ErrorKind::AlreadyExists => {}
                     made => {
                         made.expect("made");
-                        return api.ct_start(NODE, vmid(id)).await.map(|()| id);
+                        return api.guest_start(ct(vmid(id))).await.map(|()| id);
                     }
                 }
             }
@@ -400,7 +411,7 @@ async fn twenty_at_once() {
     });
     let ids = futures::future::join_all(jobs).await.into_iter().collect::<Result<std::collections::BTreeSet<_>, _>>();
     assert_eq!(ids.expect("all started").len(), 20);
-    assert!(api.ct_list(NODE).await.expect("list").iter().all(|c| c.is_running()));
+    assert!(api.guest_list(GuestKind::Ct, NODE).await.expect("list").iter().all(|c| c.is_running()));
     assert!(pve.most_at_once("vzcreate") <= 2, "{} creates at once", pve.most_at_once("vzcreate"));
     end(pve);
 }

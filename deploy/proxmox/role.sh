@@ -22,13 +22,20 @@ done
 [ "$(id -u)" = 0 ] || { echo "role.sh: needs root" >&2; exit 1; }
 command -v pveum > /dev/null || { echo "role.sh: no pveum here: run it on a Proxmox node" >&2; exit 1; }
 
-privileges="Datastore.AllocateSpace Datastore.AllocateTemplate Datastore.Audit Pool.Audit SDN.Use VM.Allocate VM.Audit VM.Clone \
-VM.Config.CPU VM.Config.Disk VM.Config.Memory VM.Config.Network VM.Config.Options VM.PowerMgmt VM.Snapshot VM.Snapshot.Rollback"
-node=$(hostname -s)
-token=$user!$node
-
 # has COMMAND WORD...: whether the JSON list that it prints holds the word as a value
 has() { local word=$1; shift; "$@" --output-format json | grep -qF "\"$word\""; }
+
+# Proxmox VE 8 has one privilege for QEMU's monitor and the guest agent, 9 has those of the agent apart.
+agent=VM.GuestAgent.Unrestricted
+case $(pveum role list --output-format json) in
+*$agent*) ;;
+*) agent=VM.Monitor ;;
+esac
+privileges="Datastore.AllocateSpace Datastore.AllocateTemplate Datastore.Audit Pool.Audit SDN.Use VM.Allocate VM.Audit VM.Clone \
+VM.Config.CPU VM.Config.Disk VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options $agent VM.PowerMgmt VM.Snapshot \
+VM.Snapshot.Rollback"
+node=$(hostname -s)
+token=$user!$node
 
 if has "$role" pveum role list; then
   pveum role modify "$role" --privs "$privileges"

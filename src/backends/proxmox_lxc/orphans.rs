@@ -15,7 +15,7 @@ use crate::core::config::Orphans;
 use crate::core::error::{Error, Result};
 use crate::core::ids::PodId;
 use crate::core::records::PodRecord;
-use crate::integrations::proxmox_api::{CtConfig, ErrorKind, Identity, Vmid};
+use crate::integrations::proxmox_api::{CtConfig, ErrorKind, GuestKind, Identity, Vmid};
 
 /// A CT that was nobody's at the last look.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ impl ProxmoxLxcBackend {
         let claimed: BTreeSet<Vmid> = notes.filter_map(|note| note.name.parse().ok()).collect();
         let (first, last) = self.config.vmids;
         let mut seen = BTreeMap::new();
-        for ct in self.api.ct_list(&self.config.node).await.map_err(Error::from)? {
+        for ct in self.api.guest_list(GuestKind::Ct, &self.config.node).await.map_err(Error::from)? {
             if !(first..=last).contains(&ct.vmid) || claimed.contains(&ct.vmid) {
                 continue;
             }

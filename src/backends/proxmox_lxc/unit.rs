@@ -18,7 +18,7 @@ use crate::core::records::{PodRecord, Resource, SandboxFacts};
 use crate::core::spec::{NamespaceMode, Resources};
 use crate::fail_point;
 use crate::integrations::netns::{Wanted, Which};
-use crate::integrations::proxmox_api::{ApiError, CtChange, ErrorKind, Vmid};
+use crate::integrations::proxmox_api::{ApiError, ErrorKind, GuestChange, GuestId, Vmid};
 use crate::utils::pidfd::ProcessId;
 
 /// The number of a pod's CT: the last that it has asked for.
@@ -43,7 +43,7 @@ impl ProxmoxLxcBackend {
         }
         fail_point!("ct.created");
         let named = |e: Error| e.context(format!("CT {vmid} of pod {}", pod.id));
-        let started = self.api.ct_start(&self.config.node, vmid).await;
+        let started = self.api.guest_start(GuestId::ct(&self.config.node, vmid)).await;
         started.inspect_err(|e| self.failed(vmid, e, false)).map_err(|e| named(e.into()))?;
         fail_point!("ct.started");
         let init = self.init_of(vmid).await.map_err(named)?;
@@ -160,7 +160,7 @@ impl ProxmoxLxcBackend {
 
     /// The CT's init, which has to have the ids that were configured.
     async fn init_of(&self, vmid: Vmid) -> Result<ProcessId> {
-        let status = self.api.ct_status(&self.config.node, vmid).await.map_err(Error::from)?;
+        let status = self.api.guest_status(GuestId::ct(&self.config.node, vmid)).await.map_err(Error::from)?;
         let pid = i32::try_from(status.pid).unwrap_or_default();
         if pid <= 1 {
             return Err(Error::precondition(format!("it is {} and has no init", status.status)));
@@ -215,7 +215,7 @@ impl ProxmoxLxcBackend {
     /// Stops and deletes a CT of ours.
     pub(super) async fn delete_ct(&self, node: &str, vmid: Vmid) -> Result<()> {
         let failed = |e: &ApiError| self.failed(vmid, e, false);
-        match self.api.ct_stop(node, vmid).await {
+        match self.api.guest_stop(GuestId::ct(node, vmid)).await {
             // Deleting it stops it, too.
             Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => {
                 tracing::warn!(%vmid, error = %e, "the CT can't be stopped before it is deleted");
@@ -223,15 +223,15 @@ impl ProxmoxLxcBackend {
             stopped => stopped.inspect_err(failed).map_err(|e| locked(vmid, e))?,
         }
         fail_point!("ct.stopped");
-        self.api.ct_delete(node, vmid, true).await.inspect_err(failed).map_err(|e| locked(vmid, e))
+        self.api.guest_delete(GuestId::ct(node, vmid), true).await.inspect_err(failed).map_err(|e| locked(vmid, e))
     }
 
     pub(super) async fn change_unit(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
         let limits = plan::limits(resources, overhead, memory_of_the_node());
         let set = [("memory", limits.memory.to_string()), ("cpulimit", limits.cpus.to_string())];
         let set = set.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        let change = CtChange { set, ..CtChange::default() };
-        self.api.ct_update(&self.config.node, vmid(pod)?, &change).await.map(drop).map_err(Error::from)
+        let change = GuestChange { set, ..GuestChange::default() };
+        self.api.guest_update(GuestId::ct(&self.config.node, vmid(pod)?), &change).await.map(drop).map_err(Error::from)
     }
 }
 

@@ -27,7 +27,7 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
 }
 
 fn id() -> Arg {
-    need("VMID", "Number of the container")
+    need("VMID", "Its number")
 }
 
 /// All verbs.
@@ -35,7 +35,8 @@ pub(super) fn commands() -> Vec<Command> {
     let node = || option("node", "NODE", "Node (default: proxmox.node, else this host)").global(true);
     let json = || switch("json", "JSON instead of a table").global(true);
     let all = [
-        verb("ct", "Containers").subcommand_required(true).subcommands(ct()),
+        verb("ct", "Containers").subcommand_required(true).subcommands(guest()).subcommands(ct()),
+        verb("vm", "Virtual machines").subcommand_required(true).subcommands(guest()).subcommands(vm()),
         verb("nodes", "List nodes"),
         verb("storage", "List storages of the node").arg(option(
             "content",
@@ -60,29 +61,25 @@ pub(super) fn commands() -> Vec<Command> {
     all.into_iter().map(|c| c.arg(node()).arg(json())).collect()
 }
 
-fn ct() -> Vec<Command> {
+/// Options of what makes a guest.
+fn made() -> Vec<Arg> {
     vec![
-        verb("list", "List containers of the node").visible_alias("ls"),
-        verb("create", "Make one; its number is printed").args([
-            need("TEMPLATE", "STORAGE:vztmpl/NAME"),
-            option("vmid", "VMID", "Number (default: the next free one)"),
-            option("hostname", "NAME", "Host name"),
-            option("rootfs", "STORAGE:GIB", "Root file system (default: local, 4 GiB)"),
-            number("memory", "MIB", "Memory (Proxmox's default: 512)"),
-            number("swap", "MIB", "Swap"),
-            number("cores", "N", "CPUs that it sees"),
-            option("cpulimit", "CPUS", "CPU time, fractions too").value_parser(clap::value_parser!(f64)),
-            list("net", "NET", "Network: name=eth0,bridge=vmbr0,ip=dhcp"),
-            list("mp", "MOUNT", "Mount point: STORAGE:GIB,mp=/data"),
-            option("tags", "TAGS", "a;b"),
-            option("pool", "POOL", "Pool"),
-            option("description", "TEXT", "Notes"),
-            option("ostype", "TYPE", "debian, alpine, unmanaged, ..."),
-            switch("nesting", "Containers inside"),
-            switch("privileged", "Its root is root of the node"),
-            list("set", "KEY=VALUE", "Any other key of the API"),
-            switch("start", "Start it"),
-        ]),
+        option("tags", "TAGS", "a;b"),
+        option("pool", "POOL", "Pool"),
+        option("description", "TEXT", "Notes"),
+        list("set", "KEY=VALUE", "Any other key of the API"),
+        switch("start", "Start it"),
+    ]
+}
+
+fn words() -> Arg {
+    Arg::new("CMD").required(true).num_args(1..).trailing_var_arg(true).allow_hyphen_values(true).value_name("CMD")
+}
+
+/// What containers and VMs have in common.
+fn guest() -> Vec<Command> {
+    vec![
+        verb("list", "List those of the node").visible_alias("ls"),
         verb("start", "Start it").arg(id()),
         verb("stop", "Kill it").arg(id()),
         verb("shutdown", "Have it end by itself").args([
@@ -95,15 +92,6 @@ fn ct() -> Vec<Command> {
             .args([id(), switch("force", "Also if it runs")]),
         verb("info", "State, configuration and addresses").arg(id()),
         verb("exists", "Exit code 0 if it is there, else 1").arg(id()),
-        verb("exec", "Run a command in it; only for containers of this node").args([
-            id(),
-            Arg::new("CMD")
-                .required(true)
-                .num_args(1..)
-                .trailing_var_arg(true)
-                .allow_hyphen_values(true)
-                .value_name("CMD"),
-        ]),
         verb("config", "Show its configuration").arg(id()),
         verb("update", "Change its configuration; tells what waits for the next start").args([
             id(),
@@ -113,7 +101,7 @@ fn ct() -> Vec<Command> {
         ]),
         verb("resize", "Make a disk larger").args([
             id(),
-            need("DISK", "rootfs, mp0, ..."),
+            need("DISK", "rootfs, mp0, scsi0, ..."),
             need("SIZE", "8G, or +1G").allow_hyphen_values(true),
         ]),
         verb("snapshot", "Take a snapshot").args([
@@ -131,7 +119,7 @@ fn ct() -> Vec<Command> {
         verb("clone", "Copy it, or clone it if it is a template; the new number is printed").args([
             id(),
             option("newid", "VMID", "New number (default: the next free one)"),
-            option("hostname", "NAME", "Host name"),
+            option("name", "NAME", "Name, of a container its host name").visible_alias("hostname"),
             option("description", "TEXT", "Notes"),
             option("pool", "POOL", "Pool"),
             option("snapshot", "NAME", "From this snapshot"),
@@ -139,5 +127,53 @@ fn ct() -> Vec<Command> {
             switch("full", "A copy also of a template"),
         ]),
         verb("template", "Make it a template").arg(id()),
+    ]
+}
+
+fn ct() -> Vec<Command> {
+    vec![
+        verb("create", "Make one; its number is printed")
+            .args([
+                need("TEMPLATE", "STORAGE:vztmpl/NAME"),
+                option("vmid", "VMID", "Number (default: the next free one)"),
+                option("hostname", "NAME", "Host name"),
+                option("rootfs", "STORAGE:GIB", "Root file system (default: local, 4 GiB)"),
+                number("memory", "MIB", "Memory (Proxmox's default: 512)"),
+                number("swap", "MIB", "Swap"),
+                number("cores", "N", "CPUs that it sees"),
+                option("cpulimit", "CPUS", "CPU time, fractions too").value_parser(clap::value_parser!(f64)),
+                list("net", "NET", "Network: name=eth0,bridge=vmbr0,ip=dhcp"),
+                list("mp", "MOUNT", "Mount point: STORAGE:GIB,mp=/data"),
+                option("ostype", "TYPE", "debian, alpine, unmanaged, ..."),
+                switch("nesting", "Containers inside"),
+                switch("privileged", "Its root is root of the node"),
+            ])
+            .args(made()),
+        verb("exec", "Run a command in it; only for containers of this node").args([id(), words()]),
+    ]
+}
+
+fn vm() -> Vec<Command> {
+    vec![
+        verb("create", "Make one; its number is printed")
+            .args([
+                option("vmid", "VMID", "Number (default: the next free one)"),
+                option("name", "NAME", "Name"),
+                number("memory", "MIB", "Memory (Proxmox's default: 512)"),
+                number("cores", "N", "CPUs that it sees"),
+                option("cpulimit", "CPUS", "CPU time, fractions too").value_parser(clap::value_parser!(f64)),
+                option("cpu", "TYPE", "Kind of CPU: host, ..."),
+                list("disk", "DISK", "SCSI disk: STORAGE:GIB, or STORAGE:0,import-from=STORAGE:import/NAME"),
+                list("net", "NET", "Network: virtio,bridge=vmbr0"),
+                switch("agent", "The QEMU guest agent runs in it"),
+            ])
+            .args(made()),
+        verb("exec", "Run a command in it by its QEMU guest agent; its output comes at its end").args([
+            id(),
+            number("timeout", "SECONDS", "Longest wait for its end").default_value("60"),
+            switch("stdin", "It reads our standard input, of which at most 64 KiB"),
+            switch("direct", "Not by the guest's /bin/sh: CMD is the path of a program"),
+            words(),
+        ]),
     ]
 }

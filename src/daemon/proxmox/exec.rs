@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use anyhow::{Context as _, Result, bail};
 
 use super::Call;
-use crate::integrations::proxmox_api::Vmid;
+use crate::integrations::proxmox_api::{GuestId, Vmid};
 
 /// From the package lxc-pve, or Debian's lxc.
 const ATTACH: &str = "/usr/bin/lxc-attach";
@@ -24,7 +24,7 @@ pub(super) async fn run(call: &Call, id: Vmid, command: &[String]) -> Result<()>
             call.api.node()
         );
     }
-    if !call.api.ct_status(&call.node, id).await?.is_running() {
+    if !call.api.guest_status(GuestId::ct(&call.node, id)).await?.is_running() {
         bail!("CT {id} does not run");
     }
     let arguments = arguments(call.api.lxc_path().as_str(), id, std::env::var("TERM").ok(), command);

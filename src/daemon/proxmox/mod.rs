@@ -1,7 +1,7 @@
-//! `proxmox`: what the Proxmox API can do, from the command line: containers, nodes, storages, tasks, numbers, what is left over.
+//! `proxmox`: what the Proxmox API can do, from the command line: containers, VMs, nodes, storages, tasks, numbers, what is left over.
 //!
 //! Registered beside `serve`, since it needs the API's client and no daemon. Answers are tables, or JSON with `--json`.
-//! Exit codes: 0 done, 1 failed (`ct exists`: it is not there), `ct exec`: the command's own.
+//! Exit codes: 0 done, 1 failed (`exists`: it is not there), `exec`: the command's own.
 
 // Printing is what a command line is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -9,8 +9,10 @@
 mod args;
 mod ct;
 mod exec;
+mod guest;
 mod lists;
 mod orphans;
+mod vm;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ArgMatches;
@@ -31,7 +33,7 @@ impl Command for ProxmoxCommand {
         &["pve"]
     }
     fn about(&self) -> &'static str {
-        "Containers, nodes, storages and tasks of Proxmox, through its API"
+        "Containers, VMs, nodes, storages and tasks of Proxmox, through its API"
     }
     fn subcommands(&self) -> Vec<clap::Command> {
         args::commands()
@@ -44,6 +46,7 @@ impl Command for ProxmoxCommand {
         let call = Call { api, node, json: inner.get_flag("json") };
         match verb {
             "ct" => ct::run(&call, matches).await,
+            "vm" => vm::run(&call, matches).await,
             "orphans" => orphans::run(&call, &context.config.server.root, matches).await,
             verb => lists::run(&call, verb, matches).await,
         }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::super::storage::known_installation;
 use super::Call;
-use crate::integrations::proxmox_api::{Identity, Vmid};
+use crate::integrations::proxmox_api::{GuestId, GuestKind, Identity, Vmid};
 
 #[derive(Serialize)]
 struct Orphan {
@@ -26,7 +26,7 @@ pub(super) async fn run(call: &Call, root: &Utf8Path, matches: &ArgMatches) -> R
         return Ok(0);
     };
     let mut found = Vec::new();
-    for ct in call.api.ct_list(&call.node).await? {
+    for ct in call.api.guest_list(GuestKind::Ct, &call.node).await? {
         let Some(pod) = unclaimed(call, root, &installation, ct.vmid).await? else { continue };
         found.push(Orphan { vmid: ct.vmid, name: ct.name, status: ct.status, pod });
     }
@@ -43,7 +43,7 @@ pub(super) async fn run(call: &Call, root: &Utf8Path, matches: &ArgMatches) -> R
     for orphan in found {
         // Once more: it may have got an owner, or other notes, since it was listed.
         if unclaimed(call, root, &installation, orphan.vmid).await?.is_some_and(|pod| pod == orphan.pod) {
-            call.api.ct_delete(&call.node, orphan.vmid, true).await?;
+            call.api.guest_delete(GuestId::ct(&call.node, orphan.vmid), true).await?;
             eprintln!("CT {} is deleted", orphan.vmid);
         }
     }

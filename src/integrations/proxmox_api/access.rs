@@ -21,17 +21,22 @@ pub struct Need {
     pub purpose: &'static str,
 }
 
+/// The privilege for a VM's guest agent, and what Proxmox VE 8 has in its place.
+const AGENT: (&str, &str) = ("VM.GuestAgent.Unrestricted", "VM.Monitor");
+
 /// On a pool: all that is done with guests.
-const GUESTS: [(&str, &str); 12] = [
+const GUESTS: [(&str, &str); 14] = [
     ("Pool.Audit", "to see the pool"),
     ("VM.Allocate", "to make and delete guests, and for nesting"),
     ("VM.Audit", "to see guests and their configuration"),
     ("VM.Clone", "to clone guests"),
     ("VM.Config.CPU", "to limit CPUs"),
     ("VM.Config.Disk", "to give disks and make them larger"),
+    ("VM.Config.HWType", "to give VMs controllers and consoles"),
     ("VM.Config.Memory", "to limit memory and swap"),
     ("VM.Config.Network", "to give networks and host names"),
     ("VM.Config.Options", "to set notes and tags"),
+    (AGENT.0, "to run commands in VMs"),
     ("VM.PowerMgmt", "to start and stop"),
     ("VM.Snapshot", "to take snapshots"),
     ("VM.Snapshot.Rollback", "to go back to snapshots"),
@@ -62,7 +67,10 @@ pub fn needs(pool: &str, storages: &[String], bridges: &[String]) -> Vec<Need> {
 
 /// What of `needs` is not in the API's answer for their paths.
 pub fn missing(needs: &[Need], granted: &BTreeMap<String, BTreeMap<String, bool>>) -> Vec<Need> {
-    let has = |n: &Need| granted.get(&n.path).is_some_and(|p| p.contains_key(n.privilege));
+    let has = |n: &Need| {
+        let stands_in = |p: &BTreeMap<String, bool>| n.privilege == AGENT.0 && p.contains_key(AGENT.1);
+        granted.get(&n.path).is_some_and(|p| p.contains_key(n.privilege) || stands_in(p))
+    };
     needs.iter().filter(|n| !has(n)).cloned().collect()
 }
 
@@ -96,7 +104,10 @@ mod tests {
     fn the_role_has_what_is_needed_and_no_more() {
         let script = include_str!("../../../deploy/proxmox/role.sh");
         let list = script.split("privileges=\"").nth(1).unwrap().split('"').next().unwrap();
-        let role: BTreeSet<&str> = list.split([' ', '\\', '\n']).filter(|p| !p.is_empty()).collect();
+        // The agent's privilege is chosen by the release.
+        assert!([AGENT.0, AGENT.1].iter().all(|name| script.contains(&format!("agent={name}"))));
+        let agent = |p| if p == "$agent" { AGENT.0 } else { p };
+        let role: BTreeSet<&str> = list.split([' ', '\\', '\n']).filter(|p| !p.is_empty()).map(agent).collect();
         let all = needs("k8s", &["local".into()], &["vmbr0".into()]);
         assert_eq!(role, all.iter().map(|n| n.privilege).collect());
         let document = include_str!("../../../docs/proxmox.md");
@@ -116,6 +127,9 @@ mod tests {
         }
         assert_eq!(missing(&all, &granted), []);
         granted.get_mut("/storage/local").unwrap().remove("Datastore.Audit");
+        let pool = granted.get_mut("/pool/k8s").unwrap();
+        pool.remove(AGENT.0);
+        pool.insert(AGENT.1.into(), false);
         granted.remove("/sdn/zones/localnetwork/vmbr0");
         let lacking = missing(&all, &granted);
         let lacking: Vec<_> = lacking.iter().map(|n| (n.path.as_str(), n.privilege)).collect();

@@ -1,68 +1,16 @@
-//! Containers of Proxmox as types: what lists, configurations and snapshots hold, and what a new container is to be like.
+//! Containers of Proxmox as types: what a configuration holds, and what a new container is to be like.
 //!
-//! Pure; `ct` has what can be done with them.
+//! Pure; `ct` and `guest` have what can be done with them.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::guest_types::numbered;
 use super::ids::Vmid;
 use super::lenient;
 use super::property::{Features, Net, PropertyError, Tags, Volume};
 use super::transport::Form;
-
-/// A container in a list, or its present state.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-pub struct Ct {
-    /// Number.
-    pub vmid: Vmid,
-    /// Host name.
-    #[serde(default)]
-    pub name: String,
-    /// "running" or "stopped".
-    pub status: String,
-    /// Seconds.
-    #[serde(default, deserialize_with = "lenient::u64")]
-    pub uptime: u64,
-    /// CPUs in use.
-    #[serde(default, deserialize_with = "lenient::f64")]
-    pub cpu: f64,
-    /// CPUs it may use.
-    #[serde(default, deserialize_with = "lenient::f64")]
-    pub cpus: f64,
-    /// Bytes in use.
-    #[serde(default, deserialize_with = "lenient::u64")]
-    pub mem: u64,
-    /// Bytes it may use.
-    #[serde(default, deserialize_with = "lenient::u64")]
-    pub maxmem: u64,
-    /// Bytes of its root file system in use.
-    #[serde(default, deserialize_with = "lenient::u64")]
-    pub disk: u64,
-    /// Bytes of its root file system.
-    #[serde(default, deserialize_with = "lenient::u64")]
-    pub maxdisk: u64,
-    /// Tags.
-    #[serde(default)]
-    pub tags: String,
-    /// Lock, or "".
-    #[serde(default)]
-    pub lock: String,
-    /// A template.
-    #[serde(default, deserialize_with = "lenient::bool")]
-    pub template: bool,
-    /// Its init on the node; 0 when it does not run or the API does not tell.
-    #[serde(default, deserialize_with = "lenient::u64")]
-    pub pid: u64,
-}
-
-impl Ct {
-    /// Whether it runs.
-    pub fn is_running(&self) -> bool {
-        self.status == "running"
-    }
-}
 
 /// A container's configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -137,11 +85,6 @@ impl CtConfig {
     pub fn description(&self) -> &str {
         self.get("description").unwrap_or_default()
     }
-}
-
-fn numbered(key: &str) -> Option<(&str, u32)> {
-    let at = key.find(|c: char| c.is_ascii_digit())?;
-    Some((&key[..at], key[at..].parse().ok()?))
 }
 
 /// What a new container is like. What is None or empty is left to Proxmox, except that it is unprivileged and not started
@@ -221,82 +164,6 @@ impl CtSpec {
         let named = self.rootfs.as_ref().and_then(Volume::storage);
         named.or_else(|| self.extra.get("storage").map(String::as_str)).unwrap_or("local")
     }
-}
-
-/// A change of a configuration.
-#[derive(Debug, Clone, Default)]
-pub struct CtChange {
-    /// New values, property strings included.
-    pub set: BTreeMap<String, String>,
-    /// Keys that are to go.
-    pub delete: Vec<String>,
-    /// Only if the configuration is still this one.
-    pub digest: Option<String>,
-}
-
-/// A key that waits for the next start.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Pending {
-    /// Key.
-    pub key: String,
-    /// Present value.
-    #[serde(default)]
-    pub value: Value,
-    /// Value at the next start.
-    #[serde(default)]
-    pub pending: Option<Value>,
-    /// Goes at the next start.
-    #[serde(default, deserialize_with = "lenient::bool")]
-    pub delete: bool,
-}
-
-/// A snapshot.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-pub struct Snapshot {
-    /// Name; the present state is not listed.
-    pub name: String,
-    /// Notes.
-    #[serde(default)]
-    pub description: String,
-    /// Seconds since 1970.
-    #[serde(default, deserialize_with = "lenient::u64")]
-    pub snaptime: u64,
-    /// The one before.
-    #[serde(default)]
-    pub parent: String,
-}
-
-/// A network interface of a running container.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-pub struct Interface {
-    /// Name inside.
-    pub name: String,
-    /// MAC address.
-    #[serde(default)]
-    pub hwaddr: String,
-    /// IPv4 with prefix.
-    #[serde(default)]
-    pub inet: Option<String>,
-    /// IPv6 with prefix.
-    #[serde(default)]
-    pub inet6: Option<String>,
-}
-
-/// What a clone is like.
-#[derive(Debug, Clone, Default)]
-pub struct CloneSpec {
-    /// Host name.
-    pub hostname: Option<String>,
-    /// Notes.
-    pub description: Option<String>,
-    /// Pool.
-    pub pool: Option<String>,
-    /// From this snapshot.
-    pub snapshot: Option<String>,
-    /// Storage of a full clone.
-    pub storage: Option<String>,
-    /// A copy, not a clone that needs its template.
-    pub full: bool,
 }
 
 #[cfg(test)]

@@ -25,6 +25,10 @@ pub enum ErrorKind {
     NotRunning,
     /// The guest still runs and has to be stopped before.
     StillRunning,
+    /// The VM's CPUs stand still: it can't do what it is asked for.
+    Paused,
+    /// No QEMU guest agent answers in the VM, or none is configured. Nothing was done.
+    NoAgent,
     /// The guest is locked by an operation: "backup", "snapshot" and the like; "protection": an operator has protected it.
     Locked(String),
     /// Another change holds the guest's lock file for too long. Nothing was done.
@@ -192,11 +196,12 @@ impl From<ApiError> for Error {
             K::AlreadyRunning
             | K::NotRunning
             | K::StillRunning
+            | K::Paused
             | K::Locked(_)
             | K::Changed
             | K::UnknownNode
             | K::Certificate => Kind::FailedPrecondition,
-            K::Busy | K::NoQuorum | K::Unreachable | K::NoAnswer => Kind::Unavailable,
+            K::Busy | K::NoAgent | K::NoQuorum | K::Unreachable | K::NoAnswer => Kind::Unavailable,
             K::Timeout => Kind::DeadlineExceeded,
             K::NoSpace | K::Overloaded => Kind::ResourceExhausted,
             K::TaskFailed | K::Protocol | K::Failed => Kind::Internal,
@@ -248,11 +253,14 @@ fn words(message: &str) -> Option<ErrorKind> {
         () if has("no space left") || has("out of space") || has("not enough free space") || has("quota exceeded") => {
             ErrorKind::NoSpace
         }
-        () if has("detected modified configuration") => ErrorKind::Changed,
+        () if has("detected modified configuration") || has("file change by other user") => ErrorKind::Changed,
         () if has("hostname lookup") => ErrorKind::UnknownNode,
         () if has("already exists") || has("already used") => ErrorKind::AlreadyExists,
         () if has("already running") => ErrorKind::AlreadyRunning,
-        () if has("guest agent is not running") => ErrorKind::Failed,
+        () if has("guest agent is not running") || has("no qemu guest agent configured") => ErrorKind::NoAgent,
+        () if has("is paused") => ErrorKind::Paused,
+        // "... got timeout": it is known that it goes on.
+        () if has("powerdown failed") => return None,
         () if has("not running") => ErrorKind::NotRunning,
         () if has("is running") => ErrorKind::StillRunning,
         // Not "no such": a missing file on the node is no missing guest.
@@ -302,6 +310,15 @@ mod tests {
             ("cluster not ready - no quorum?", K::NoQuorum),
             ("command 'tar xpf' failed: No space left on device", K::NoSpace),
             ("only root can set 'args' config", K::RootOnly),
+            ("Configuration file 'nodes/pve1/qemu-server/100.conf' does not exist", K::NotFound),
+            ("VM 100 is running - destroy failed", K::StillRunning),
+            ("unable to create VM 101: config file already exists", K::AlreadyExists),
+            ("checksum mismatch (file change by other user?)", K::Changed),
+            ("QEMU guest agent is not running", K::NoAgent),
+            ("No QEMU guest agent configured", K::NoAgent),
+            ("VM 120 is not running", K::NotRunning),
+            ("VM is paused - cannot shutdown", K::Paused),
+            ("VM quit/powerdown failed - got timeout", K::Failed),
             ("something else", K::Failed),
         ];
         for (message, expected) in table {

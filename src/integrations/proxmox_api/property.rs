@@ -32,11 +32,11 @@ impl Properties {
     }
 
     /// Takes it out.
-    fn take(&mut self, key: &str) -> Option<String> {
+    pub(super) fn take(&mut self, key: &str) -> Option<String> {
         self.0.remove(key)
     }
 
-    fn take_bool(&mut self, key: &str) -> Result<Option<bool>, PropertyError> {
+    pub(super) fn take_bool(&mut self, key: &str) -> Result<Option<bool>, PropertyError> {
         let Some(text) = self.take(key) else { return Ok(None) };
         match text.as_str() {
             "1" | "on" | "yes" | "true" => Ok(Some(true)),
@@ -45,12 +45,12 @@ impl Properties {
         }
     }
 
-    fn take_number<T: FromStr>(&mut self, key: &str) -> Result<Option<T>, PropertyError> {
+    pub(super) fn take_number<T: FromStr>(&mut self, key: &str) -> Result<Option<T>, PropertyError> {
         let Some(text) = self.take(key) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| PropertyError::new(key, format!("{text:?} is not a number")))
     }
 
-    fn set(&mut self, key: &str, value: Option<impl ToString>) {
+    pub(super) fn set(&mut self, key: &str, value: Option<impl ToString>) {
         if let Some(value) = value {
             self.0.insert(key.to_owned(), value.to_string());
         }
@@ -166,12 +166,12 @@ impl Net {
     }
 }
 
-/// A root file system or mount point: `rootfs`, `mp0`.
+/// A root file system or mount point of a container (`rootfs`, `mp0`), or a disk of a VM (`scsi0`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Volume {
     /// `STORAGE:NAME` of one that is there, or `STORAGE:GIB` for a new one.
     pub volume: String,
-    /// Where it is mounted inside; None for the root.
+    /// Where it is mounted inside; None for the root and for disks.
     pub mp: Option<String>,
     /// Its size as Proxmox writes it: "8G".
     pub size: Option<String>,
@@ -186,7 +186,7 @@ impl FromStr for Volume {
 
     fn from_str(text: &str) -> Result<Self, PropertyError> {
         let mut p: Properties = text.parse()?;
-        let volume = p.take("").or_else(|| p.take("volume"));
+        let volume = p.take("").or_else(|| p.take("volume")).or_else(|| p.take("file"));
         Ok(Self {
             volume: volume.ok_or_else(|| PropertyError::new(text, "no volume is named"))?,
             mp: p.take("mp"),

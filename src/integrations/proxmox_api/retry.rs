@@ -65,6 +65,8 @@ mod tests {
             K::AlreadyRunning,
             K::NotRunning,
             K::StillRunning,
+            K::Paused,
+            K::NoAgent,
             K::Locked("backup".into()),
             K::Busy,
             K::Changed,

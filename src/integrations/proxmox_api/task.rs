@@ -85,7 +85,7 @@ struct Line {
 }
 
 /// How long to wait before the next look at a task of that age.
-fn pause(age: Duration) -> Duration {
+pub(super) fn pause(age: Duration) -> Duration {
     (age / PART).clamp(POLL.0, POLL.1)
 }
 

@@ -1,7 +1,7 @@
-//! Containers of the server: their life as the real API lets them have it, with locks that wait and tasks that take time.
+//! Guests of the server: their life as the real API lets them have it, with locks that wait and tasks that take time.
 //!
-//! [`Runner::Records`] keeps the books only; [`Runner::Lxc`] unpacks the template and runs `lxc-start -F`, so that there is an
-//! init, a cgroup and a file system.
+//! [`Runner::Records`] keeps the books only; [`Runner::Lxc`] unpacks a container's template and runs `lxc-start -F`, so that there
+//! is an init, a cgroup and a file system; [`Runner::Qemu`] makes a VM's disks and runs QEMU.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,21 +11,61 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::agent::Executed;
 use super::http::{Answer, Call, Failure};
-use super::params::{CONFIG, check};
-use super::state::{NODE, Params, Server, What};
+use super::state::{NODE, Server, State, What};
 
-/// How containers are run.
+/// How guests are run.
 #[derive(Debug, Clone)]
 pub enum Runner {
     /// Not at all.
     Records,
-    /// By Debian's `lxc`, with its folder.
+    /// Containers by Debian's `lxc`, with its folder.
     Lxc(PathBuf),
+    /// VMs by QEMU.
+    Qemu,
 }
 
-/// A container.
+/// Container or virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Ct,
+    Vm,
+}
+
+impl Kind {
+    /// Of a part of a path.
+    pub fn of(part: &str) -> Option<Self> {
+        [Self::Ct, Self::Vm].into_iter().find(|k| k.path() == part)
+    }
+
+    /// Its part of paths, and its type in lists.
+    pub fn path(self) -> &'static str {
+        if self == Self::Ct { "lxc" } else { "qemu" }
+    }
+
+    /// What messages call it.
+    pub fn word(self) -> &'static str {
+        if self == Self::Ct { "CT" } else { "VM" }
+    }
+
+    /// The type of its task that does that.
+    fn task(self, what: &str) -> String {
+        format!("{}{what}", if self == Self::Ct { "vz" } else { "qm" })
+    }
+
+    /// Nobody else got out of the way.
+    fn lock_timeout(self, vmid: u32) -> String {
+        match self {
+            Self::Ct => format!("can't lock file '/run/lock/lxc/pve-config-{vmid}.lock' - got timeout"),
+            Self::Vm => format!("can't lock file '/var/lock/qemu-server/lock-{vmid}.conf' - got timeout"),
+        }
+    }
+}
+
+/// A container or VM.
 pub struct Guest {
+    pub kind: Kind,
     /// The node that it is on.
     pub node: String,
     pub config: BTreeMap<String, String>,
@@ -35,11 +75,15 @@ pub struct Guest {
     pub running: Option<Instant>,
     pub child: Option<Child>,
     pub pid: u32,
+    /// The CPUs of a VM stand still.
+    pub paused: bool,
+    /// Commands of a VM's guest agent whose outcome nobody has fetched.
+    pub executed: BTreeMap<u64, Executed>,
     /// It is not made yet, or its making has died: its configuration is a lock and nothing else.
     pub half: bool,
 }
 
-/// What changes at once in a running container; the rest waits for the next start.
+/// What changes at once in a running container, and in a running VM; the rest waits for the next start.
 const INSTANT: [&str; 11] = [
     "description",
     "onboot",
@@ -54,17 +98,31 @@ const INSTANT: [&str; 11] = [
     "cpuunits",
 ];
 
-fn get(call: &Call, name: &str) -> String {
+const VM_INSTANT: [&str; 6] = ["description", "onboot", "startup", "protection", "name", "tags"];
+
+impl Kind {
+    fn is_instant(self, key: &str) -> bool {
+        let numbered = key.trim_end_matches(|c: char| c.is_ascii_digit());
+        match self {
+            Self::Ct => INSTANT.contains(&key) || numbered == "net",
+            // Hot-plugging of disks is not what this server can.
+            Self::Vm => VM_INSTANT.contains(&key) || numbered == "net",
+        }
+    }
+}
+
+pub fn get(call: &Call, name: &str) -> String {
     call.params.get(name).cloned().unwrap_or_default()
 }
 
-fn on(call: &Call, name: &str) -> bool {
+pub fn on(call: &Call, name: &str) -> bool {
     matches!(get(call, name).as_str(), "1" | "on" | "yes" | "true")
 }
 
 impl Guest {
-    pub fn new(config: BTreeMap<String, String>, pool: String) -> Self {
+    pub fn new(kind: Kind, config: BTreeMap<String, String>, pool: String) -> Self {
         Self {
+            kind,
             node: NODE.into(),
             config,
             pending: BTreeMap::new(),
@@ -73,6 +131,8 @@ impl Guest {
             running: None,
             child: None,
             pid: 0,
+            paused: false,
+            executed: BTreeMap::new(),
             half: false,
         }
     }
@@ -82,11 +142,19 @@ impl Guest {
         let text = |key: &str, or: &str| self.config.get(key).cloned().unwrap_or_else(|| or.to_owned());
         let mib = |key: &str| text(key, "512").parse::<u64>().unwrap_or(512) << 20;
         let status = if self.running.is_some() { "running" } else { "stopped" };
+        let name = match self.kind {
+            Kind::Ct => text("hostname", &format!("CT{vmid}")),
+            Kind::Vm => text("name", &format!("VM {vmid}")),
+        };
+        let cpus = text("cores", if self.kind == Kind::Ct { "8" } else { "1" });
         let mut row = json!({
-            "vmid": vmid, "name": text("hostname", &format!("CT{vmid}")), "node": self.node, "status": status, "type": "lxc",
-            "uptime": self.running.map_or(0, |s| s.elapsed().as_secs()), "cpu": 0, "cpus": text("cores", "8"), "mem": 0,
-            "maxmem": mib("memory"), "maxswap": mib("swap"), "disk": "0", "maxdisk": 4294967296u64, "netin": 0, "netout": 0,
+            "vmid": vmid, "name": name, "node": self.node, "status": status, "type": self.kind.path(),
+            "uptime": self.running.map_or(0, |s| s.elapsed().as_secs()), "cpu": 0, "cpus": cpus, "mem": 0,
+            "maxmem": mib("memory"), "disk": "0", "maxdisk": 4294967296u64, "netin": 0, "netout": 0,
         });
+        if self.kind == Kind::Ct {
+            row["maxswap"] = json!(mib("swap"));
+        }
         for key in ["tags", "lock"] {
             if let Some(value) = self.config.get(key) {
                 row[key] = json!(value);
@@ -104,7 +172,7 @@ impl Guest {
         row
     }
 
-    fn digest(&self) -> String {
+    pub fn digest(&self) -> String {
         use sha2::Digest as _;
         sha2::Sha256::digest(format!("{:?}{:?}", self.config, self.pending))
             .iter()
@@ -114,152 +182,29 @@ impl Guest {
     }
 
     pub fn locked(&self) -> Option<String> {
-        self.config.get("lock").map(|l| format!("CT is locked ({l})"))
+        self.config.get("lock").map(|l| format!("{} is locked ({l})", self.kind.word()))
     }
 }
 
-pub fn missing(vmid: u32) -> String {
-    missing_on(NODE, vmid)
+pub fn missing(kind: Kind, vmid: u32) -> String {
+    missing_on(kind, NODE, vmid)
 }
 
-pub fn missing_on(node: &str, vmid: u32) -> String {
-    format!("Configuration file 'nodes/{node}/lxc/{vmid}.conf' does not exist")
-}
-
-/// Which keys a token never sets.
-fn root_only(params: &Params) -> Option<String> {
-    params.iter().find_map(|(key, value)| match key.trim_end_matches(|c: char| c.is_ascii_digit()) {
-        "dev" | "hookscript" => Some(format!("Permission check failed ({key} is only allowed for root@pam)")),
-        "mp" if value.trim_start_matches("volume=").starts_with('/') => {
-            Some("Permission check failed (mount point type bind is only allowed for root@pam)".into())
-        }
-        "features" if value.split(',').any(|f| !f.starts_with("nesting=")) => Some(
-            "Permission check failed (changing feature flags (except nesting) is only allowed for root@pam)".into(),
-        ),
-        _ => None,
-    })
-}
-
-/// The privilege that a key needs.
-fn config_privilege(key: &str) -> &'static str {
-    match key.trim_end_matches(|c: char| c.is_ascii_digit()) {
-        "memory" | "swap" => "VM.Config.Memory",
-        "hostname" => "VM.Config.Network",
-        "cores" | "cpulimit" | "cpuunits" => "VM.Config.CPU",
-        "net" | "nameserver" | "searchdomain" => "VM.Config.Network",
-        "rootfs" | "mp" | "unused" => "VM.Config.Disk",
-        "features" => "VM.Allocate",
-        _ => "VM.Config.Options",
-    }
+pub fn missing_on(kind: Kind, node: &str, vmid: u32) -> String {
+    let folder = if kind == Kind::Ct { "lxc" } else { "qemu-server" };
+    format!("Configuration file 'nodes/{node}/{folder}/{vmid}.conf' does not exist")
 }
 
 impl Server {
-    fn writable(&self) -> Result<(), Failure> {
+    pub fn writable(&self) -> Result<(), Failure> {
         if self.lock().frozen { Err(Failure::die("cluster not ready - no quorum?")) } else { Ok(()) }
     }
 
-    /// POST /nodes/N/lxc.
-    pub fn create(self: &Arc<Self>, call: &Call, fault: Option<What>) -> Answer {
-        let words = format!(
-            "{CONFIG} vmid:id! ostemplate! unprivileged:bool password ssh-public-keys start:bool force:bool pool \
-            storage restore:bool unique:bool ha-managed:bool bwlimit:num ignore-unpack-errors:bool"
-        );
-        check(&words, &call.params)?;
-        self.writable()?;
-        let vmid: u32 = get(call, "vmid").parse().expect("checked");
-        let (pool, template) = (get(call, "pool"), get(call, "ostemplate"));
-        let root = call.user == "root@pam";
-        let rootfs = call.params.get("rootfs").map(|v| v.trim_start_matches("volume=").to_owned());
-        let named = rootfs.as_deref().and_then(|v| v.split(':').next()).map(String::from);
-        let store_name = named
-            .unwrap_or_else(|| Some(get(call, "storage")).filter(|s| !s.is_empty()).unwrap_or_else(|| "local".into()));
-        let mut state = self.lock();
-        if pool.is_empty() || !state.may(&call.user, &format!("/pool/{pool}"), "VM.Allocate") {
-            state.need(&call.user, &format!("/vms/{vmid}"), "VM.Allocate")?;
-        }
-        state.need(&call.user, &format!("/storage/{store_name}"), "Datastore.AllocateSpace")?;
-        if let Some(why) = root_only(&call.params).filter(|_| !root) {
-            return Err(Failure::new(403, why));
-        }
-        if call.params.get("unprivileged").is_some_and(|u| u == "0") {
-            state.need(&call.user, "/", "Sys.Modify")?;
-        }
-        let nets = self.check_nets(&state, call)?;
-        let outside = ["vmid", "ostemplate", "pool", "storage", "start", "password", "ssh-public-keys", "force"];
-        for key in call.params.keys().filter(|k| !outside.contains(&k.as_str())) {
-            let privilege = config_privilege(key);
-            if pool.is_empty() || !state.may(&call.user, &format!("/pool/{pool}"), privilege) {
-                state.need(&call.user, &format!("/vms/{vmid}"), privilege)?;
-            }
-        }
-        if state.guests.contains_key(&vmid) {
-            return Err(Failure::die(format!("unable to create CT {vmid} - CT {vmid} already exists on node 'pve1'")));
-        }
-        let Some(store) = state.stores.get(&store_name).cloned() else {
-            return Err(Failure::die(format!("storage '{store_name}' does not exist")));
-        };
-        let mut config: BTreeMap<_, _> = call
-            .params
-            .iter()
-            .filter(|(k, _)| !outside.contains(&k.as_str()))
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect();
-        config.extend(nets);
-        config.entry("memory".into()).or_insert_with(|| "512".into());
-        config.entry("swap".into()).or_insert_with(|| "512".into());
-        config.entry("unprivileged".into()).or_insert_with(|| "1".into());
-        let size = rootfs.as_deref().and_then(|v| v.split([':', ',']).nth(1)).unwrap_or("4").to_owned();
-        config.insert("rootfs".into(), format!("{store_name}:subvol-{vmid}-disk-0,size={size}G"));
-        config.insert("lock".into(), "create".into());
-        // The configuration is there at once: of two creates one wins. A task that fails takes it back, one that dies does not.
-        let fails = matches!(&fault, Some(What::TaskEnds(text)) if text != "unexpected status");
-        if !fails {
-            state.guests.insert(vmid, Guest { half: true, ..Guest::new(config, pool) });
-        }
-        let (server, half) = (self.clone(), matches!(fault, Some(What::HalfDone)));
-        drop(state);
-        let start = on(call, "start");
-        Ok(self.start(call, "vzcreate", &vmid.to_string(), fault, async move {
-            let lock = server.guest_lock(vmid);
-            let held = lock.lock().await;
-            let made = async {
-                let dawdle = server.lock().dawdle;
-                tokio::time::sleep(server.seconds(1.0) + dawdle).await;
-                let file = store
-                    .template(&template)
-                    .ok_or_else(|| format!("unable to create CT {vmid} - volume '{template}' does not exist"))?;
-                if store.full {
-                    return Err(format!(
-                        "unable to create CT {vmid} - command 'tar xpf -' failed: No space left on device"
-                    ));
-                }
-                server.unpack(vmid, &file).await
-            };
-            let made = made.await;
-            if half {
-                // The worker died: the lock stays.
-                return Err("unexpected status".into());
-            }
-            if let Err(e) = made {
-                // It takes back what it has begun.
-                server.lock().guests.remove(&vmid);
-                server.remove_files(vmid);
-                return Err(e);
-            }
-            if let Some(guest) = server.lock().guests.get_mut(&vmid) {
-                guest.config.remove("lock");
-                guest.half = false;
-            }
-            drop(held);
-            if start { server.power_on(vmid).await } else { Ok(()) }
-        }))
-    }
-
-    /// Calls below /nodes/N/lxc/ID, checked.
+    /// Calls below /nodes/N/lxc/ID and /nodes/N/qemu/ID, checked.
     pub async fn guest_call(
         self: &Arc<Self>,
         call: &Call,
-        vmid: u32,
+        (kind, vmid): (Kind, u32),
         method: &str,
         rest: &[&str],
         fault: Option<What>,
@@ -267,8 +212,10 @@ impl Server {
         let id = vmid.to_string();
         let server = self.clone();
         match (method, rest) {
-            ("GET", ["status", "current"]) => self.with(vmid, |g| g.row(vmid)),
-            ("GET", ["config"]) => self.with(vmid, |g| {
+            ("GET", ["status", "current"]) if kind == Kind::Vm => self.vm_status(vmid),
+            ("GET", ["status", "current"]) => self.with(kind, vmid, |g| g.row(vmid)),
+            (_, ["agent", what]) => self.agent_call(call, vmid, what).await,
+            ("GET", ["config"]) => self.with(kind, vmid, |g| {
                 let written = g.config.iter().filter(|(k, _)| !g.half || *k == "lock");
                 let mut all: serde_json::Map<_, _> = written.map(|(k, v)| (k.clone(), json!(v))).collect();
                 // Some keys are numbers.
@@ -280,7 +227,7 @@ impl Server {
                 all.insert("digest".into(), json!(g.digest()));
                 Value::Object(all)
             }),
-            ("GET", ["pending"]) => self.with(vmid, |g| {
+            ("GET", ["pending"]) => self.with(kind, vmid, |g| {
                 let now = g
                     .config
                     .iter()
@@ -292,32 +239,44 @@ impl Server {
                 });
                 now.chain(later).collect()
             }),
-            ("GET", ["interfaces"]) => self.with(vmid, |g| match g.running {
+            ("GET", ["interfaces"]) => self.with(kind, vmid, |g| match g.running {
                 Some(_) => {
                     json!([{ "name": "lo", "hwaddr": "00:00:00:00:00:00", "inet": "127.0.0.1/8", "inet6": "::1/128",
                     "ip-addresses": [{ "ip-address": "127.0.0.1", "prefix": "8", "ip-address-type": "inet" }] }])
                 }
                 None => Value::Null,
             }),
-            ("PUT", ["config"]) => self.change(call, vmid).await,
+            ("PUT", ["config"]) => self.change(call, kind, vmid).await,
+            ("POST", ["config"]) => {
+                // Checks come before the task, of which disks are the work.
+                self.change(call, kind, vmid).await?;
+                Ok(self.start(call, "qmconfig", &id, fault, async move { server.allocate(vmid) }))
+            }
             ("POST", ["status", "start"]) => {
                 self.writable()?;
-                Ok(self.start(call, "vzstart", &id, fault, async move {
+                Ok(self.start(call, &kind.task("start"), &id, fault, async move {
                     let lock = server.guest_lock(vmid);
                     let _held = lock.lock().await;
                     tokio::time::sleep(server.seconds(2.0)).await;
+                    if server.lock().guests.get(&vmid).is_none_or(|g| g.kind != kind) {
+                        return Err(missing(kind, vmid));
+                    }
                     server.power_on(vmid).await
                 }))
             }
             ("POST", ["status", "stop" | "shutdown"]) => {
                 let running = self.lock().guests.get(&vmid).is_some_and(|g| g.running.is_some());
-                if !running {
+                if !running && kind == Kind::Ct {
                     return Err(Failure::die(format!("CT {vmid} not running")));
                 }
-                let shut = rest[1] == "shutdown";
-                let kind = if shut { "vzshutdown" } else { "vzstop" };
                 let (wait, force) = (get(call, "timeout").parse().unwrap_or(60.0), on(call, "forceStop"));
-                Ok(self.start(call, kind, &id, fault, async move {
+                let paused = self.lock().guests.get(&vmid).is_some_and(|g| g.paused);
+                let asked = rest[1] == "shutdown";
+                if asked && paused && !force {
+                    return Err(Failure::die("VM is paused - cannot shutdown"));
+                }
+                let shut = asked && !paused;
+                Ok(self.start(call, &kind.task(rest[1]), &id, fault, async move {
                     let lock = server.guest_lock(vmid);
                     let _held = lock.lock().await;
                     tokio::time::sleep(server.seconds(1.0)).await;
@@ -335,20 +294,24 @@ impl Server {
                     (guest.running.is_some(), guest.locked())
                 };
                 if self.lock().guests[&vmid].config.get("protection").is_some_and(|p| p == "1") {
-                    return Err(Failure::die(format!("can't remove CT {vmid} - protection mode enabled")));
+                    return Err(Failure::die(format!("can't remove {} {vmid} - protection mode enabled", kind.word())));
                 }
                 // `force` is for those that run; a lock stays one.
                 if let Some(why) = locked {
                     return Err(Failure::die(why));
                 }
-                if running && !on(call, "force") {
-                    return Err(Failure::die(format!("unable to destroy CT {vmid} - container is running")));
-                }
                 let force = on(call, "force");
-                Ok(self.start(call, "vzdestroy", &id, fault, async move {
+                let runs = match kind {
+                    Kind::Ct => format!("unable to destroy CT {vmid} - container is running"),
+                    Kind::Vm => format!("VM {vmid} is running - destroy failed"),
+                };
+                if running && !force {
+                    return Err(Failure::die(runs));
+                }
+                Ok(self.start(call, &kind.task("destroy"), &id, fault, async move {
                     let lock = server.guest_lock(vmid);
                     let Ok(_held) = tokio::time::timeout(server.seconds(10.0), lock.lock()).await else {
-                        return Err(format!("can't lock file '/run/lock/lxc/pve-config-{vmid}.lock' - got timeout"));
+                        return Err(kind.lock_timeout(vmid));
                     };
                     // It may have been locked, or started, meanwhile.
                     if let Some(why) = server.lock().guests.get(&vmid).and_then(Guest::locked) {
@@ -356,7 +319,7 @@ impl Server {
                     }
                     let running = server.lock().guests.get(&vmid).is_some_and(|g| g.running.is_some());
                     if running && !force {
-                        return Err(format!("unable to destroy CT {vmid} - container is running"));
+                        return Err(runs);
                     }
                     if running {
                         server.power_off(vmid, None).await?;
@@ -364,30 +327,14 @@ impl Server {
                     tokio::time::sleep(server.seconds(0.5)).await;
                     server.remove_files(vmid);
                     server.forget_addresses(vmid);
-                    server.lock().guests.remove(&vmid).map(drop).ok_or_else(|| missing(vmid))
+                    server.lock().guests.remove(&vmid).map(drop).ok_or_else(|| missing(kind, vmid))
                 }))
             }
             ("PUT", ["resize"]) => {
                 let (disk, size) = (get(call, "disk"), get(call, "size"));
-                Ok(self.start(call, "resize", &id, fault, async move {
-                    let mut state = server.lock();
-                    let guest = state.guests.get_mut(&vmid).ok_or_else(|| missing(vmid))?;
-                    let volume = guest.config.get_mut(&disk).ok_or_else(|| format!("disk '{disk}' does not exist"))?;
-                    let now = volume
-                        .split("size=")
-                        .nth(1)
-                        .and_then(|s| s.trim_end_matches('G').parse::<f64>().ok())
-                        .unwrap_or(0.0);
-                    let asked: f64 = size.trim_matches(['+', 'G']).parse().map_err(|_| "bad size".to_owned())?;
-                    let new = if size.starts_with('+') { now + asked } else { asked };
-                    if new < now {
-                        return Err("unable to shrink disk size".into());
-                    }
-                    *volume = format!("{},size={new}G", volume.split(',').next().unwrap_or_default());
-                    Ok(())
-                }))
+                Ok(self.start(call, "resize", &id, fault, async move { server.resize(kind, vmid, &disk, &size) }))
             }
-            ("GET", ["snapshot"]) => self.with(vmid, |g| {
+            ("GET", ["snapshot"]) => self.with(kind, vmid, |g| {
                 let list = g
                     .snapshots
                     .iter()
@@ -397,12 +344,16 @@ impl Server {
             }),
             ("POST", ["snapshot"]) => {
                 let (name, notes) = (get(call, "snapname"), get(call, "description"));
-                Ok(self.start(call, "vzsnapshot", &id, fault, async move {
-                    let mut state = server.lock();
-                    let guest = state.guests.get_mut(&vmid).ok_or_else(|| missing(vmid))?;
-                    if guest.snapshots.iter().any(|s| s.0 == name) {
+                Ok(self.start(call, &kind.task("snapshot"), &id, fault, async move {
+                    let taken = |g: &Guest| g.snapshots.iter().any(|s| s.0 == name);
+                    if server.lock().guests.get(&vmid).is_some_and(taken) {
                         return Err(format!("snapshot name '{name}' already used"));
                     }
+                    if kind == Kind::Vm {
+                        server.snapshot_disks(vmid, "-c", &name)?;
+                    }
+                    let mut state = server.lock();
+                    let guest = state.guests.get_mut(&vmid).ok_or_else(|| missing(kind, vmid))?;
                     let config = guest.config.clone();
                     guest.snapshots.push((name, notes, super::tasks::now(), config));
                     Ok(())
@@ -410,27 +361,34 @@ impl Server {
             }
             (_, ["snapshot", name, ..]) => {
                 let (name, delete, again) = ((*name).to_owned(), method == "DELETE", on(call, "start"));
-                let kind = if delete { "vzdelsnapshot" } else { "vzrollback" };
-                Ok(self.start(call, kind, &id, fault, async move {
+                let task = kind.task(if delete { "delsnapshot" } else { "rollback" });
+                Ok(self.start(call, &task, &id, fault, async move {
                     let at = server.lock().guests.get(&vmid).and_then(|g| g.snapshots.iter().position(|s| s.0 == name));
                     let at = at.ok_or_else(|| format!("snapshot '{name}' does not exist"))?;
                     if delete {
+                        if kind == Kind::Vm {
+                            server.snapshot_disks(vmid, "-d", &name)?;
+                        }
                         if let Some(g) = server.lock().guests.get_mut(&vmid) {
                             g.snapshots.remove(at);
                         }
                         return Ok(());
                     }
                     let newest = server.lock().guests.get(&vmid).is_some_and(|g| at + 1 == g.snapshots.len());
-                    if !newest {
+                    if !newest && kind == Kind::Ct {
                         return Err(format!("can't rollback, '{name}' is not most recent snapshot"));
                     }
                     let _ = server.power_off(vmid, None).await;
+                    if kind == Kind::Vm {
+                        server.snapshot_disks(vmid, "-a", &name)?;
+                    }
                     if let Some(g) = server.lock().guests.get_mut(&vmid) {
                         g.config = g.snapshots[at].3.clone();
                     }
                     if again { server.power_on(vmid).await } else { Ok(()) }
                 }))
             }
+            ("POST", ["clone" | "template"]) if kind == Kind::Vm => self.copy_vm(call, vmid, rest[0], fault),
             ("POST", ["clone"]) => {
                 self.writable()?;
                 let new: u32 = get(call, "newid").parse().expect("checked");
@@ -452,7 +410,7 @@ impl Server {
                         config.insert(key.into(), get(call, key));
                     }
                 }
-                state.guests.insert(new, Guest::new(config, pool));
+                state.guests.insert(new, Guest::new(kind, config, pool));
                 drop(state);
                 Ok(self.start(call, "vzclone", &id, fault, async move { server.copy_files(vmid, new).await }))
             }
@@ -470,37 +428,36 @@ impl Server {
         }
     }
 
-    fn with<T>(&self, vmid: u32, look: impl FnOnce(&Guest) -> T) -> Result<T, Failure> {
-        self.lock().guests.get(&vmid).map(look).ok_or_else(|| Failure::die(missing(vmid)))
+    pub fn with<T>(&self, kind: Kind, vmid: u32, look: impl FnOnce(&Guest) -> T) -> Result<T, Failure> {
+        self.lock().guests.get(&vmid).map(look).ok_or_else(|| Failure::die(missing(kind, vmid)))
     }
 
     /// PUT config: waits ten seconds for the guest's lock.
-    async fn change(&self, call: &Call, vmid: u32) -> Answer {
+    async fn change(&self, call: &Call, kind: Kind, vmid: u32) -> Answer {
         self.writable()?;
         let lock = self.guest_lock(vmid);
         let held = tokio::time::timeout(self.seconds(10.0), lock.lock()).await;
         let Ok(_held) = held else {
-            return Err(Failure::die(format!("can't lock file '/run/lock/lxc/pve-config-{vmid}.lock' - got timeout")));
+            return Err(Failure::die(kind.lock_timeout(vmid)));
         };
         let mut state = self.lock();
         let delete: Vec<String> = get(call, "delete").split(',').filter(|k| !k.is_empty()).map(String::from).collect();
         let keys: Vec<&String> =
             call.params.keys().filter(|k| !matches!(k.as_str(), "delete" | "digest")).chain(&delete).collect();
-        for key in keys {
-            state.need(&call.user, &format!("/vms/{vmid}"), config_privilege(key))?;
-        }
-        if let Some(why) = root_only(&call.params).filter(|_| call.user != "root@pam") {
-            return Err(Failure::new(403, why));
-        }
-        let guest = state.guests.get_mut(&vmid).ok_or_else(|| Failure::die(missing(vmid)))?;
+        let written = self.may_set(&state, call, (kind, vmid), &keys)?;
+        let guest = state.guests.get_mut(&vmid).ok_or_else(|| Failure::die(missing(kind, vmid)))?;
         if let Some(why) = guest.locked() {
             return Err(Failure::die(why));
         }
         if call.params.get("digest").is_some_and(|d| *d != guest.digest()) {
-            return Err(Failure::die("detected modified configuration - file changed by other user? Try again."));
+            return Err(Failure::die(match kind {
+                Kind::Ct => "detected modified configuration - file changed by other user? Try again.",
+                Kind::Vm => "checksum mismatch (file change by other user?)",
+            }));
         }
-        let instant = |key: &str| INSTANT.contains(&key) || key.starts_with("net");
+        let instant = |key: &str| kind.is_instant(key);
         for (key, value) in call.params.iter().filter(|(k, _)| !matches!(k.as_str(), "delete" | "digest")) {
+            let value = written.get(key).unwrap_or(value);
             if guest.running.is_some() && !instant(key) {
                 guest.pending.insert(key.clone(), Some(value.clone()));
             } else {
@@ -517,18 +474,48 @@ impl Server {
         Ok(Value::Null)
     }
 
-    pub async fn power_on(&self, vmid: u32) -> Result<(), String> {
-        {
+    /// Whether somebody may set or delete these keys of a guest; values that are not written as they came.
+    fn may_set(
+        &self,
+        state: &State,
+        call: &Call,
+        (kind, vmid): (Kind, u32),
+        keys: &[&String],
+    ) -> Result<BTreeMap<String, String>, Failure> {
+        let privilege = match kind {
+            Kind::Ct => super::cts::config_privilege,
+            Kind::Vm => super::vms::config_privilege,
+        };
+        for key in keys {
+            state.need(&call.user, &format!("/vms/{vmid}"), privilege(key))?;
+        }
+        let root = call.user == "root@pam";
+        match kind {
+            Kind::Ct => match super::cts::root_only(&call.params).filter(|_| !root) {
+                Some(why) => Err(Failure::new(403, why)),
+                None => Ok(BTreeMap::new()),
+            },
+            Kind::Vm => match super::vms::root_only(&call.params).filter(|_| !root) {
+                Some(why) => Err(Failure::die(why)),
+                None => Ok(self.check_devices(state, call)?.into_iter().collect()),
+            },
+        }
+    }
+
+    pub async fn power_on(self: &Arc<Self>, vmid: u32) -> Result<(), String> {
+        let kind = {
             let mut state = self.lock();
-            let guest = state.guests.get_mut(&vmid).ok_or_else(|| missing(vmid))?;
+            // It may have been deleted since it was asked for.
+            let Some(guest) = state.guests.get_mut(&vmid) else { return Err(missing(Kind::Ct, vmid)) };
             if let Some(why) = guest.locked() {
                 return Err(why);
             }
             if guest.running.is_some() {
-                return Err(format!("CT {vmid} already running"));
+                return Err(format!("{} {vmid} already running", guest.kind.word()));
             }
             if guest.config.contains_key("template") {
-                return Err("you can't start a CT if it's a template".into());
+                let word = if guest.kind == Kind::Ct { "CT" } else { "vm" };
+                return Err(format!("you can't start a {word} if it's a template"));
             }
             for (key, value) in std::mem::take(&mut guest.pending) {
                 match value {
@@ -536,6 +523,11 @@ impl Server {
                     None => guest.config.remove(&key),
                 };
             }
+            guest.kind
+        };
+        if kind == Kind::Vm {
+            self.allocate(vmid)?;
+            return self.run_vm(vmid).await;
         }
         let (child, pid) = self.run(vmid).await?;
         if let Some(guest) = self.lock().guests.get_mut(&vmid) {
@@ -546,6 +538,9 @@ impl Server {
 
     /// `gently`: how long it may take by itself, and whether it is killed then.
     pub async fn power_off(&self, vmid: u32, gently: Option<(f64, bool)>) -> Result<(), String> {
+        if self.lock().guests.get(&vmid).is_some_and(|g| g.kind == Kind::Vm) {
+            return self.stop_vm(vmid, gently).await;
+        }
         let child = self.lock().guests.get_mut(&vmid).and_then(|g| g.child.take());
         let Some(mut child) = child else {
             if let Some(guest) = self.lock().guests.get_mut(&vmid) {

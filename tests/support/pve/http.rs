@@ -234,7 +234,9 @@ fn form(text: &str) -> Params {
     let mut found = Params::new();
     for pair in text.split(['&', ';']).filter(|p| !p.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        found.insert(decode(name), decode(value));
+        let value = decode(value);
+        // The elements of a list, one after the other.
+        found.entry(decode(name)).and_modify(|all: &mut String| *all = format!("{all}\0{value}")).or_insert(value);
     }
     found
 }

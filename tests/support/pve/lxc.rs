@@ -17,7 +17,7 @@ impl Server {
     pub async fn unpack(&self, vmid: u32, template: &Path) -> Result<(), String> {
         let root = self.rootfs(vmid);
         std::fs::create_dir_all(&root).map_err(|e| e.to_string())?;
-        if matches!(self.runner, Runner::Records) {
+        if !matches!(self.runner, Runner::Lxc(_)) {
             return Ok(());
         }
         let out = Command::new("tar").arg("xpf").arg(template).arg("-C").arg(&root).arg("--numeric-owner").output();
@@ -40,6 +40,7 @@ impl Server {
 
     pub fn remove_files(&self, vmid: u32) {
         let _ = std::fs::remove_dir_all(self.folder.join(format!("local/images/{vmid}")));
+        let _ = std::fs::remove_dir_all(self.vm_folder(vmid));
         if let Runner::Lxc(path) = &self.runner {
             let _ = std::fs::remove_dir_all(path.join(vmid.to_string()));
         }
@@ -101,6 +102,7 @@ impl Server {
             let _ = helper.kill();
             let _ = helper.wait();
         }
+        self.kill_vms();
         let children: Vec<_> =
             self.lock().guests.iter_mut().filter_map(|(id, g)| Some((*id, g.child.take()?))).collect();
         for (vmid, mut child) in children {

@@ -1,5 +1,6 @@
 //! A Proxmox node for tests: a TLS server that speaks the API as a real one does, with its permissions, parameter checks,
-//! tasks, locks and delays, and with faults on command. Containers are kept as records, or really run by Debian's `lxc`.
+//! tasks, locks and delays, and with faults on command. Guests are kept as records, or really run: containers by Debian's `lxc`,
+//! virtual machines by QEMU.
 //!
 //! A test makes one by [`Pve::start`], gives [`Pve::settings`] to the client, and at its end calls [`Pve::violations`]: where
 //! the schema of the real API is at hand (`LXCRI_PVE_API`, or `../shared/pve-api.json`), every request was checked against it.
@@ -8,17 +9,22 @@
 #![allow(clippy::disallowed_methods, dead_code)]
 
 mod access;
+mod agent;
 mod api;
+mod cts;
+mod disks;
 mod guests;
 mod http;
 mod lxc;
 mod nets;
 mod operator;
 mod params;
+mod qemu;
 mod schema;
 mod state;
 mod storage;
 mod tasks;
+mod vms;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +40,7 @@ pub use state::{Fault, Seen, What};
 pub struct Options {
     /// How long a second of the real one's waits is: 0.01 is a hundredth.
     pub scale: f64,
-    /// Keeps records of containers, or runs them.
+    /// Keeps records of guests, or runs them.
     pub runner: Runner,
 }
 
@@ -184,7 +190,7 @@ impl Pve {
     /// Somebody else's guest, which the test's token has no right to see.
     pub fn add_hidden_guest(&self, vmid: u32) {
         let config = [("hostname".to_owned(), "other".to_owned())].into();
-        self.state.lock().guests.insert(vmid, guests::Guest::new(config, String::new()));
+        self.state.lock().guests.insert(vmid, guests::Guest::new(guests::Kind::Ct, config, String::new()));
     }
 
     /// Files of guests' disks on the storage.
@@ -204,7 +210,7 @@ impl Pve {
     /// Somebody else's guest in our pool that is being made.
     pub fn add_guest_under_way(&self, vmid: u32) {
         let config = [("lock".to_owned(), "create".to_owned())].into();
-        let guest = guests::Guest { half: true, ..guests::Guest::new(config, "k8s".into()) };
+        let guest = guests::Guest { half: true, ..guests::Guest::new(guests::Kind::Ct, config, "k8s".into()) };
         self.state.lock().guests.insert(vmid, guest);
     }
 

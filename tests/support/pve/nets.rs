@@ -39,9 +39,9 @@ const KEYS: [&str; 14] = [
     "host-managed",
 ];
 
-type Net = BTreeMap<String, String>;
+pub type Net = BTreeMap<String, String>;
 
-fn parse(text: &str) -> Net {
+pub fn parse(text: &str) -> Net {
     text.split(',').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
@@ -96,7 +96,21 @@ pub fn lines(vmid: u32, config: &BTreeMap<String, String>) -> Result<String, Str
     Ok(text)
 }
 
+/// Whether somebody may connect with a net's bridge or vnet.
+pub fn bridge_access(state: &State, user: &str, net: &Net) -> Result<(), Failure> {
+    let name = net.get("bridge").cloned().unwrap_or_default();
+    let zone = state.vnets.get(&name).map_or("localnetwork", |v| &v.zone);
+    let tag = net.get("tag").map(|t| format!("/{t}")).unwrap_or_default();
+    state.need(user, &format!("/sdn/zones/{zone}/{name}{tag}"), "SDN.Use")
+}
+
 impl Server {
+    /// A MAC address that no other guest has.
+    pub fn mac(&self) -> String {
+        let serial = self.next();
+        format!("BC:24:11:00:{:02X}:{:02X}", (serial >> 8) & 0xff, serial & 0xff)
+    }
+
     /// Checks a call's nets; as they are written into the configuration.
     pub fn check_nets(&self, state: &State, call: &Call) -> Result<Vec<(String, String)>, Failure> {
         let mut found = Vec::new();
@@ -108,18 +122,13 @@ impl Server {
                 );
                 return Err(Failure::param(key, why));
             }
-            let name = net.get("bridge").cloned().unwrap_or_default();
-            let zone = state.vnets.get(&name).map_or("localnetwork", |v| &v.zone);
-            let tag = net.get("tag").map(|t| format!("/{t}")).unwrap_or_default();
-            state.need(&call.user, &format!("/sdn/zones/{zone}/{name}{tag}"), "SDN.Use")?;
+            bridge_access(state, &call.user, &net)?;
             if is_host_managed(&net) && net.get("ip6").is_some_and(|ip| ip == "auto") {
                 return Err(Failure::die(format!(
                     "{key}: SLAAC is not supported for host-managed network configuration."
                 )));
             }
-            let serial = self.next();
-            let mac = format!("BC:24:11:00:{:02X}:{:02X}", (serial >> 8) & 0xff, serial & 0xff);
-            let mac = if net.contains_key("hwaddr") { String::new() } else { format!(",hwaddr={mac}") };
+            let mac = if net.contains_key("hwaddr") { String::new() } else { format!(",hwaddr={}", self.mac()) };
             found.push((key.clone(), format!("{value}{mac},type=veth")));
         }
         Ok(found)

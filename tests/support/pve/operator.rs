@@ -1,4 +1,4 @@
-//! What somebody with the GUI does to containers: the same work under the same locks as the API's calls have it.
+//! What somebody with the GUI does to guests: the same work under the same locks as the API's calls have it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::Pve;
 use super::state::Server;
 
 impl Server {
-    async fn reboot(&self, vmid: u32) -> Result<(), String> {
+    async fn reboot(self: &Arc<Self>, vmid: u32) -> Result<(), String> {
         let lock = self.guest_lock(vmid);
         let _held = lock.lock().await;
         self.power_off(vmid, Some((60.0, true))).await?;
@@ -100,7 +100,10 @@ impl Pve {
         let config =
             [("hostname", "made-elsewhere"), ("description", notes), ("rootfs", "local:subvol-1-disk-0,size=1G")];
         let config = config.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        let guest = super::guests::Guest { node: node.into(), ..super::guests::Guest::new(config, "k8s".into()) };
+        let guest = super::guests::Guest {
+            node: node.into(),
+            ..super::guests::Guest::new(super::guests::Kind::Ct, config, "k8s".into())
+        };
         self.state.lock().guests.insert(vmid, guest);
     }
 }

@@ -11,6 +11,12 @@ pub const CONFIG: &str = "arch cmode console:bool cores:int cpulimit:num cpuunit
     features hookscript hostname lock memory:mem mp# nameserver net# onboot:bool ostype protection:bool rootfs searchdomain \
     startup swap:int tags template:bool timezone tty:int unused#";
 
+/// Keys of a VM's configuration.
+pub const VM_CONFIG: &str = "acpi:bool agent args balloon:int bios boot cicustom cipassword ciupgrade:bool ciuser cores:int cpu \
+    cpulimit:num cpuunits:int description efidisk# hookscript hotplug ide# ipconfig# kvm:bool lock machine memory:mem name \
+    nameserver net# numa:bool onboot:bool ostype protection:bool rng# sata# scsi# scsihw searchdomain serial# smbios# sockets:int \
+    sshkeys startup tablet:bool tags template:bool unused# vga virtio# vmgenid";
+
 /// What does not fit in `params`; keys of the path are not among them.
 pub fn check(words: &str, params: &Params) -> Result<(), Failure> {
     let mut failure = Failure::new(400, "Parameter verification failed.");

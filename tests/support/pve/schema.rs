@@ -70,7 +70,7 @@ fn value_faults(kind: &Value, value: &str) -> Vec<String> {
         "integer" => value.parse::<i64>().ok().map(|n| n as f64),
         "number" => value.parse::<f64>().ok(),
         "boolean" => ["0", "1"].contains(&value).then_some(0.0),
-        _ => Some(value.len() as f64),
+        _ => Some(value.chars().count() as f64),
     };
     let Some(n) = parsed else { return vec![format!("{value:?} is no {}", kind["type"])] };
     let (low, high) = if kind["type"] == "string" { ("minLength", "maxLength") } else { ("minimum", "maximum") };

@@ -1,4 +1,4 @@
-//! Storages of the server: a folder `local` for templates and containers, with uploads and a size that can be made small.
+//! Storages of the server: a folder `local` for templates, containers and disks, with uploads and a size that can be made small.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::guests::Kind;
 use super::http::{Answer, Call, Failure};
 use super::state::{Params, Server};
 
@@ -31,7 +32,9 @@ impl Store {
         let folder = folder.join("local");
         std::fs::create_dir_all(folder.join("template/cache")).expect("folders");
         std::fs::create_dir_all(folder.join("images")).expect("folders");
-        let store = Self { kind: "dir".into(), content: "rootdir,vztmpl,snippets".into(), folder, full: false };
+        std::fs::create_dir_all(folder.join("import")).expect("folders");
+        let store =
+            Self { kind: "dir".into(), content: "rootdir,vztmpl,snippets,images,import".into(), folder, full: false };
         [("local".to_owned(), store)].into()
     }
 
@@ -99,7 +102,17 @@ impl Server {
                     let size = entry.metadata().map(|m| m.len()).unwrap_or_default();
                     list.push(json!({ "volid": format!("{name}:vztmpl/{file}"), "content": "vztmpl", "format": "tar", "size": size }));
                 }
-                for (vmid, guest) in &state.guests {
+                for entry in std::fs::read_dir(store.folder.join("import")).expect("the imports").flatten() {
+                    let file = entry.file_name().to_string_lossy().into_owned();
+                    list.push(json!({ "volid": format!("{name}:import/{file}"), "content": "import", "format": "raw", "size": 0 }));
+                }
+                for (vmid, guest) in state.guests.iter().filter(|(_, g)| g.kind == Kind::Vm) {
+                    list.extend(super::disks::of(&guest.config).into_iter().map(|(_, disk)| {
+                        let size = disk.size.as_deref().and_then(super::disks::bytes);
+                        json!({ "volid": disk.volume, "content": "images", "format": disk.kind(), "size": size, "vmid": vmid })
+                    }));
+                }
+                for (vmid, guest) in state.guests.iter().filter(|(_, g)| g.kind == Kind::Ct) {
                     let volume = guest.config.get("rootfs").and_then(|v| v.split(',').next()).unwrap_or_default();
                     list.push(json!({ "volid": volume, "content": "rootdir", "format": "subvol", "size": "0", "vmid": vmid.to_string() }));
                 }

@@ -1,0 +1,24 @@
+//! Virtual machines of Proxmox: what `guest` has not in common with containers.
+//!
+//! Called by the command line. Fails with [`ApiError`].
+
+use super::error::{ApiError, ErrorKind};
+use super::guest_types::GuestId;
+use super::ids::Vmid;
+use super::task::Running;
+use super::transport::Proxmox;
+use super::vm_types::{VmConfig, VmSpec};
+
+impl Proxmox {
+    /// A VM's configuration as it is now.
+    pub async fn vm_config(&self, node: &str, vmid: Vmid) -> Result<VmConfig, ApiError> {
+        let vm = GuestId::vm(node, vmid);
+        let unfit = |why: String| ApiError::new(ErrorKind::Protocol, format!("GET {}", vm.path(&["config"])), why);
+        VmConfig::parse(&self.guest_config(vm).await?).map_err(|e| unfit(e.to_string()))
+    }
+
+    /// Makes one. `AlreadyExists`, here or from the task, means that the number is taken.
+    pub async fn vm_create(&self, node: &str, vmid: Vmid, spec: &VmSpec) -> Result<Running, ApiError> {
+        self.make(GuestId::vm(node, vmid), spec.storage(), spec.form(vmid)).await
+    }
+}
