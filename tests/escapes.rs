@@ -107,6 +107,78 @@ fn no_descriptor_of_the_node_is_left() {
 }
 
 /// Writing to the runtime's program while it enters a container (as in CVE-2019-5736).
+/// The node's /dev/null, which is put back as it was whatever a container has done to it.
+struct NodesNull(u32, u32, u32);
+
+impl NodesNull {
+    fn as_it_is() -> (u32, u32, u32) {
+        let null = std::fs::metadata("/dev/null").unwrap();
+        (null.mode() & 0o7777, null.uid(), null.gid())
+    }
+
+    fn assert_unchanged(&self, after: &str) {
+        assert_eq!(Self::as_it_is(), (self.0, self.1, self.2), "the node's /dev/null after {after}");
+    }
+}
+
+impl Drop for NodesNull {
+    fn drop(&mut self) {
+        let _ = Command::new("chown").arg(format!("{}:{}", self.1, self.2)).arg("/dev/null").status();
+        let _ = Command::new("chmod").arg(format!("{:o}", self.0)).arg("/dev/null").status();
+    }
+}
+
+#[test]
+fn the_nodes_null_device_is_nobodys_to_change() {
+    isolated("the_nodes_null_device_is_nobodys_to_change", || {
+        let node = Node::start(Options::default());
+        let pod = Pod::run(&node);
+        let (mode, uid, gid) = NodesNull::as_it_is();
+        let null = NodesNull(mode, uid, gid);
+        // As a stream, and as what a masked path shows.
+        let script = "chmod 600 /proc/self/fd/0; chown 55 /proc/self/fd/0; chmod 641 /proc/keys; chown 55 /proc/keys; echo tried";
+        let masked = json!({"linux": {"security_context": {"masked_paths": ["/proc/keys"]}}});
+        let said = pod.said("chmod", script, &masked);
+        assert!(said.contains("tried"), "{said}");
+        null.assert_unchanged("chmod of a stream and a masked path");
+        // A user of its own, whose streams the runtime gives to it.
+        let user =
+            json!({"linux": {"security_context": {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}}}});
+        assert!(pod.said("user", "echo tried", &user).contains("tried"));
+        null.assert_unchanged("a user of its own");
+        // Something else at its place, from the start and later, and execs then.
+        std::fs::write("/tmp/node/outside/file", "").unwrap();
+        let mount = json!({"mounts": [{"container_path": "/dev/null", "host_path": "/tmp/node/outside/file"}]});
+        for (name, script, change) in
+            [("mounted", "sleep 1000", mount), ("replaced", "rm /dev/null; echo x > /dev/null; sleep 1000", json!({}))]
+        {
+            let id = pod.create(name, script, &change).unwrap();
+            pod.crictl.run(&["start", &id]);
+            null.assert_unchanged(name);
+            pod.crictl.run(&["exec", "-s", &id, "true"]);
+            pod.crictl.run(&["exec", &id, "chmod", "600", "/proc/self/fd/0"]);
+            null.assert_unchanged("an exec there");
+            pod.crictl.run(&["rm", "-f", &id]);
+        }
+    });
+}
+
+#[test]
+fn what_is_mounted_over_proc_gets_no_label_and_no_score() {
+    isolated("what_is_mounted_over_proc_gets_no_label_and_no_score", || {
+        let node = Node::start(Options::default());
+        let pod = Pod::run(&node);
+        std::fs::write("/tmp/node/outside/oom", "orig").unwrap();
+        let over = json!({
+            "mounts": [{"container_path": "/proc/1/oom_score_adj", "host_path": "/tmp/node/outside/oom"}],
+            "linux": {"resources": {"oom_score_adj": 777}, "security_context": {"namespace_options": {"pid": 1}}},
+        });
+        // Refused, or set where it belongs: never told to a volume.
+        pod.said("over", "echo ran", &over);
+        assert_eq!(std::fs::read_to_string("/tmp/node/outside/oom").unwrap(), "orig");
+    });
+}
+
 #[test]
 fn the_runtimes_programs_can_not_be_replaced() {
     isolated("the_runtimes_programs_can_not_be_replaced", || {

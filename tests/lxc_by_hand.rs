@@ -272,6 +272,60 @@ fn nothing_takes_a_root_file_system_of_ones_own_away() {
     });
 }
 
+/// A configuration that was cut or damaged has no root file system, and liblxc would take the node's own: its mounts would become
+/// private, with which no pod can be made.
+#[test]
+fn a_damaged_configuration_never_runs_on_the_nodes_root() {
+    isolated("a_damaged_configuration_never_runs_on_the_nodes_root", || {
+        let hand = Hand::new();
+        support::run(Command::new("mount").args(["--make-rshared", "/"]));
+        let shared = || support::run(Command::new("findmnt").args(["-n", "-o", "PROPAGATION", "/"]));
+        hand.good(&["create", "one", "--root", &hand.root, "--file", &hand.plain]);
+        let config = hand.node.dir.join("lib/lxc/one/config");
+        let whole = std::fs::read_to_string(&config).expect("the configuration");
+        for cut in ["", "garbage\n", "lxc.console.path = none\n"] {
+            std::fs::write(&config, cut).expect("written");
+            hand.refused(&["start", "one"], "lxc.rootfs.path");
+            assert_eq!(shared().trim(), "shared", "with {cut:?}");
+        }
+        std::fs::write(&config, whole.replace(&hand.root, "/tmp")).expect("written");
+        hand.refused(&["start", "one"], "it was made with");
+        std::fs::write(&config, whole).expect("written");
+        hand.good(&["start", "one"]);
+        // What the user says of the PATH is what counts.
+        let said = hand.good(&["exec", "--env", "PATH=/bin:/x", "one", "sh", "-c", "echo $PATH"]);
+        assert_eq!(said, "/bin:/x");
+        // Whose streams are the node's null device.
+        let mode =
+            || std::fs::metadata("/dev/null").map(|m| std::os::unix::fs::MetadataExt::mode(&m) & 0o777).expect("there");
+        let before = mode();
+        let mut command = hand.command(&["exec", "one", "sh", "-c", "chmod 600 /proc/self/fd/0"]);
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().expect("the program");
+        let after = mode();
+        support::run(Command::new("chmod").args([&format!("{before:o}"), "/dev/null"]));
+        assert!(status.success() && after == before, "{status}, {before:o}, {after:o}");
+        hand.good(&["delete", "--force", "one"]);
+
+        // A full disk while one is made.
+        let small = hand.node.dir.join("lib/lxc");
+        support::run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&small));
+        std::fs::write(small.join("fill"), vec![0; 60 << 10]).expect("most of it");
+        let (code, said) = hand.try_run(&["create", "two", "--root", &hand.root, "--file", &hand.plain]);
+        if code == Some(0) {
+            hand.good(&["start", "two"]);
+        } else {
+            assert!(said.contains("No space left"), "{said}");
+            assert!(!small.join("two").exists(), "{said}");
+        }
+        std::fs::remove_file(small.join("fill")).expect("room");
+        if code != Some(0) {
+            hand.good(&["create", "two", "--root", &hand.root, "--file", &hand.plain]);
+        }
+        hand.good(&["delete", "--force", "two"]);
+        support::run(Command::new("umount").arg(&small));
+    });
+}
+
 #[test]
 fn an_init_that_reboots_is_stopped_and_an_interrupt_ends_all() {
     isolated("an_init_that_reboots_is_stopped_and_an_interrupt_ends_all", || {

@@ -149,6 +149,9 @@ func oneStream(ctx context.Context, k, proto string) (float64, error) {
 	return float64(*streamMB) / time.Since(in.begun).Seconds(), nil
 }
 
+// logLine is what follows its number in each line of the logs suite.
+const logLine = " a line of a log, as long as they are"
+
 // logs measures how fast lines that are written one at a time get into the log, and that all of them do.
 func logs(ctx context.Context) error {
 	var rates, cpus []float64
@@ -179,7 +182,7 @@ func oneLog(ctx context.Context) (rate, cpu float64, err error) {
 		rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
 	}()
 	c := ctrConfig(p)
-	c.Command = []string{"awk", fmt.Sprintf(`BEGIN { for (i = 1; i <= %d; i++) { print i " a line of a log, as long as they are"; fflush() } }`, *logLines)}
+	c.Command = []string{"awk", fmt.Sprintf(`BEGIN { for (i = 1; i <= %d; i++) { print i "%s"; fflush() } }`, *logLines, logLine)}
 	k, err := rt.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: r.PodSandboxId, Config: c, SandboxConfig: p})
 	if err != nil {
 		return
@@ -189,7 +192,7 @@ func oneLog(ctx context.Context) (rate, cpu float64, err error) {
 		return
 	}
 	path := filepath.Join(p.LogDirectory, "c.log")
-	for end := time.Now().Add(3 * time.Minute); lastLine(path) != *logLines; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); !endsWith(path, strconv.Itoa(*logLines)+logLine); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			return 0, 0, fmt.Errorf("the last of %d lines did not come", *logLines)
 		}
@@ -201,39 +204,48 @@ func oneLog(ctx context.Context) (rate, cpu float64, err error) {
 		return
 	}
 	defer f.Close()
-	n, lines := 0, bufio.NewScanner(f)
+	n, whole, lines := 0, "", bufio.NewScanner(f)
 	for lines.Scan() {
-		// TIME STREAM TAG NUMBER ...
-		w := strings.SplitN(lines.Text(), " ", 5)
-		n++
-		if len(w) < 5 || w[3] != strconv.Itoa(n) {
-			return 0, 0, fmt.Errorf("line %d of the log is %q", n, lines.Text())
+		// TIME STREAM TAG CONTENT; P is the beginning of a line
+		w := strings.SplitN(lines.Text(), " ", 4)
+		if len(w) < 4 {
+			return 0, 0, fmt.Errorf("in the log after line %d: %q", n, lines.Text())
 		}
+		whole += w[3]
+		if w[2] == "P" {
+			continue
+		}
+		n++
+		if whole != strconv.Itoa(n)+logLine {
+			return 0, 0, fmt.Errorf("line %d of the log is %q", n, whole)
+		}
+		whole = ""
 	}
 	return float64(*logLines) / took.Seconds(), cpu, lines.Err()
 }
 
-// lastLine is the number in the log's last whole line.
-func lastLine(path string) int {
+// endsWith says whether the log ends with that line, which may be in two pieces.
+func endsWith(path, line string) bool {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0
+		return false
 	}
 	defer f.Close()
 	end, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return 0
+		return false
 	}
 	b := make([]byte, min(end, 512))
 	if _, err := f.ReadAt(b, end-int64(len(b))); err != nil {
-		return 0
+		return false
 	}
-	b = b[:bytes.LastIndexByte(b, '\n')+1]
-	i := bytes.LastIndexByte(bytes.TrimSuffix(b, []byte("\n")), '\n')
-	w := strings.SplitN(string(b[i+1:]), " ", 5)
-	if len(w) < 5 {
-		return 0
+	whole := ""
+	for _, l := range strings.Split(string(b), "\n") {
+		if w := strings.SplitN(l, " ", 4); len(w) == 4 && w[2] == "P" {
+			whole += w[3]
+		} else if len(w) == 4 {
+			whole += w[3] + "\n"
+		}
 	}
-	n, _ := strconv.Atoi(w[3])
-	return n
+	return bytes.HasSuffix(b, []byte("\n")) && strings.HasSuffix(whole, line+"\n")
 }

@@ -7,14 +7,16 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Uid, openat2};
 
 use crate::plan::{Node, Plan};
 use crate::{terminal, wire};
 
+/// Inode of procfs' root (the kernel's PROC_ROOT_INO).
+const PROC_ROOT: u64 = 1;
 /// So much of a container's passwd is read.
 const USERS_MAX: u64 = 4 << 20;
 
@@ -52,11 +54,9 @@ fn step<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) ->
 /// Everything but exec(2). A terminal is sent to `tell`.
 pub fn prepare(plan: &Plan, tell: BorrowedFd<'_>) -> Result<Program, Trouble> {
     if let Some(score) = plan.oom_score_adj {
+        let file = of_proc("oom_score_adj", OFlags::WRONLY).map_err(step("oom_score_adj"))?;
         // As far as the kernel permits.
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
-            let _ = rustix::io::write(&file, score.to_string().as_bytes());
-        }
+        let _ = rustix::io::write(&file, score.to_string().as_bytes());
     }
     for limit in &plan.limits {
         let value = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
@@ -158,26 +158,49 @@ fn make_folder(path: &str) -> io::Result<()> {
     }
 }
 
+/// A file of this process' in /proc. What somebody has mounted over it, or over /proc, is refused: the label or score would go into
+/// their file, and the program would run without.
+fn of_proc(file: &str, access: OFlags) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open(c"/proc", flags, Mode::empty())?;
+    let is_procfs =
+        rustix::fs::fstatfs(&proc)?.f_type == PROC_SUPER_MAGIC && rustix::fs::fstat(&proc)?.st_ino == PROC_ROOT;
+    if !is_procfs {
+        return Err(io::Error::other("/proc is not the kernel's"));
+    }
+    let path = format!("self/{file}");
+    let no_mounts = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    openat2(&proc, path, access | OFlags::CLOEXEC, Mode::empty(), no_mounts).map_err(|e| match e {
+        rustix::io::Errno::XDEV => io::Error::other(format!("something is mounted over /proc/self/{file}")),
+        e => e.into(),
+    })
+}
+
+/// Of two files, which kernels have in different places, the first that is there.
+fn of_proc_either(files: [&str; 2], access: OFlags) -> io::Result<OwnedFd> {
+    match of_proc(files[0], access) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => of_proc(files[1], access),
+        opened => opened,
+    }
+}
+
 /// Name of the AppArmor profile that this process is under.
-fn current_profile() -> Option<String> {
-    let read = |path| std::fs::read_to_string(path).ok();
-    let text = read("/proc/self/attr/apparmor/current").or_else(|| read("/proc/self/attr/current"))?;
-    Some(text.trim_end().rsplit_once(" (").map_or(text.trim_end(), |(name, _mode)| name).to_owned())
+fn current_profile() -> io::Result<String> {
+    let file = of_proc_either(["attr/apparmor/current", "attr/current"], OFlags::RDONLY)?;
+    let text = io::read_to_string(std::fs::File::from(file))?;
+    Ok(text.trim_end().rsplit_once(" (").map_or(text.trim_end(), |(name, _mode)| name).to_owned())
 }
 
 fn set_label(kind: &str, label: &str) -> io::Result<()> {
     // liblxc has put an exec under the container's profile at once, which may not change it.
-    if kind == "apparmor" && current_profile().as_deref() == Some(label) {
+    if kind == "apparmor" && current_profile()? == label {
         return Ok(());
     }
-    let (text, paths) = match kind {
-        "apparmor" => (format!("exec {label}"), ["/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"]),
-        _ => (label.to_owned(), ["/proc/self/attr/selinux/exec", "/proc/self/attr/exec"]),
+    let (text, files) = match kind {
+        "apparmor" => (format!("exec {label}"), ["attr/apparmor/exec", "attr/exec"]),
+        _ => (label.to_owned(), ["attr/selinux/exec", "attr/exec"]),
     };
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(paths[0], flags, Mode::empty())
-        .or_else(|_| rustix::fs::open(paths[1], flags, Mode::empty()))?;
-    rustix::io::write(&file, text.as_bytes())?;
+    rustix::io::write(of_proc_either(files, OFlags::WRONLY)?, text.as_bytes())?;
     Ok(())
 }
 

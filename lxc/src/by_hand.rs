@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use lxcri_lxc::become_it::{self, Trouble};
 use lxcri_lxc::plan::Plan;
 use lxcri_lxc::wire;
+use lxcri_monitor_proto::null::own_null;
 
 use crate::liblxc::{Container, Library};
 use crate::options::Options;
@@ -67,9 +68,22 @@ pub fn make(options: &Options) -> Result<(), String> {
     }
 }
 
-/// `run`: starts it.
+/// `run`: starts it. `--root` is what it was made with.
 pub fn run(options: &Options) -> Result<(), String> {
     let (_library, container) = open(options)?;
+    // With none liblxc takes the node's own, and makes all of its mounts private.
+    let root = container.get("lxc.rootfs.path")?;
+    if root.is_empty() {
+        return Err(
+            "lxc.rootfs.path is not in its configuration, which is not whole: delete it, or write that again".into()
+        );
+    }
+    if !options.root.is_empty() && root != format!("dir:{}", options.root) {
+        return Err(format!(
+            "lxc.rootfs.path is {root:?} in its configuration, and it was made with {:?}",
+            options.root
+        ));
+    }
     if container.start_beside() { Ok(()) } else { Err("liblxc could not start the container".into()) }
 }
 
@@ -154,6 +168,28 @@ unsafe extern "C" fn inside(payload: *mut c_void) -> c_int {
     127
 }
 
+/// Streams that are the node's /dev/null become another one: liblxc and the container's root may change mode and owner of what they
+/// have.
+fn leave_the_nodes_null() -> Result<(), String> {
+    let failed = |e: std::io::Error| format!("streams: {e}");
+    for number in 0..3 {
+        // SAFETY: it is open, or the call fails.
+        let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+        let is_null = rustix::fs::fstat(stream).is_ok_and(|s| {
+            rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::CharacterDevice
+                && s.st_rdev == rustix::fs::makedev(1, 3)
+        });
+        if is_null {
+            let own = own_null().map_err(|e| failed(e.into()))?;
+            // SAFETY: a plain call on an open descriptor.
+            if unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&own), number) } < 0 {
+                return Err(failed(std::io::Error::last_os_error()));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// `attach COMMAND...`: with this process' streams; its exit code, as shells have it.
 pub fn attach(options: &Options) -> Result<u8, String> {
     let (_library, container) = open(options)?;
@@ -162,6 +198,7 @@ pub fn attach(options: &Options) -> Result<u8, String> {
     }
     let cwd = if options.cwd.is_empty() { "/" } else { &options.cwd };
     let plan = Plan { args: options.rest.clone(), env: options.env.clone(), cwd: cwd.to_owned(), ..Plan::default() };
+    leave_the_nodes_null()?;
     let (ours, theirs) = wire::pair().map_err(|e| format!("socket pair: {e}"))?;
     let mut payload = Payload { plan, tell: theirs };
     let pid = container.attach_as_its_tool(inside, (&raw mut payload).cast());

@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use lxcri_lxc::wire::{self, Packet};
+use lxcri_monitor_proto::null::own_null;
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::FdFlags;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
@@ -199,7 +200,8 @@ fn put_aside() -> Result<[OwnedFd; 3], String> {
     let streams = [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()].map(|fd| fd.try_clone_to_owned());
     let [stdin, stdout, stderr] = streams;
     let streams = [stdin.map_err(failed)?, stdout.map_err(failed)?, stderr.map_err(failed)?];
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+    // Whose mode and owner liblxc changes when the container has something else at /dev/null.
+    let null = own_null().map_err(|e| failed(e.into()))?;
     for number in 0..3 {
         // SAFETY: plain calls on open descriptors.
         if unsafe { libc::dup2(null.as_raw_fd(), number) } < 0 {

@@ -12,6 +12,8 @@ const MAJORS: std::ops::RangeInclusive<u32> = 5..=7;
 
 /// From this version on liblxc knows no cgroup v1.
 const WITHOUT_V1: u32 = 7;
+/// Longest value that is asked for, in bytes: a path and its kind.
+const VALUE_MAX: usize = 8192;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// `struct lxc_container`, as far as it is used. Functions that are not are pointers.
@@ -43,7 +45,9 @@ struct RawContainer {
     create: CreateFunction<Self>,
     changes: [*const c_void; 3],
     shutdown: unsafe extern "C" fn(*mut Self, c_int) -> bool,
-    unused: [*const c_void; 14],
+    clear: [*const c_void; 2],
+    get_config_item: unsafe extern "C" fn(*mut Self, *const c_char, *mut c_char, c_int) -> c_int,
+    unused: [*const c_void; 11],
     attach: unsafe extern "C" fn(*mut Self, ExecFunction, *mut c_void, *mut AttachOptions, *mut c_int) -> c_int,
 }
 
@@ -250,6 +254,20 @@ impl Container {
         match unsafe { ((*self.0).set_config_item)(self.0, key_.as_ptr(), value_.as_ptr()) } {
             true => Ok(()),
             false => Err(format!("liblxc refuses {key} = {value:?}")),
+        }
+    }
+
+    /// What the configuration says; "" is nothing.
+    pub fn get(&self, key: &str) -> Result<String, String> {
+        let key_ = text(key)?;
+        let mut value = vec![0u8; VALUE_MAX];
+        // SAFETY: the container is alive; the library writes no more than it is told to, and a NUL at the end.
+        let length = unsafe {
+            ((*self.0).get_config_item)(self.0, key_.as_ptr(), value.as_mut_ptr().cast(), VALUE_MAX as c_int)
+        };
+        match usize::try_from(length) {
+            Ok(n) if n < VALUE_MAX => Ok(String::from_utf8_lossy(&value[..n]).into_owned()),
+            _ => Err(format!("liblxc does not tell {key}")),
         }
     }
 

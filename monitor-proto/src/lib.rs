@@ -10,6 +10,7 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/lxcri.monitor.v1.rs"));
 }
 
+pub mod null;
 pub mod wire;
 
 /// Newest protocol version that this build speaks.

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lxcri_monitor_proto::null::own_null;
 use lxcri_monitor_proto::v1::{self, ErrorCode};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{Pid, Signal};
@@ -42,7 +43,7 @@ pub struct Running {
     words: Option<OwnedFd>,
 }
 
-/// The three descriptors of a program; None is /dev/null, for stderr a place that failures quote.
+/// The three descriptors of a program; None is a null device, for stderr a place that failures quote.
 #[derive(Default)]
 pub struct Descriptors {
     /// 0.
@@ -51,7 +52,7 @@ pub struct Descriptors {
     pub stdout: Option<OwnedFd>,
     /// 2.
     pub stderr: Option<OwnedFd>,
-    /// With no stderr: /dev/null, since what the program starts inherits it.
+    /// What the program starts inherits them: the null device is their own, not the node's, and with no stderr it is that.
     pub mute: bool,
     /// argv[0] if it is not to be the program's path.
     pub argv0: Option<&'static str>,
@@ -74,9 +75,16 @@ pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
         .collect::<Vec<_>>()
         .join(" ");
     let mut words = None;
+    let absent = || -> Result<Stdio> {
+        if !fds.mute {
+            return Ok(Stdio::null());
+        }
+        own_null().map(Stdio::from).map_err(|e| Failure::errno("make a null device", e))
+    };
+    let given = |fd: Option<OwnedFd>| fd.map_or_else(&absent, |fd| Ok(Stdio::from(fd)));
     let stderr = match fds.stderr {
         Some(fd) => Stdio::from(fd),
-        None if fds.mute => Stdio::null(),
+        None if fds.mute => absent()?,
         None => {
             let memfd = rustix::fs::memfd_create(c"stderr", MemfdFlags::CLOEXEC)
                 .map_err(|e| Failure::errno("memfd_create", e))?;
@@ -93,8 +101,8 @@ pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
         .envs(program.env.iter().map(|pair| pair.split_once('=').unwrap_or((pair, ""))))
         .current_dir(if program.cwd.is_empty() { "/" } else { &program.cwd })
         .process_group(0)
-        .stdin(fds.stdin.map_or_else(Stdio::null, Stdio::from))
-        .stdout(fds.stdout.map_or_else(Stdio::null, Stdio::from))
+        .stdin(given(fds.stdin)?)
+        .stdout(given(fds.stdout)?)
         .stderr(stderr);
     if let Some(name) = fds.argv0 {
         command.arg0(name);

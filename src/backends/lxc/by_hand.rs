@@ -105,10 +105,12 @@ impl ByHand {
             }
             more.extend(["--set".to_owned(), line(key, value)?]);
         }
+        let mut root = None;
         match &new.source {
             Source::Root(path) => {
                 let path = self.real_folder(path)?;
                 more.extend(["--root".to_owned(), path.to_string()]);
+                root = Some(path);
             }
             Source::Template(name, arguments) => {
                 if name.is_empty() || name.chars().any(char::is_control) {
@@ -118,25 +120,30 @@ impl ByHand {
                 more.extend(arguments.iter().cloned());
             }
         }
-        let root = match &new.source {
-            Source::Root(path) => Some(path.clone()),
-            Source::Template(..) => None,
-        };
         let folder = self.folder.join(&new.name);
-        let at = folder.clone();
+        let (at, template) = (folder.clone(), root.is_none());
         // Before there is a configuration: no crash may make it look like a container whose root file system goes with it.
-        blocking(move || note(&at, root.as_deref())).await?;
-        let made = self.call("make", &new.name, more, CREATE).await;
-        if made.is_err() && self.at(&self.folder, &new.name)?.is_none() {
-            // What is not empty is liblxc's to tell of.
+        let mut made = blocking(move || note(&at, root.as_deref())).await;
+        if made.is_ok() {
+            made = self.call("make", &new.name, more, CREATE).await.map(drop);
+        }
+        if made.is_err() {
             let removed = blocking(move || {
-                let _ = std::fs::remove_file(folder.join(FOREIGN_ROOT));
+                // A whole one, or a template's, goes with `delete`.
+                match std::fs::read_to_string(folder.join(CONFIG)) {
+                    Ok(text) if template || text.contains(ROOTS[0]) => return Ok(()),
+                    _ => {}
+                }
+                // What is not empty then is liblxc's to tell of. The note goes last.
+                for file in [CONFIG, FOREIGN_ROOT] {
+                    let _ = std::fs::remove_file(folder.join(file));
+                }
                 let _ = std::fs::remove_dir(&folder);
                 Ok(())
             });
             removed.await?;
         }
-        made.map(drop)
+        made
     }
 
     /// Starts it; one that runs is refused.
@@ -145,7 +152,18 @@ impl ByHand {
         if info.state != "STOPPED" {
             return Err(Error::precondition(format!("container {name:?} is {}", info.state)));
         }
-        self.call("run", name, Vec::new(), self.config.timeout).await.map(drop)
+        let note = self.folder.join(name).join(FOREIGN_ROOT);
+        let root = blocking(move || match std::fs::read_to_string(&note) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(Error::io(format!("read {note}"), e)),
+            Ok(root) => {
+                let real = Utf8Path::new(&root).canonicalize_utf8();
+                let real =
+                    real.map_err(|e| Error::because(Kind::FailedPrecondition, format!("root file system {root}"), e))?;
+                Ok(vec!["--root".to_owned(), real.into_string()])
+            }
+        });
+        self.call("run", name, root.await?, self.config.timeout).await.map(drop)
     }
 
     /// Asks its init to end and kills it after `grace`. One that does not run is success.
@@ -245,7 +263,8 @@ impl ByHand {
             return Err(Error::invalid("no command"));
         }
         let mut arguments = self.arguments("attach", name);
-        for line in env.iter().map(String::as_str).chain([concat_path()]) {
+        let path = (!env.iter().any(|line| line.starts_with("PATH="))).then(default_path);
+        for line in env.iter().map(String::as_str).chain(path) {
             if !line.contains('=') || line.contains('\0') {
                 return Err(Error::invalid("environment: not of the form KEY=VALUE"));
             }
@@ -357,7 +376,7 @@ fn note(folder: &Utf8Path, root: Option<&Utf8Path>) -> Result<()> {
     }
 }
 
-fn concat_path() -> &'static str {
+fn default_path() -> &'static str {
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 }
 

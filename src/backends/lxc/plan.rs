@@ -95,6 +95,16 @@ pub struct Staged {
 /// Size of /dev in bytes, as other runtimes make it; liblxc's own is 500 KB.
 const DEV_SIZE: &str = "67108864";
 
+/// Device nodes that liblxc makes in each /dev of its own, and their numbers.
+const OWN_NODES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
 /// The files of lxcfs.
 const LXCFS: [&str; 6] = ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime"];
 
@@ -105,6 +115,8 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
     let linux = input.spec.linux().clone().unwrap_or_default();
     let root = input.spec.root().clone().unwrap_or_default();
     lines.put("lxc.rootfs.path", &format!("dir:{}", input.rootfs))?;
+    // The folder is every container's, and no tool of liblxc's may remove it.
+    lines.put("lxc.rootfs.managed", "0")?;
     if root.readonly().unwrap_or(false) {
         lines.put("lxc.rootfs.options", "ro")?;
     }
@@ -210,14 +222,21 @@ fn mounts(
 ) -> Result<bool> {
     let list = input.spec.mounts().clone().unwrap_or_default();
     let text = |m: &Mount| m.destination().to_str().map(str::to_owned);
-    let mut own_dev = false;
+    let own_dev = list.iter().any(|m| m.typ().as_deref() == Some("tmpfs") && text(m).as_deref() == Some("/dev"));
     for m in &list {
         let place = text(m).ok_or_else(|| Error::invalid("a mount's place is not UTF-8"))?;
         let kind = m.typ().clone().unwrap_or_else(|| "bind".into());
         let options = m.options().clone().unwrap_or_default();
         match (kind.as_str(), place.as_str()) {
-            ("tmpfs", "/dev") => own_dev = true,
-            ("devpts", "/dev/pts") => {}
+            ("tmpfs", "/dev") => {}
+            ("devpts", "/dev/pts") if own_dev => {}
+            // liblxc takes one away, and mounts another only together with a new /dev/ptmx, which here would be the node's: two of
+            // them, so that one is left.
+            ("devpts", "/dev/pts") => {
+                let words: Vec<&str> = options.iter().map(String::as_str).collect();
+                lines.mount("devpts", &place, "devpts", &words)?;
+                lines.mount("devpts", &place, "devpts", &words)?;
+            }
             // With the node's cgroup namespace the node's groups are seen, as with other runtimes. On v2 liblxc mounts groups only
             // in one of the container's own.
             ("cgroup", _) if input.cgroup_v2 && !has_own(linux, LinuxNamespaceType::Cgroup) => {
@@ -235,9 +254,23 @@ fn mounts(
             }
         }
     }
+    for (what, paths, whole) in [
+        ("masked", linux.masked_paths(), &["", "/proc", "/sys", "/dev"][..]),
+        ("read-only", linux.readonly_paths(), &["", "/dev"]),
+    ] {
+        // Of "/" nothing is left.
+        let is_whole = |path: &&String| whole.contains(&path.trim_end_matches('/'));
+        if let Some(path) = paths.iter().flatten().find(is_whole) {
+            return Err(Error::new(
+                Kind::Unimplemented,
+                format!("{what} path {path:?}: liblxc can't close all of that, which it needs itself"),
+            ));
+        }
+    }
     for path in linux.masked_paths().iter().flatten() {
         // One of them fits what the container has there, which may be no folder where the node has one.
-        lines.mount("/dev/null", path, "none", &["bind", "optional"])?;
+        // Read-only: it is the node's, and its mode and owner would be the container's to change.
+        lines.mount("/dev/null", path, "none", &["bind", "ro", "optional"])?;
         lines.mount("tmpfs", path, "tmpfs", &["ro", "nosuid", "nodev", "noexec", "size=0k", "optional"])?;
     }
     for path in linux.readonly_paths().iter().flatten() {
@@ -333,6 +366,26 @@ pub fn process(spec: &Spec, process: &Process) -> Result<Plan> {
             format!("device {} in a user namespace: liblxc can make no device nodes there", device.path().display()),
         ));
     }
+    let read_only = spec.root().as_ref().is_some_and(|r| r.readonly().unwrap_or(false));
+    let nodes = devices.iter().map(node).collect::<Result<Vec<_>>>()?;
+    for node in &nodes {
+        if read_only && !node.path.starts_with("/dev/") {
+            return Err(Error::new(
+                Kind::Unimplemented,
+                format!(
+                    "device {}: with a read-only root liblxc's containers have devices below /dev alone",
+                    node.path
+                ),
+            ));
+        }
+        let own = OWN_NODES.iter().find(|(path, ..)| *path == node.path);
+        if own.is_some_and(|(_, major, minor)| (*major, *minor) != (node.major, node.minor)) {
+            return Err(Error::new(
+                Kind::Unimplemented,
+                format!("device {}: liblxc makes that node itself, and another can't have its place", node.path),
+            ));
+        }
+    }
     Ok(Plan {
         args: process.args().clone().unwrap_or_default(),
         env: process.env().clone().unwrap_or_default(),
@@ -355,7 +408,7 @@ pub fn process(spec: &Spec, process: &Process) -> Result<Plan> {
         apparmor: process.apparmor_profile().clone(),
         selinux: process.selinux_label().clone(),
         terminal: process.terminal().unwrap_or(false),
-        nodes: devices.iter().map(node).collect::<Result<_>>()?,
+        nodes,
     })
 }
 
@@ -402,7 +455,7 @@ fn number(kind: PosixRlimitType) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, MountBuilder, RootBuilder};
+    use oci_spec::runtime::{LinuxBuilder, LinuxDeviceBuilder, LinuxNamespaceBuilder, MountBuilder, RootBuilder};
     use proptest::prelude::*;
 
     fn configured(spec: &Spec) -> Result<String> {
@@ -470,7 +523,7 @@ mod tests {
             "lxc.mount.entry = /data/a\\040b mnt/x\\040y none rbind,rslave,ro,nosuid,create=dir 0 0",
             "lxc.mount.entry = /etc/file etc/hosts none rbind,rprivate,rw,create=file 0 0",
             "lxc.mount.entry = /shm dev/shm none rbind,nosuid,rw,rprivate,create=dir 0 0",
-            "lxc.mount.entry = /dev/null proc/kcore-file none bind,optional 0 0",
+            "lxc.mount.entry = /dev/null proc/kcore-file none bind,ro,optional 0 0",
             "lxc.mount.entry = proc/sys proc/sys none rbind,ro,relative,optional 0 0",
             "lxc.mount.entry = /var/lib/lxcfs/proc/meminfo proc/meminfo none bind,optional 0 0",
             "lxc.cgroup.dir.container = kubepods/pod1/c1",
@@ -529,6 +582,38 @@ mod tests {
         linux.set_rootfs_propagation(Some("rshared".into()));
         shared.set_linux(Some(linux));
         assert!(configured(&shared).unwrap_err().chain().contains("Bidirectional"));
+        for whole in ["/", "", "/proc", "/sys/"] {
+            let mut masked = spec(vec![]);
+            let mut linux = masked.linux().clone().unwrap();
+            linux.set_masked_paths(Some(vec![whole.into()]));
+            masked.set_linux(Some(linux));
+            let e = configured(&masked).unwrap_err();
+            assert!(e.kind() == Kind::Unimplemented && e.chain().contains("masked path"), "{e:?}");
+        }
+        for (path, minor, good) in
+            [("/dev/x", 9, true), ("/etc/x", 9, false), ("/dev/null", 3, true), ("/dev/null", 5, false)]
+        {
+            let device = LinuxDeviceBuilder::default().path(path).typ(LinuxDeviceType::C).major(1).minor(minor);
+            let mut with = spec(vec![]);
+            let mut linux = with.linux().clone().unwrap();
+            linux.set_devices(Some(vec![device.build().unwrap()]));
+            with.set_linux(Some(linux));
+            let planned = process(&with, &Process::default());
+            assert_eq!(planned.is_ok(), good, "{path} {minor}");
+            assert!(planned.err().is_none_or(|e| e.kind() == Kind::Unimplemented));
+        }
+    }
+
+    #[test]
+    fn a_dev_of_the_nodes_has_terminals_of_the_containers() {
+        let pts = MountBuilder::default().source("devpts").destination("/dev/pts").typ("devpts");
+        let pts = pts.options(["newinstance", "ptmxmode=0666"].map(str::to_owned)).build().unwrap();
+        let dev = MountBuilder::default().source("tmpfs").destination("/dev").typ("tmpfs").build().unwrap();
+        let entry = "lxc.mount.entry = devpts dev/pts devpts newinstance,ptmxmode=0666 0 0";
+        let own = configured(&spec(vec![dev, pts.clone()])).unwrap();
+        assert!(own.contains("lxc.pty.max = 1024") && !own.contains(entry), "{own}");
+        let nodes = configured(&spec(vec![bind_of("/dev", "/dev", &["rbind"]), pts])).unwrap();
+        assert!(nodes.contains("lxc.pty.max = 0") && nodes.matches(entry).count() == 2, "{nodes}");
     }
 
     proptest! {

@@ -28,8 +28,8 @@ const HALT: [(&str, i32); 3] = [
 ];
 /// What it needs to power off, which ends its PID namespace and nothing else.
 const BOOT: &str = "SYS_BOOT";
-/// Folders that begin empty at each boot.
-const MEMORY: [&str; 3] = ["/run", "/run/lock", "/tmp"];
+/// Folders that begin empty at each boot, and their modes.
+const MEMORY: [(&str, &str); 3] = [("/run", "mode=755"), ("/run/lock", "mode=755"), ("/tmp", "mode=1777")];
 
 /// Whether a program is an init.
 pub fn is_init(args: &[String]) -> bool {
@@ -71,10 +71,10 @@ pub fn prepare(prepared: &mut Prepared, context: &LaunchContext<'_>, program: &s
         prepared.stop_signal = halt_signal(&real_name(rootfs, program).unwrap_or_default());
     }
     let mut mounts = prepared.spec.mounts().clone().unwrap_or_default();
-    for path in MEMORY {
+    for (path, mode) in MEMORY {
         // Before what is mounted below it.
         if !mounts.iter().any(|m| m.destination().to_str() == Some(path)) {
-            let options = ["nosuid", "nodev", "mode=755"].map(String::from).to_vec();
+            let options = ["nosuid", "nodev", mode].map(String::from).to_vec();
             let mount = MountBuilder::default().destination(path).typ("tmpfs").source("tmpfs").options(options);
             mounts.push(oci::built(mount.build())?);
         }
