@@ -9,6 +9,7 @@
 mod archive;
 mod attach;
 pub(crate) mod client;
+mod config;
 mod container;
 pub mod crilog;
 mod exec;
@@ -16,7 +17,7 @@ mod image;
 mod images;
 pub(crate) mod interrupts;
 mod logs;
-mod output;
+pub(crate) mod output;
 mod pod;
 mod ps;
 mod pull;
@@ -38,7 +39,7 @@ use anyhow::Result;
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
 
-use crate::core::config::Config;
+use crate::core::config::{Config, Sources};
 
 /// What every command gets.
 pub struct Context {
@@ -46,6 +47,8 @@ pub struct Context {
     pub config: Config,
     /// The daemon's local socket: `--local-socket`, else the configuration's.
     pub local_socket: Utf8PathBuf,
+    /// What the configuration was read from, to read it again.
+    pub sources: Sources,
 }
 
 /// A command of the registry. Implement it and pass it to [`Registry::register`] to add one of your own.
@@ -66,6 +69,10 @@ pub trait Command: Send + Sync {
     /// Its own commands; one of them has to be named then.
     fn subcommands(&self) -> Vec<clap::Command> {
         Vec::new()
+    }
+    /// Whether it needs the configuration, which has to fit then; else it gets the defaults.
+    fn reads_configuration(&self) -> bool {
+        true
     }
     /// Does it; the answer is the exit code.
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8>;
@@ -104,6 +111,7 @@ impl Registry {
         registry.register(image::Image);
         registry.register(container::Container);
         registry.register(storage::Storage);
+        registry.register(config::Config);
         registry.register(version::Version);
         registry
     }
@@ -129,6 +137,18 @@ impl Registry {
             .subcommand_required(true)
             .arg_required_else_help(true)
             .arg(path("config", "Configuration file (default: /etc/proxmox-lxcri/config.toml)"))
+            .arg(path(
+                "config-dir",
+                "Folder with more of it, *.toml (default: /etc/proxmox-lxcri/conf.d, without --config)",
+            ))
+            .arg(
+                Arg::new("config-set")
+                    .long("config-set")
+                    .global(true)
+                    .value_name("KEY=VALUE")
+                    .action(clap::ArgAction::Append)
+                    .help("A key of the configuration: section.key=value"),
+            )
             .arg(path("local-socket", "The daemon's local socket (default: the configuration's)"));
         self.commands.iter().fold(base, |base, c| {
             let sub = clap::Command::new(c.name()).about(c.about()).visible_aliases(c.aliases().iter().copied());
@@ -165,12 +185,23 @@ impl Registry {
         while let Some((_, deeper)) = inner.subcommand() {
             inner = deeper;
         }
-        let config = Config::load(inner.get_one::<Utf8PathBuf>("config").map(|p| p.as_path()))
-            .map_err(|e| anyhow::anyhow!(e.chain()))?;
-        let local_socket =
-            inner.get_one::<Utf8PathBuf>("local-socket").cloned().unwrap_or_else(|| config.server.local_listen.clone());
-        command.run(&Context { config, local_socket }, sub).await
+        let path = |name: &str| inner.get_one::<Utf8PathBuf>(name).cloned();
+        let sources = Sources::of_process(path("config"), path("config-dir"), strings(inner, "config-set"));
+        let config = match command.reads_configuration() {
+            true => configuration(&sources)?,
+            false => Config::default(),
+        };
+        let local_socket = path("local-socket").unwrap_or_else(|| config.server.local_listen.clone());
+        command.run(&Context { config, local_socket, sources }, sub).await
     }
+}
+
+fn configuration(sources: &Sources) -> Result<Config> {
+    let loaded = sources.load().map_err(|e| anyhow::anyhow!("{e}"))?;
+    for warning in &loaded.warnings {
+        eprintln!("proxmox-lxcri: warning: {warning}");
+    }
+    Ok(loaded.config)
 }
 
 /// A required argument.

@@ -1,35 +1,45 @@
-//! The node's configuration: one TOML file, every key with a default, unknown keys refused by name.
+//! The node's configuration: every key with a default, each of its types documented here and in `docs/configuration.md`.
 //!
-//! Read once at start by `serve` (and by the CLI for the sockets' paths). Errors name file, line and key.
+//! Read by every command before it does anything, again by the daemon at SIGHUP: from files, environment and flags
+//! ([`Sources`]). What does not fit is refused, all of it at once, by file, line and key.
 
 mod bfc;
+mod check;
+mod faults;
+mod keys;
+pub mod legacy;
+mod load;
 mod proxmox;
 mod proxmox_lxc;
+mod routing;
 mod storage;
 mod stream;
+mod text;
 
 use std::time::Duration;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::error::{Error, Kind, Result};
+use super::error::Result;
 
 pub use bfc::{BfcImages, PlainRootfs};
+pub use keys::{Key, keys as all_keys, schema};
+pub use load::{Loaded, Origin, Problem, Problems, Sources};
 pub use proxmox::Proxmox;
 pub use proxmox_lxc::{Addresses, CtNetwork, NetworkKind, Orphans, ProxmoxLxcHandler};
+pub use routing::{Condition, Route, Router};
 pub use storage::{LayerDriver, UnpackSandbox, ZfsImages};
 pub use stream::{Span, Stream};
-
-/// Where the configuration is read from when nothing else is said.
-pub const DEFAULT_PATH: &str = "/etc/proxmox-lxcri/config.toml";
+pub use text::{Entry, default_text, differences, dump, reference};
 
 /// The whole configuration.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Version of this format: 1.
-    pub version: Option<u32>,
+    pub version: u32,
     /// Sockets and folders.
     pub server: Server,
     /// Log output.
@@ -44,19 +54,42 @@ pub struct Config {
     pub network: Network,
     /// The Proxmox API.
     pub proxmox: Proxmox,
+    /// Which handler pods get that name none: the first rule that fits decides, once, when the pod is made; where none fits,
+    /// `runtime.default_handler`.
+    pub routing: Vec<Route>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: 1,
+            server: Server::default(),
+            log: Log::default(),
+            runtime: Runtime::default(),
+            handlers: Handlers::default(),
+            images: Images::default(),
+            network: Network::default(),
+            proxmox: Proxmox::default(),
+            routing: Vec::new(),
+        }
+    }
 }
 
 /// Sockets and folders.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// CRI socket.
+    #[schemars(with = "String")]
     pub listen: Utf8PathBuf,
     /// Socket of our own CLI, with its own (local) pods.
+    #[schemars(with = "String")]
     pub local_listen: Utf8PathBuf,
     /// What must survive a reboot: records, images, layers.
+    #[schemars(with = "String")]
     pub root: Utf8PathBuf,
     /// What lives as long as the boot: sockets, bundles, FIFOs.
+    #[schemars(with = "String")]
     pub state: Utf8PathBuf,
     /// Largest gRPC message in bytes, either way.
     pub grpc_max_message_size: usize,
@@ -78,7 +111,7 @@ impl Default for Server {
 }
 
 /// Log output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// "info", or per module: "info,proxmox_lxcri::integrations=debug".
@@ -94,7 +127,7 @@ impl Default for Log {
 }
 
 /// Form of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -104,7 +137,7 @@ pub enum LogFormat {
 }
 
 /// Who makes cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
     /// systemd, by scopes and slices: what a Proxmox node has.
@@ -114,14 +147,15 @@ pub enum CgroupDriver {
 }
 
 /// How containers run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// Handler of pods that name none.
     pub default_handler: String,
-    /// None: systemd where it runs as init on cgroup v2, else cgroupfs.
+    /// Not set: systemd where it runs as init on cgroup v2, else cgroupfs.
     pub cgroup_driver: Option<CgroupDriver>,
-    /// The monitor's program; None: beside ours, else /usr/libexec/proxmox-lxcri/.
+    /// The monitor's program; not set: beside ours, else /usr/libexec/proxmox-lxcri/.
+    #[schemars(with = "Option<String>")]
     pub monitor_path: Option<Utf8PathBuf>,
     /// Longest log line in bytes before it is cut in several.
     pub log_line_max: u32,
@@ -132,8 +166,10 @@ pub struct Runtime {
     /// Capabilities of containers that ask for nothing.
     pub default_capabilities: Vec<String>,
     /// Folder of Localhost seccomp profiles with relative names (absolute ones are the kubelet's).
+    #[schemars(with = "String")]
     pub seccomp_root: Utf8PathBuf,
     /// Folders of CDI files (JSON, YAML), a later one wins.
+    #[schemars(with = "Vec<String>")]
     pub cdi_spec_dirs: Vec<Utf8PathBuf>,
     /// Pods with a network of their own may listen on ports below 1024 without a capability.
     pub enable_unprivileged_ports: bool,
@@ -177,7 +213,7 @@ impl Default for Runtime {
 }
 
 /// Programs of the handlers.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Handlers {
     /// Handler `crun`.
@@ -190,10 +226,11 @@ pub struct Handlers {
 }
 
 /// Handler `crun`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CrunHandler {
     /// The OCI runtime, absolute.
+    #[schemars(with = "String")]
     pub path: Utf8PathBuf,
     /// Longest time that one call of it may take, in seconds.
     pub timeout: u64,
@@ -208,14 +245,17 @@ impl Default for CrunHandler {
 }
 
 /// Handler `lxc`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LxcHandler {
-    /// The program that loads liblxc; None: beside ours, else /usr/libexec/proxmox-lxcri/.
+    /// The program that loads liblxc; not set: beside ours, else /usr/libexec/proxmox-lxcri/.
+    #[schemars(with = "Option<String>")]
     pub helper: Option<Utf8PathBuf>,
-    /// The program that becomes a container's first process; None: as `helper`.
+    /// The program that becomes a container's first process; not set: as `helper`.
+    #[schemars(with = "Option<String>")]
     pub init: Option<Utf8PathBuf>,
-    /// liblxc (5 to 7); None: as the loader finds liblxc.so.1.
+    /// liblxc (5 to 7); not set: as the loader finds liblxc.so.1.
+    #[schemars(with = "Option<String>")]
     pub library: Option<Utf8PathBuf>,
     /// Longest time that one call of the helper may take, in seconds.
     pub timeout: u64,
@@ -228,21 +268,25 @@ impl Default for LxcHandler {
 }
 
 /// Where images come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Images {
     /// Folders with `<host>/hosts.toml`, first match wins.
+    #[schemars(with = "Vec<String>")]
     pub config_path: Vec<Utf8PathBuf>,
     /// The node's own credentials: an `auth.json` as Docker and Podman write it. Nobody else may read it.
+    #[schemars(with = "Option<String>")]
     pub auth_file: Option<Utf8PathBuf>,
     /// Folders with credential helpers (`docker-credential-<name>`), first match wins.
+    #[schemars(with = "Vec<String>")]
     pub credential_helper_dirs: Vec<Utf8PathBuf>,
     /// Longest run of a credential helper, in seconds.
     pub credential_helper_timeout: u64,
     /// Ways to registries' hosts: "host", "host:port", "*.domain" or "*" = "direct", "http://PROXY:PORT", "https://PROXY:PORT"
     /// or "unix:/SOCKET". For the others the daemon's environment counts (HTTPS_PROXY, HTTP_PROXY, NO_PROXY).
     pub proxies: std::collections::BTreeMap<String, String>,
-    /// Which images may be pulled (TOML): rules by repository; None: all. Read at each pull.
+    /// Which images may be pulled (TOML): rules by repository; not set: all. Read at each pull.
+    #[schemars(with = "Option<String>")]
     pub policy_file: Option<Utf8PathBuf>,
     /// Layers of one image fetched at once.
     pub max_concurrent_downloads: usize,
@@ -254,7 +298,8 @@ pub struct Images {
     pub driver: LayerDriver,
     /// Whether layers are unpacked by confined processes: "auto", "required" (not at all without Landlock), "off".
     pub unpack_sandbox: UnpackSandbox,
-    /// The program that unpacks; None: this one.
+    /// The program that unpacks; not set: this one.
+    #[schemars(with = "Option<String>")]
     pub unpacker_path: Option<Utf8PathBuf>,
     /// Settings of the driver `zfs`.
     pub zfs: ZfsImages,
@@ -301,12 +346,14 @@ impl Images {
 }
 
 /// How pods are connected.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
     /// Folders of CNI plugins.
+    #[schemars(with = "Vec<String>")]
     pub plugin_dirs: Vec<Utf8PathBuf>,
     /// Folder of CNI configurations.
+    #[schemars(with = "String")]
     pub conf_dir: Utf8PathBuf,
     /// Use a bridge network of our own when `conf_dir` holds no configuration.
     pub embedded: bool,
@@ -314,6 +361,7 @@ pub struct Network {
     pub embedded_subnet: String,
     /// Template of a CNI network list (Go's `{{.PodCIDR}}`, `.PodCIDRRanges`, `.Routes`, as containerd has them): made
     /// into a file in `conf_dir` when a kubelet tells the node's pod networks and no other configuration is there.
+    #[schemars(with = "Option<String>")]
     pub conf_template: Option<Utf8PathBuf>,
     /// Longest run of one plugin, in seconds.
     pub plugin_timeout: u64,
@@ -332,101 +380,23 @@ impl Default for Network {
     }
 }
 
-impl Config {
-    /// Reads `path`; without one [`DEFAULT_PATH`], whose absence means the defaults.
-    pub fn load(path: Option<&Utf8Path>) -> Result<Self> {
-        let (path, must) = path.map_or((Utf8Path::new(DEFAULT_PATH), false), |p| (p, true));
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, path.as_str()),
-            Err(e) if !must && e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(e) => Err(Error::io(format!("read configuration {path}"), e)),
-        }
-    }
-
-    /// Parses and checks the text of a file that errors call `name`.
-    pub fn parse(text: &str, name: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text)
-            .map_err(|e| Error::because(Kind::InvalidArgument, format!("configuration {name}"), e))?;
-        config.check().map_err(|e| e.context(format!("configuration {name}")))?;
-        Ok(config)
-    }
-
-    fn check(&self) -> Result<()> {
-        if !matches!(self.version, None | Some(1)) {
-            return Err(Error::invalid(format!("version: {:?} is not known, this is version 1", self.version)));
-        }
-        let absolute = [
-            ("server.listen", &self.server.listen),
-            ("server.local_listen", &self.server.local_listen),
-            ("server.root", &self.server.root),
-            ("server.state", &self.server.state),
-            ("handlers.crun.path", &self.handlers.crun.path),
-            ("network.conf_dir", &self.network.conf_dir),
-            ("runtime.seccomp_root", &self.runtime.seccomp_root),
-        ];
-        let template = self.network.conf_template.as_ref().map(|path| ("network.conf_template", path));
-        let unpacker = self.images.unpacker_path.as_ref().map(|path| ("images.unpacker_path", path));
-        let cdi = self.runtime.cdi_spec_dirs.iter().map(|path| ("runtime.cdi_spec_dirs", path));
-        let lxc = &self.handlers.lxc;
-        let lxc = [
-            ("handlers.lxc.helper", &lxc.helper),
-            ("handlers.lxc.init", &lxc.init),
-            ("handlers.lxc.library", &lxc.library),
-        ];
-        let lxc = lxc.into_iter().filter_map(|(key, path)| path.as_ref().map(|path| (key, path)));
-        for (key, path) in absolute.into_iter().chain(template).chain(unpacker).chain(cdi).chain(lxc) {
-            if !path.is_absolute() {
-                return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
-            }
-        }
-        if self.server.grpc_max_message_size < 1 << 20 {
-            return Err(Error::invalid("server.grpc_max_message_size: less than 1 MiB holds no request"));
-        }
-        for path in [&self.server.listen, &self.server.local_listen] {
-            if path.as_str().len() > 107 {
-                return Err(Error::invalid(format!("{path}: a socket's path has at most 107 bytes")));
-            }
-        }
-        self.server.stream.check()?;
-        self.images.zfs.check(self.images.driver)?;
-        self.images.bfc.check()?;
-        self.proxmox.check()?;
-        self.handlers.proxmox_lxc.check()?;
-        // <state>/pods/<64 digits>/containers/<64 digits>/console.sock has to fit, too: see backends::crun.
-        if self.runtime.log_line_max < 256 {
-            return Err(Error::invalid("runtime.log_line_max: at least 256 bytes"));
-        }
-        let proxmox_lxc = self.handlers.proxmox_lxc.enabled.then_some("proxmox-lxc");
-        if proxmox_lxc.is_some() && self.proxmox.endpoints.is_empty() {
-            return Err(Error::invalid("handlers.proxmox-lxc.enabled: proxmox.endpoints says how Proxmox is reached"));
-        }
-        if !["crun", "lxc"].into_iter().chain(proxmox_lxc).any(|h| h == self.runtime.default_handler) {
-            return Err(Error::invalid(format!(
-                "runtime.default_handler: {:?} is not a handler (crun, lxc, and proxmox-lxc where it is enabled)",
-                self.runtime.default_handler
-            )));
-        }
-        for capability in &self.runtime.default_capabilities {
-            super::caps::parse(capability).map_err(|e| e.context("runtime.default_capabilities"))?;
-        }
-        Ok(())
-    }
-}
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
-mod tests {
+mod basics {
     use super::*;
 
     #[test]
     fn empty_is_the_default() {
         assert_eq!(Config::parse("", "x").expect("empty"), Config::default());
-        Config::default().check().expect("defaults fit");
+        assert_eq!(Config::default().faults(), [], "defaults fit");
     }
 
     #[test]
     fn refusals_name_key_and_line() {
         let e = Config::parse("version = 1\n[server]\nlisten_on = \"/x\"\n", "c.toml").expect_err("unknown key");
-        assert!(e.chain().contains("listen_on") && e.chain().contains("line 3"), "{}", e.chain());
+        assert!(e.chain().contains("c.toml:3: server.listen_on"), "{}", e.chain());
         let e = Config::parse("[server]\nroot = \"var\"\n", "c.toml").expect_err("relative");
         assert!(e.chain().contains("server.root"), "{}", e.chain());
         let e = Config::parse("[runtime]\ndefault_handler = \"runc\"\n", "c.toml").expect_err("unknown handler");

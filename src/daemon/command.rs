@@ -11,10 +11,13 @@ use clap::{Arg, ArgMatches};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
+use super::reload::{self, LevelHandle};
 use super::wire;
 use crate::cli::{Command, Context};
-use crate::core::config::{Config, LogFormat};
+use crate::core::config::{Config, LogFormat, Sources};
 use crate::core::engine::Scope;
 use crate::core::error::Error;
 use crate::core::spec::Owner;
@@ -41,27 +44,27 @@ impl Command for Serve {
         Vec::new()
     }
     async fn run(&self, context: &Context, _: &ArgMatches) -> Result<u8> {
-        start_logging(&context.config)?;
+        let level = start_logging(&context.config)?;
         // Credentials and what is typed into containers are in memory: no core file has them. exec undoes it, so that
         // containers are as free as ever.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-        serve(context.config.clone()).await?;
+        serve(context.config.clone(), context.sources.clone(), level).await?;
         Ok(0)
     }
 }
 
-fn start_logging(config: &Config) -> Result<()> {
+fn start_logging(config: &Config) -> Result<LevelHandle> {
     let filter = EnvFilter::try_new(&config.log.level)
         .with_context(|| format!("log.level {:?} is not a filter", config.log.level))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    let (filter, level) = tracing_subscriber::reload::Layer::new(filter);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry().with(filter);
     match config.log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => registry.with(lines).init(),
+        LogFormat::Json => registry.with(lines.json()).init(),
     }
-    Ok(())
+    Ok(level)
 }
 
 fn plain(e: Error) -> anyhow::Error {
@@ -78,10 +81,12 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, sources: Sources, level: LevelHandle) -> Result<()> {
     raise_descriptor_limit();
     let stop = stop_on_signals()?;
+    let hangups = reload::listen().map_err(plain)?;
     let wired = wire(&config).await.map_err(plain)?;
+    wired.tasks.spawn_cancellable("reload", reload::on_hangups(hangups, sources, config.clone(), level));
     let config = Arc::new(config);
     let streaming = Streaming::start(&config.server.stream, wired.engine.clone(), wired.tasks.clone());
     let streaming = streaming.await.map_err(plain)?;
@@ -98,7 +103,7 @@ async fn serve(config: Config) -> Result<()> {
     let cri = server::bind(listen).map_err(plain)?;
     let local = server::bind(local_listen).map_err(plain)?;
     tracing::info!(%listen, %local_listen, pid = std::process::id(), "serving");
-    notify(&[sd_notify::NotifyState::Ready]);
+    notify_ready();
     let mut serving = std::pin::pin!(async {
         tokio::try_join!(
             server::serve(front(Owner::Cri, Scope::Cri), cri, false, stop.clone()),
@@ -135,6 +140,19 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
         tracing::warn!(error = %e, "systemd can't be told");
     }
+}
+
+/// Tells systemd that the configuration is read again; [`notify_ready`] ends it.
+pub(super) fn notify_reloading() {
+    match sd_notify::NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[sd_notify::NotifyState::Reloading, now]),
+        Err(e) => tracing::warn!(error = %e, "systemd can't be told of the reload"),
+    }
+}
+
+/// Tells systemd that we serve.
+pub(super) fn notify_ready() {
+    notify(&[sd_notify::NotifyState::Ready]);
 }
 
 /// Cancelled by the first SIGTERM or SIGINT.

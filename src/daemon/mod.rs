@@ -10,6 +10,7 @@ mod lock;
 pub mod migrate;
 pub mod proxmox;
 pub mod registry;
+mod reload;
 mod storage;
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::backends::pods::{NodePods, PodsConfig};
 use crate::backends::proxmox_lxc::{CtNets, CtNetwork, ProxmoxLxcBackend, ProxmoxLxcConfig};
 use crate::core::backend::Backend;
 use crate::core::caps::CapSet;
-use crate::core::config::{CgroupDriver, Config, NetworkKind};
+use crate::core::config::{CgroupDriver, Config, NetworkKind, Router};
 use crate::core::engine::{Engine, EngineConfig, Ports};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::{Clock, ImageStore, PodNetwork, Supervisor};
@@ -143,6 +144,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         EngineConfig {
             state: state.clone(),
             default_handler: config.runtime.default_handler.clone(),
+            router: Router::new(&config.routing)?,
             container_quota: config.images.container_quota()?,
             exec_drain: Duration::from_secs(config.runtime.exec_sync_drain),
             boot_id: pidfd::boot_id().map_err(|e| Error::io("read the boot id", e))?,

@@ -3,12 +3,13 @@
 //! Plain data; checked with the rest of the configuration.
 
 use camino::Utf8PathBuf;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::error::{Error, Result};
+use super::faults::Faults;
 
 /// What is done with a container that holds a plain root file system and no image layout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PlainRootfs {
     /// It becomes an image of one layer, with a warning: owners are lost and become 0:0.
@@ -19,14 +20,16 @@ pub enum PlainRootfs {
 }
 
 /// Images in Binary File Containers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BfcImages {
     /// Serve pulls of `bfc.local/NAME:TAG` from `directories`.
     pub enabled: bool,
     /// Folders with `.bfc` files; the first that has an image counts.
+    #[schemars(with = "Vec<String>")]
     pub directories: Vec<Utf8PathBuf>,
     /// Key (32 bytes) of encrypted containers.
+    #[schemars(with = "Option<String>")]
     pub key_file: Option<Utf8PathBuf>,
     /// Plain root file systems: "warn" or "refuse".
     pub plain_rootfs: PlainRootfs,
@@ -47,17 +50,11 @@ impl Default for BfcImages {
 }
 
 impl BfcImages {
-    pub(super) fn check(&self) -> Result<()> {
-        let directories = self.directories.iter().map(|path| ("images.bfc.directories", path));
-        let key = self.key_file.iter().map(|path| ("images.bfc.key_file", path));
-        for (key, path) in directories.chain(key) {
-            if !path.is_absolute() {
-                return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
-            }
-        }
+    pub(super) fn check(&self, faults: &mut Faults) {
+        faults.absolute("images.bfc.directories", &self.directories);
+        faults.absolute("images.bfc.key_file", &self.key_file);
         if self.enabled && self.directories.is_empty() {
-            return Err(Error::invalid("images.bfc.directories: at least one, since images.bfc is enabled"));
+            faults.with("images.bfc.directories", "images.bfc.enabled", "at least one, since images.bfc is enabled");
         }
-        Ok(())
     }
 }

@@ -6,16 +6,18 @@
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::error::{Error, Result};
 use super::Span;
+use super::faults::Faults;
 
 /// The node's own cluster CA: what is trusted when nothing else is said.
 const CLUSTER_CA: &str = "/etc/pve/pve-root-ca.pem";
 
 /// The Proxmox API.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Proxmox {
     /// `https://host:port`, the preferred one first; the others are taken when it does not answer. Empty: not used.
@@ -25,12 +27,15 @@ pub struct Proxmox {
     /// Token: `user@realm!id`.
     pub token_id: String,
     /// File with the token's secret, readable by its owner alone.
+    #[schemars(with = "String")]
     pub token_file: Utf8PathBuf,
     /// User of a ticket: `user@realm`; in place of a token.
     pub user: String,
     /// File with the user's password, readable by its owner alone.
+    #[schemars(with = "Option<String>")]
     pub password_file: Option<Utf8PathBuf>,
-    /// CA that the endpoints' certificates are from (PEM); None: the cluster's own.
+    /// CA that the endpoints' certificates are from (PEM); not set: the cluster's own.
+    #[schemars(with = "Option<String>")]
     pub ca_file: Option<Utf8PathBuf>,
     /// SHA-256 fingerprints (`AA:BB:...`), in place of a CA: an endpoint's certificate is one of these.
     pub fingerprint: OneOrMore,
@@ -43,6 +48,7 @@ pub struct Proxmox {
     /// Most creates, clones and uploads under way on one storage.
     pub max_parallel_creates: usize,
     /// Where liblxc keeps the states of this node's containers.
+    #[schemars(with = "String")]
     pub lxc_path: Utf8PathBuf,
 }
 
@@ -70,6 +76,15 @@ impl Default for Proxmox {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Vec<String>")]
 pub struct OneOrMore(pub Vec<String>);
+
+impl JsonSchema for OneOrMore {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "OneOrMore".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["array", "string"], "items": { "type": "string" } })
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -107,68 +122,69 @@ impl Proxmox {
 
     /// The fingerprints as bytes.
     pub fn fingerprints(&self) -> Result<Vec<[u8; 32]>> {
-        self.fingerprint.0.iter().map(|text| fingerprint(text)).collect()
+        let bytes = |text: &String| {
+            fingerprint(text).ok_or_else(|| Error::invalid(format!("proxmox.fingerprint: {}", not_a_fingerprint(text))))
+        };
+        self.fingerprint.0.iter().map(bytes).collect()
     }
 
-    pub(super) fn check(&self) -> Result<()> {
-        let bad = |key: &str, why: String| Err(Error::invalid(format!("proxmox.{key}: {why}")));
+    pub(super) fn check(&self, faults: &mut Faults) {
         if !self.enabled() {
-            return Ok(());
+            return;
         }
         for endpoint in &self.endpoints {
             let host = endpoint.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
             let fits = |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
             if !host.is_some_and(fits) {
-                return bad("endpoints", format!("{endpoint:?} is not of the form https://host:8006"));
+                faults.add("proxmox.endpoints", format!("{endpoint:?} is not of the form https://host:8006"));
             }
         }
+        self.check_who(faults);
+        faults.absolute("proxmox.token_file", [&self.token_file]);
+        faults.absolute("proxmox.lxc_path", [&self.lxc_path]);
+        faults.absolute("proxmox.password_file", &self.password_file);
+        faults.absolute("proxmox.ca_file", &self.ca_file);
+        if self.ca_file.is_some() && !self.fingerprint.0.is_empty() {
+            faults.with("proxmox.fingerprint", "proxmox.ca_file", "a CA and fingerprints exclude each other");
+        }
+        for text in &self.fingerprint.0 {
+            if fingerprint(text).is_none() {
+                faults.add("proxmox.fingerprint", not_a_fingerprint(text));
+            }
+        }
+        if !self.node.is_empty() && !self.node.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            faults.add("proxmox.node", format!("{:?} is not a node's name", self.node));
+        }
+        if self.timeout.get() < Duration::from_secs(1) {
+            faults.add("proxmox.timeout", "at least 1s");
+        }
+        if self.task_timeout.get() < self.timeout.get() {
+            faults.with("proxmox.task_timeout", "proxmox.timeout", "no shorter than proxmox.timeout");
+        }
+        faults.range("proxmox.max_parallel", self.max_parallel, 1..=64);
+        faults.range("proxmox.max_parallel_creates", self.max_parallel_creates, 1..=64);
+    }
+
+    fn check_who(&self, faults: &mut Faults) {
+        let (token, user) = ("proxmox.token_id", "proxmox.user");
         match (self.token_id.is_empty(), self.user.is_empty()) {
-            (true, true) => return bad("token_id", "there is neither a token nor a user".into()),
-            (false, false) => return bad("user", "a token and a user exclude each other".into()),
+            (true, true) => faults.with(token, "proxmox.endpoints", "there is neither a token nor a user"),
+            (false, false) => faults.with(user, token, "a token and a user exclude each other"),
             (false, true) => {
                 let parts = self.token_id.split_once('!');
                 if !parts.is_some_and(|(user, id)| is_user(user) && id.len() >= 2 && id.chars().all(is_word)) {
-                    return bad("token_id", format!("{:?} is not of the form user@realm!id", self.token_id));
+                    faults.add(token, format!("{:?} is not of the form user@realm!id", self.token_id));
                 }
             }
-            (true, false) if !is_user(&self.user) => {
-                return bad("user", format!("{:?} is not of the form user@realm", self.user));
-            }
-            (true, false) if self.password_file.is_none() => {
-                return bad("password_file", "a user needs one".into());
-            }
-            (true, false) => {}
-        }
-        let files = [
-            ("token_file", Some(&self.token_file)),
-            ("lxc_path", Some(&self.lxc_path)),
-            ("password_file", self.password_file.as_ref()),
-            ("ca_file", self.ca_file.as_ref()),
-        ];
-        for (key, path) in files {
-            if let Some(path) = path.filter(|p| !p.is_absolute()) {
-                return bad(key, format!("{path:?} is not an absolute path"));
+            (true, false) => {
+                if !is_user(&self.user) {
+                    faults.add(user, format!("{:?} is not of the form user@realm", self.user));
+                }
+                if self.password_file.is_none() {
+                    faults.with("proxmox.password_file", user, "a user needs one");
+                }
             }
         }
-        if self.ca_file.is_some() && !self.fingerprint.0.is_empty() {
-            return bad("fingerprint", "a CA and fingerprints exclude each other".into());
-        }
-        self.fingerprints()?;
-        if !self.node.is_empty() && !self.node.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-            return bad("node", format!("{:?} is not a node's name", self.node));
-        }
-        if self.timeout.get() < Duration::from_secs(1) {
-            return bad("timeout", "at least 1s".into());
-        }
-        if self.task_timeout.get() < self.timeout.get() {
-            return bad("task_timeout", "no shorter than proxmox.timeout".into());
-        }
-        for (key, n) in [("max_parallel", self.max_parallel), ("max_parallel_creates", self.max_parallel_creates)] {
-            if !(1..=64).contains(&n) {
-                return bad(key, format!("{n} is not in 1 to 64"));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -182,19 +198,21 @@ fn is_user(text: &str) -> bool {
     })
 }
 
+fn not_a_fingerprint(text: &str) -> String {
+    format!("{text:?} is not a SHA-256 fingerprint (AA:BB:...)")
+}
+
 /// 32 bytes as hexadecimal pairs, with or without colons.
-fn fingerprint(text: &str) -> Result<[u8; 32]> {
-    let bad = || Error::invalid(format!("proxmox.fingerprint: {text:?} is not a SHA-256 fingerprint (AA:BB:...)"));
+fn fingerprint(text: &str) -> Option<[u8; 32]> {
     let digits: String = text.chars().filter(|c| *c != ':').collect();
     if digits.len() != 64 || !digits.is_ascii() {
-        return Err(bad());
+        return None;
     }
     let mut bytes = [0; 32];
     for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks(2)) {
-        let pair = std::str::from_utf8(pair).map_err(|_| bad())?;
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| bad())?;
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
-    Ok(bytes)
+    Some(bytes)
 }
 
 #[cfg(test)]

@@ -5,16 +5,18 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::error::{Error, Result};
+use super::super::error::Result;
 use super::Span;
+use super::faults::{Fault, Faults};
 
 /// Longest name of an interface of the kernel's (IFNAMSIZ without its end).
 const NAME_MAX: usize = 15;
 
 /// Handler `proxmox-lxc`. Uses `[proxmox]`, the OCI runtime of `crun`, and the programs of `lxc`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxmoxLxcHandler {
     /// Whether there is such a handler.
@@ -40,7 +42,7 @@ pub struct ProxmoxLxcHandler {
 }
 
 /// What becomes of CTs that carry this installation's identity and belong to no pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Orphans {
     /// They are told in the log.
@@ -70,31 +72,47 @@ impl Default for ProxmoxLxcHandler {
 impl ProxmoxLxcHandler {
     /// The numbers that CTs get, first and last.
     pub fn vmids(&self) -> Result<(u32, u32)> {
+        Ok(self.range()?)
+    }
+
+    fn range(&self) -> Result<(u32, u32), Fault> {
         let range = self.vmids.split_once('-').and_then(|(first, last)| {
             let range: (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
             (100 <= range.0 && range.0 <= range.1 && range.1 <= 999_999_999).then_some(range)
         });
         range.ok_or_else(|| {
-            let what =
-                format!("handlers.proxmox-lxc.vmids {:?}: FIRST-LAST is needed, of 100 to 999999999", self.vmids);
-            Error::invalid(what)
+            let what = format!("{:?}: FIRST-LAST is needed, of 100 to 999999999", self.vmids);
+            Fault::new("handlers.proxmox-lxc.vmids", what)
         })
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self, faults: &mut Faults) {
         if !self.enabled {
-            return Ok(());
+            return;
         }
-        let (first, last) = self.vmids()?;
         if self.orphans_after.get() < Duration::from_secs(1) {
-            return Err(Error::invalid("handlers.proxmox-lxc.orphans_after: at least 1s"));
+            faults.add("handlers.proxmox-lxc.orphans_after", "at least 1s");
         }
-        self.network.check(u128::from(last - first) + 1)
+        let words = [("storage", &self.storage), ("template_storage", &self.template_storage)];
+        for (key, word) in words {
+            if word.is_empty() || word.contains(char::is_whitespace) {
+                faults.add(format!("handlers.proxmox-lxc.{key}"), format!("{word:?} is no storage's name"));
+            }
+        }
+        if self.pool.contains(char::is_whitespace) {
+            faults.add("handlers.proxmox-lxc.pool", format!("{:?} is no pool's name", self.pool));
+        }
+        faults.range("handlers.proxmox-lxc.first_id", self.first_id, 1..=u32::MAX);
+        faults.range("handlers.proxmox-lxc.ids", self.ids, 1..=u32::MAX);
+        match self.range() {
+            Ok((first, last)) => self.network.check(u128::from(last - first) + 1, faults),
+            Err(fault) => faults.push(fault),
+        }
     }
 }
 
 /// Who connects pods.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkKind {
     /// The node's CNI plugins, in the CT's network namespace.
@@ -105,20 +123,20 @@ pub enum NetworkKind {
 }
 
 /// `[handlers.proxmox-lxc.network]`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CtNetwork {
     /// Who connects pods. What follows is for "pve".
     pub kind: NetworkKind,
     /// Bridge of the node, or vnet of its SDN.
     pub bridge: String,
-    /// VLAN on it, 1 to 4094; None: untagged.
+    /// VLAN on it, 1 to 4094; not set: untagged.
     pub vlan: Option<u16>,
-    /// Bytes of a packet, 68 to 65535; None: the bridge's.
+    /// Bytes of a packet, 68 to 65535; not set: the bridge's.
     pub mtu: Option<u16>,
-    /// Whether Proxmox's firewall filters the CTs; None: as Proxmox does without being told.
+    /// Whether Proxmox's firewall filters the CTs; not set: as Proxmox does without being told.
     pub firewall: Option<bool>,
-    /// Megabytes a second, each way; None: no limit.
+    /// Megabytes a second, each way; not set: no limit.
     pub rate: Option<f64>,
     /// IPv4: "dhcp", or "FIRST-LAST/PREFIX", of which each CT has the one that its number has in `vmids`; "": none.
     pub address: String,
@@ -180,8 +198,12 @@ fn from_bits(family: IpAddr, bits: u128) -> IpAddr {
     }
 }
 
-fn bad<T>(key: &str, why: impl std::fmt::Display) -> Result<T> {
-    Err(Error::invalid(format!("handlers.proxmox-lxc.network.{key}: {why}")))
+fn full(key: &str) -> String {
+    format!("handlers.proxmox-lxc.network.{key}")
+}
+
+fn bad<T>(key: &str, why: impl std::fmt::Display) -> Result<T, Fault> {
+    Err(Fault::new(full(key), why))
 }
 
 /// The two keys of a family.
@@ -199,7 +221,7 @@ impl Family<'_> {
     }
 
     /// `count`: how many CTs there may be.
-    fn parse(&self, count: u128) -> Result<Option<Addresses>> {
+    fn parse(&self, count: u128) -> Result<Option<Addresses>, Fault> {
         let none = match self.address {
             "" => Some(None),
             "dhcp" => Some(Some(Addresses::Dhcp)),
@@ -215,7 +237,7 @@ impl Family<'_> {
         self.range(count).map(Some)
     }
 
-    fn range(&self, count: u128) -> Result<Addresses> {
+    fn range(&self, count: u128) -> Result<Addresses, Fault> {
         let version = if self.width == 32 { 4 } else { 6 };
         let parts = self.address.split_once('/').and_then(|(range, prefix)| {
             let (first, last) = range.split_once('-')?;
@@ -286,7 +308,8 @@ impl CtNetwork {
         Ok([four.parse(count)?, six.parse(count)?])
     }
 
-    fn check(&self, count: u128) -> Result<()> {
+    fn check(&self, count: u128, faults: &mut Faults) {
+        let kind = full("kind");
         if self.kind == NetworkKind::Cni {
             let set = [
                 ("bridge", !self.bridge.is_empty()),
@@ -299,28 +322,31 @@ impl CtNetwork {
                 ("address6", !self.address6.is_empty()),
                 ("gateway6", !self.gateway6.is_empty()),
             ];
-            return match set.into_iter().find(|(_, set)| *set) {
-                Some((key, _)) => bad(key, "only with kind = \"pve\""),
-                None => Ok(()),
-            };
+            for (key, _) in set.into_iter().filter(|(_, set)| *set) {
+                faults.with(full(key), &kind, "only with kind = \"pve\"");
+            }
+            return;
         }
         let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if self.bridge.is_empty() || self.bridge.len() > NAME_MAX || !self.bridge.chars().all(word) {
-            return bad("bridge", format!("{:?} is not the name of a bridge or vnet", self.bridge));
+            faults.with(full("bridge"), &kind, format!("{:?} is not the name of a bridge or vnet", self.bridge));
         }
         if self.vlan.is_some_and(|v| !(1..=4094).contains(&v)) {
-            return bad("vlan", "1 to 4094");
+            faults.add(full("vlan"), "1 to 4094");
         }
         let least = if self.address6.is_empty() { 68 } else { 1280 };
         if self.mtu.is_some_and(|m| m < least) {
-            return bad("mtu", format!("at least {least}"));
+            faults.add(full("mtu"), format!("at least {least}"));
         }
         if self.rate.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
-            return bad("rate", "more than 0, in megabytes a second");
+            faults.add(full("rate"), "more than 0, in megabytes a second");
         }
-        match self.addresses(count)? {
-            [None, None] => bad("address", "pods need one: \"dhcp\", or FIRST-LAST/PREFIX"),
-            _ => Ok(()),
+        let [four, six] = self.families().map(|family| family.parse(count));
+        if matches!((&four, &six), (Ok(None), Ok(None))) {
+            faults.with(full("address"), &kind, "pods need one: \"dhcp\", or FIRST-LAST/PREFIX");
+        }
+        for fault in [four, six].into_iter().filter_map(Result::err) {
+            faults.push(fault);
         }
     }
 }

@@ -5,13 +5,15 @@
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::error::{Error, Result};
+use super::super::error::Result;
 use super::super::quota;
+use super::faults::Faults;
 
 /// Which layer store there is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerDriver {
     /// Folders, stacked by overlay mounts.
@@ -22,7 +24,7 @@ pub enum LayerDriver {
 }
 
 /// How closely layers are unpacked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum UnpackSandbox {
     /// By processes that can touch nothing but the layer; where the kernel lacks Landlock, with the other walls alone.
@@ -35,14 +37,16 @@ pub enum UnpackSandbox {
 }
 
 /// The ZFS driver.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ZfsImages {
     /// Dataset that holds everything: "rpool/lxcri". Made if only its parent is there.
     pub dataset: String,
     /// The program `zfs`, absolute.
+    #[schemars(with = "String")]
     pub zfs_path: Utf8PathBuf,
     /// The program `zpool`, absolute.
+    #[schemars(with = "String")]
     pub zpool_path: Utf8PathBuf,
     /// Longest time for one operation of ZFS, in seconds.
     pub timeout: u64,
@@ -81,16 +85,24 @@ impl ZfsImages {
         quota::bytes(&self.container_quota).map_err(|e| e.context("images.zfs.container_quota"))
     }
 
-    pub(super) fn check(&self, driver: LayerDriver) -> Result<()> {
+    pub(super) fn check(&self, driver: LayerDriver, faults: &mut Faults) {
+        let dataset = "images.zfs.dataset";
         if driver == LayerDriver::Zfs && self.dataset.is_empty() {
-            return Err(Error::invalid("images.zfs.dataset: the zfs driver needs one, such as \"rpool/lxcri\""));
+            faults.with(dataset, "images.driver", "the zfs driver needs one, such as \"rpool/lxcri\"");
         }
-        for (key, path) in [("images.zfs.zfs_path", &self.zfs_path), ("images.zfs.zpool_path", &self.zpool_path)] {
-            if !path.is_absolute() {
-                return Err(Error::invalid(format!("{key}: {path:?} is not an absolute path")));
-            }
+        let word = |part: &str| {
+            let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+            part.chars().all(fits) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+        };
+        if !self.dataset.is_empty() && !self.dataset.split('/').all(word) {
+            faults.add(dataset, format!("{:?} is no dataset's name, such as \"rpool/lxcri\"", self.dataset));
         }
-        self.container_quota()?;
-        Ok(())
+        faults.absolute("images.zfs.zfs_path", [&self.zfs_path]);
+        faults.absolute("images.zfs.zpool_path", [&self.zpool_path]);
+        faults.range("images.zfs.timeout", self.timeout, 1..=86_400);
+        faults.range("images.zfs.health_interval", self.health_interval, 1..=3600);
+        if let Err(e) = quota::bytes(&self.container_quota) {
+            faults.add("images.zfs.container_quota", e.chain());
+        }
     }
 }

@@ -4,12 +4,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::faults::Faults;
 use crate::core::error::{Error, Result};
 
 /// The streaming server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Stream {
     /// Address to listen on. The kubelet comes to it, nobody else has to.
@@ -19,8 +21,10 @@ pub struct Stream {
     /// A stream over which nothing goes for so long is ended ("4h", "90s", "1h30m").
     pub idle_timeout: Span,
     /// Certificate chain (PEM); with it and the key, https is served.
+    #[schemars(with = "Option<String>")]
     pub tls_cert_file: Option<Utf8PathBuf>,
     /// Its private key (PEM).
+    #[schemars(with = "Option<String>")]
     pub tls_key_file: Option<Utf8PathBuf>,
     /// Most streams at a time; over it clients get 503.
     pub max_streams: usize,
@@ -40,22 +44,19 @@ impl Default for Stream {
 }
 
 impl Stream {
-    pub(super) fn check(&self) -> Result<()> {
-        if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
-            return Err(Error::invalid("server.stream: tls_cert_file and tls_key_file go together, one is missing"));
+    pub(super) fn check(&self, faults: &mut Faults) {
+        let (cert, key) = ("server.stream.tls_cert_file", "server.stream.tls_key_file");
+        match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(_), None) => faults.with(key, cert, "goes together with tls_cert_file, and is missing"),
+            (None, Some(_)) => faults.with(cert, key, "goes together with tls_key_file, and is missing"),
+            _ => {}
         }
-        for (key, path) in [("tls_cert_file", &self.tls_cert_file), ("tls_key_file", &self.tls_key_file)] {
-            if let Some(path) = path.as_ref().filter(|p| !p.is_absolute()) {
-                return Err(Error::invalid(format!("server.stream.{key}: {path:?} is not an absolute path")));
-            }
-        }
-        if !(1..=100_000).contains(&self.max_streams) {
-            return Err(Error::invalid("server.stream.max_streams: 1 to 100000"));
-        }
+        faults.absolute(cert, &self.tls_cert_file);
+        faults.absolute(key, &self.tls_key_file);
+        faults.range("server.stream.max_streams", self.max_streams, 1..=100_000);
         if self.idle_timeout.get().is_zero() {
-            return Err(Error::invalid("server.stream.idle_timeout: more than 0"));
+            faults.add("server.stream.idle_timeout", "more than 0");
         }
-        Ok(())
     }
 }
 
@@ -63,6 +64,15 @@ impl Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(Duration);
+
+impl JsonSchema for Span {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Span".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^([0-9]+(h|m|s|ms))+$" })
+    }
+}
 
 impl Span {
     /// As a duration.
@@ -107,7 +117,10 @@ impl TryFrom<String> for Span {
 
 impl From<Span> for String {
     fn from(span: Span) -> Self {
-        format!("{}ms", span.0.as_millis())
+        let ms = span.0.as_millis();
+        let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
+        let fits = units.into_iter().find(|(unit, _)| ms != 0 && ms % unit == 0);
+        fits.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit))
     }
 }
 
@@ -119,7 +132,9 @@ mod tests {
     #[test]
     fn spans() {
         for (text, ms) in [("4h", 14_400_000), ("1h30m", 5_400_000), ("90s", 90_000), ("1s5ms", 1005), ("0s", 0)] {
-            assert_eq!(Span::try_from(text.to_owned()).expect(text).get().as_millis(), ms, "{text}");
+            let span = Span::try_from(text.to_owned()).expect(text);
+            assert_eq!(span.get().as_millis(), ms, "{text}");
+            assert_eq!(Span::try_from(String::from(span)).expect("what is written"), span, "{text}");
         }
         for bad in ["", "4", "h", "4 h", "-1s", "4d", "99999999999999999999h", "4hh", "\u{fffd}1h", "9999999h"] {
             assert!(Span::try_from(bad.to_owned()).is_err(), "{bad}");

@@ -33,6 +33,7 @@ use camino::Utf8PathBuf;
 use tokio::sync::{mpsc, oneshot};
 
 use super::backend::Backend;
+use super::config::Router;
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, PodId};
 use super::ports::{Clock, FdStore, ImageStore, LayerStore, Supervisor};
@@ -62,6 +63,8 @@ pub struct EngineConfig {
     pub state: Utf8PathBuf,
     /// Handler of pods that name none.
     pub default_handler: String,
+    /// Which pods that name none get another.
+    pub router: Router,
     /// Bytes that a container may write into its root file system if nobody says; 0: no limit.
     pub container_quota: u64,
     /// How long output of an exec is read after its end.
@@ -184,7 +187,14 @@ impl Engine {
 
     /// Makes a pod. A second call with the same metadata while the first is at work joins it.
     pub async fn run_sandbox(&self, owner: Owner, mut config: SandboxConfig, handler: &str) -> Result<PodId> {
-        let backend = self.shared.backend(handler)?;
+        let routed = match handler {
+            "" => {
+                let who = (config.metadata.namespace.as_str(), config.metadata.name.as_str());
+                self.shared.config.router.handler(who, &config.labels, &config.annotations).unwrap_or_default()
+            }
+            named => named,
+        };
+        let backend = self.shared.backend(routed)?;
         backend.adapt_pod(&mut config)?;
         for (what, asked) in [("resources", &config.resources), ("overhead", &config.overhead)] {
             super::limits::check(asked, asked)

@@ -11,6 +11,7 @@ use camino::Utf8Path;
 use fakes::*;
 
 use super::*;
+use crate::core::config::Router;
 use crate::core::ports::{MonitorEvent, NoFdStore};
 use crate::core::state::ContainerPhase;
 
@@ -30,6 +31,7 @@ fn engine_with(backends: Vec<Arc<dyn Backend>>, world: &Arc<World>, dir: &Utf8Pa
     let config = EngineConfig {
         state: dir.join("state"),
         default_handler: "fake".into(),
+        router: Router::default(),
         container_quota: 0,
         exec_drain: Duration::from_secs(1),
         boot_id: boot.into(),

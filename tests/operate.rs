@@ -1,0 +1,102 @@
+//! What an operator does with a whole daemon: its configuration from several sources, a reload.
+//!
+//! Run by `make test`, as root. A crash leaves nothing: see `support`.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // tests start programs and write files plainly
+
+mod support;
+
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use support::crictl::BUSYBOX;
+use support::node::{Node, Options};
+use support::{daemon_program, isolated, wait_for};
+
+/// Our own command line with the node's configuration: status, output, errors.
+fn lxcri(node: &Node, args: &[&str]) -> (Option<i32>, String, String) {
+    said(Command::new(daemon_program()).args(args).arg("--config").arg(node.dir.join("config.toml")))
+}
+
+fn said(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+fn log_since(node: &Node, from: usize) -> String {
+    std::fs::read_to_string(node.log_file()).unwrap().split_off(from)
+}
+
+/// The log from `from` on, when it has `words`.
+fn logged(node: &Node, from: usize, words: &str) -> String {
+    wait_for(words, Duration::from_secs(10), || Some(log_since(node, from)).filter(|l| l.contains(words)))
+}
+
+#[test]
+fn the_configuration_is_checked_read_again_and_explained() {
+    isolated("the_configuration_is_checked_read_again_and_explained", || {
+        let routing = "[[routing]]\nmatch = { namespace = \"elsewhere\" }\nhandler = \"lxc\"\n";
+        let mut node = Node::prepare(Options { handler: "crun".into(), more_config: routing.into(), ..Options::default() });
+        let path = node.dir.join("config.toml");
+        let good = std::fs::read_to_string(&path).unwrap();
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+
+        // All that is wrong, at once, before anything is made.
+        write(&good.replace("[runtime]\n", "[runtime]\nlog_line_maxx = 5\npids_limit = \"x\"\n"));
+        let (status, _, errors) = lxcri(&node, &["serve"]);
+        assert_eq!(status, Some(1), "{errors}");
+        for words in ["configuration: 2 problems", "runtime.log_line_maxx", "did you mean runtime.log_line_max?", "runtime.pids_limit"] {
+            assert!(errors.contains(words), "{words}: {errors}");
+        }
+        assert!(!node.dir.join("run/daemon.lock").exists(), "the daemon began");
+        let (status, _, errors) = lxcri(&node, &["config", "check"]);
+        assert!(status == Some(1) && errors.contains("2 problems"), "{errors}");
+        write(&good);
+        assert_eq!(lxcri(&node, &["config", "check"]).0, Some(0));
+
+        // Whatever lies in the working directory, a bundle's config.json among it, is nobody's configuration.
+        let elsewhere = node.dir.join("bundle");
+        std::fs::create_dir(&elsewhere).unwrap();
+        for name in ["config.toml", "config.json", "10.toml"] {
+            std::fs::write(elsewhere.join(name), "nonsense").unwrap();
+        }
+        let (status, dump, errors) = said(
+            Command::new(daemon_program())
+                .args(["config", "dump", "--config-set", "runtime.pids_limit=9"])
+                .env("PROXMOX_LXCRI__LOG__FORMAT", "json")
+                .current_dir(&elsewhere),
+        );
+        assert_eq!(status, Some(0), "{errors}");
+        for line in ["pids_limit = 9  # --config-set", "format = \"json\"  # environment PROXMOX_LXCRI__LOG__FORMAT", "version = 1  # default"] {
+            assert!(dump.lines().any(|l| l == line), "{line}: {dump}");
+        }
+
+        // SIGHUP: the level changes, other keys are named, nonsense changes nothing.
+        node.start_daemon();
+        let pid = rustix::process::Pid::from_raw(node.daemon_pid().cast_signed()).unwrap();
+        let reload = |text: &str| {
+            write(text);
+            let from = std::fs::metadata(node.log_file()).unwrap().len() as usize;
+            rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+            from
+        };
+        let from = reload(&good.replace("level = \"info,proxmox_lxcri=debug\"", "level = \"warn\"").replace("cri.sock", "other.sock"));
+        let log = logged(&node, from, "this key counts from the next restart");
+        assert!(log.contains("server.listen"), "{log}");
+        // The line that says so is below the new level.
+        let crictl = node.crictl();
+        crictl.try_run(&["inspectp", "0123"]);
+        assert!(!log_since(&node, from).contains("DEBUG"), "{}", log_since(&node, from));
+        let from = reload(&good.replace("[runtime]\n", "[runtime]\nnonsense = 1\n"));
+        let log = logged(&node, from, "the configuration stays as it was: it does not fit");
+        assert!(log.contains("runtime.nonsense"), "{log}");
+        let from = reload(&good);
+        logged(&node, from, "the configuration was read again");
+
+        // Where a rule sends a pod that names no handler.
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("here");
+        let inspected: serde_json::Value = serde_json::from_str(&crictl.run(&["inspectp", &pod])).unwrap();
+        assert_eq!(inspected["status"]["runtimeHandler"], "crun", "{inspected}");
+        node.stop_daemon();
+    });
+}
