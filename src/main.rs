@@ -8,6 +8,7 @@ use proxmox_lxcri::daemon;
 use proxmox_lxcri::daemon::backend::BackendCommand;
 use proxmox_lxcri::daemon::bfc::Bfc;
 use proxmox_lxcri::daemon::command::Serve;
+use proxmox_lxcri::daemon::doctor::Doctor;
 use proxmox_lxcri::daemon::migrate::Storage;
 use proxmox_lxcri::daemon::proxmox::ProxmoxCommand;
 use proxmox_lxcri::daemon::registry::RegistryCommand;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let mut registry = Registry::builtin();
     registry.register(Serve);
     registry.register(Storage);
+    registry.register(Doctor);
     registry.register(Bfc);
     registry.register(ProxmoxCommand);
     registry.register(BackendCommand);

@@ -1,4 +1,4 @@
-//! What an operator does with a whole daemon: its configuration from several sources, a reload.
+//! What an operator does with a whole daemon: its configuration from several sources, a reload, the doctor.
 //!
 //! Run by `make test`, as root. A crash leaves nothing: see `support`.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)] // tests start programs and write files plainly
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use support::crictl::BUSYBOX;
 use support::node::{Node, Options};
+use support::pve::{self, Pve};
 use support::{daemon_program, isolated, wait_for};
 
 /// Our own command line with the node's configuration: status, output, errors.
@@ -35,7 +36,8 @@ fn logged(node: &Node, from: usize, words: &str) -> String {
 fn the_configuration_is_checked_read_again_and_explained() {
     isolated("the_configuration_is_checked_read_again_and_explained", || {
         let routing = "[[routing]]\nmatch = { namespace = \"elsewhere\" }\nhandler = \"lxc\"\n";
-        let mut node = Node::prepare(Options { handler: "crun".into(), more_config: routing.into(), ..Options::default() });
+        let mut node =
+            Node::prepare(Options { handler: "crun".into(), more_config: routing.into(), ..Options::default() });
         let path = node.dir.join("config.toml");
         let good = std::fs::read_to_string(&path).unwrap();
         let write = |text: &str| std::fs::write(&path, text).unwrap();
@@ -44,7 +46,12 @@ fn the_configuration_is_checked_read_again_and_explained() {
         write(&good.replace("[runtime]\n", "[runtime]\nlog_line_maxx = 5\npids_limit = \"x\"\n"));
         let (status, _, errors) = lxcri(&node, &["serve"]);
         assert_eq!(status, Some(1), "{errors}");
-        for words in ["configuration: 2 problems", "runtime.log_line_maxx", "did you mean runtime.log_line_max?", "runtime.pids_limit"] {
+        for words in [
+            "configuration: 2 problems",
+            "runtime.log_line_maxx",
+            "did you mean runtime.log_line_max?",
+            "runtime.pids_limit",
+        ] {
             assert!(errors.contains(words), "{words}: {errors}");
         }
         assert!(!node.dir.join("run/daemon.lock").exists(), "the daemon began");
@@ -66,7 +73,11 @@ fn the_configuration_is_checked_read_again_and_explained() {
                 .current_dir(&elsewhere),
         );
         assert_eq!(status, Some(0), "{errors}");
-        for line in ["pids_limit = 9  # --config-set", "format = \"json\"  # environment PROXMOX_LXCRI__LOG__FORMAT", "version = 1  # default"] {
+        for line in [
+            "pids_limit = 9  # --config-set",
+            "format = \"json\"  # environment PROXMOX_LXCRI__LOG__FORMAT",
+            "version = 1  # default",
+        ] {
             assert!(dump.lines().any(|l| l == line), "{line}: {dump}");
         }
 
@@ -79,7 +90,9 @@ fn the_configuration_is_checked_read_again_and_explained() {
             rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
             from
         };
-        let from = reload(&good.replace("level = \"info,proxmox_lxcri=debug\"", "level = \"warn\"").replace("cri.sock", "other.sock"));
+        let from = reload(
+            &good.replace("level = \"info,proxmox_lxcri=debug\"", "level = \"warn\"").replace("cri.sock", "other.sock"),
+        );
         let log = logged(&node, from, "this key counts from the next restart");
         assert!(log.contains("server.listen"), "{log}");
         // The line that says so is below the new level.
@@ -98,5 +111,63 @@ fn the_configuration_is_checked_read_again_and_explained() {
         let inspected: serde_json::Value = serde_json::from_str(&crictl.run(&["inspectp", &pod])).unwrap();
         assert_eq!(inspected["status"]["runtimeHandler"], "crun", "{inspected}");
         node.stop_daemon();
+    });
+}
+
+#[test]
+fn the_doctor_names_what_proxmox_does_not_give() {
+    let doctor = |pve: &Pve, fingerprint: &str, pool: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config.toml");
+        let text = format!(
+            "[server]\nlisten = \"{dir}/cri.sock\"\nlocal_listen = \"{dir}/local.sock\"\nroot = \"{dir}/root\"\n\
+             [proxmox]\nendpoints = [\"{url}\"]\nnode = \"pve1\"\ntoken_id = \"{token}\"\ntoken_file = \"{secret}\"\n{fingerprint}\n\
+             [handlers.proxmox-lxc]\nenabled = true\nstorage = \"local\"\npool = \"{pool}\"\n",
+            dir = folder.path().display(),
+            url = pve.url(),
+            token = pve::TOKEN,
+            secret = pve.file("token"),
+        );
+        std::fs::write(&config, text).unwrap();
+        let (status, out, errors) =
+            said(Command::new(daemon_program()).args(["doctor", "-o", "json", "--config"]).arg(&config));
+        assert!(matches!(status, Some(0 | 1)), "{errors}");
+        let found: Vec<serde_json::Value> = serde_json::from_str(&out).unwrap();
+        let found = found.into_iter().filter(|f| f["check"] == "proxmox" || f["check"] == "clock");
+        found
+            .map(|f| format!("{} {}", f["state"].as_str().unwrap(), f["message"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let pve = Pve::start(pve::Options::default());
+    let right = format!("ca_file = \"{}\"", pve.file("ca.pem"));
+    let found = doctor(&pve, &right, "k8s");
+    assert!(found.iter().any(|f| f.starts_with("good the token has every privilege")), "{found:#?}");
+    assert!(found.iter().any(|f| f.starts_with("good agrees with that of Proxmox")), "{found:#?}");
+    let found = doctor(&pve, &right, "other");
+    assert!(found.iter().any(|f| f.starts_with("fault the token lacks VM.Allocate on /pool/other")), "{found:#?}");
+    let wrong = format!("fingerprint = \"{}\"", ["AB"; 32].join(":"));
+    let found = doctor(&pve, &wrong, "k8s");
+    assert!(found.iter().any(|f| f.starts_with("fault") && f.contains("certificate")), "{found:#?}");
+}
+
+#[test]
+fn status_is_one_when_a_condition_is_not_well() {
+    isolated("status_is_one_when_a_condition_is_not_well", || {
+        let mut node = Node::start(Options { handler: "crun".into(), ..Options::default() });
+        let (status, text, errors) = lxcri(&node, &["status"]);
+        assert!(status == Some(0) && text.contains("RuntimeReady"), "{text}{errors}");
+        let (_, doctor, _) = lxcri(&node, &["doctor"]);
+        assert!(
+            doctor.contains("our daemon answers") && doctor.lines().any(|l| l.starts_with("good     crun")),
+            "{doctor}"
+        );
+        std::fs::remove_file(node.dir.join("cni/10-test.conflist")).unwrap();
+        let (status, text, _) = lxcri(&node, &["status", "-o", "json"]);
+        let said: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let network = said["conditions"].as_array().unwrap().iter().find(|c| c["name"] == "NetworkReady").unwrap();
+        assert_eq!((status, &network["reason"]), (Some(1), &"NetworkPluginNotReady".into()), "{said}");
+        node.stop_daemon();
+        let (status, _, errors) = lxcri(&node, &["status"]);
+        assert!(status == Some(1) && errors.contains("proxmox-lxcri doctor"), "{errors}");
     });
 }

@@ -26,6 +26,7 @@ mod rm;
 mod rmi;
 mod run;
 mod stats;
+mod status;
 mod stop;
 mod storage;
 mod stream;
@@ -101,6 +102,7 @@ impl Registry {
         registry.register(tag::Pin(true));
         registry.register(tag::Pin(false));
         registry.register(ps::Ps);
+        registry.register(status::StatusCommand);
         registry.register(stats::Stats);
         registry.register(logs::Logs);
         registry.register(exec::Exec);

@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod bfc;
 pub mod command;
+pub mod doctor;
 mod lock;
 pub mod migrate;
 pub mod proxmox;

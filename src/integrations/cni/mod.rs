@@ -76,6 +76,26 @@ impl CniConfig {
     }
 }
 
+/// What there is to connect pods with.
+#[derive(Debug)]
+pub struct Examined {
+    /// Name of the network that counts, and the plugins of it that are not there; None: no file can be used.
+    pub network: Option<(String, Vec<String>)>,
+    /// Files that can't be used, each with its reason.
+    pub refused: Vec<String>,
+}
+
+/// Looks at configuration and plugins as a pod's ADD would; runs none. Blocks shortly.
+pub fn examine(conf_dirs: &[Utf8PathBuf], plugin_dirs: &[Utf8PathBuf]) -> std::io::Result<Examined> {
+    let (conf, refused) = Fingerprint::take(conf_dirs)?.first_usable();
+    let network = conf.map(|conf| {
+        let is_there = |name: &&str| plugin_dirs.iter().any(|dir| dir.join(name).is_file());
+        let missing: BTreeSet<String> = conf.programs().filter(|p| !is_there(p)).map(str::to_owned).collect();
+        (conf.name.clone(), missing.into_iter().collect())
+    });
+    Ok(Examined { network, refused })
+}
+
 /// The configuration in use and what it was read from.
 #[derive(Debug)]
 struct Loaded {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -45,6 +45,8 @@ pub(super) struct Inner {
     pub(super) auth: Auth,
     lanes: Lanes,
     pub(super) settings: Settings,
+    /// See [`Proxmox::clock_ahead`]; the least number: not known.
+    ahead: AtomicI64,
 }
 
 impl std::fmt::Debug for Proxmox {
@@ -97,6 +99,7 @@ impl Proxmox {
             auth: Auth::load(settings)?,
             lanes: Lanes::new(settings.task_timeout.get()),
             settings: settings.clone(),
+            ahead: AtomicI64::new(i64::MIN),
         })))
     }
 
@@ -108,6 +111,19 @@ impl Proxmox {
         }
         let name = rustix::system::uname();
         name.nodename().to_string_lossy().split('.').next().unwrap_or_default().to_owned()
+    }
+
+    /// Seconds that the server's clock was ahead of ours at its last answer; None: it has not said what time it is there.
+    pub fn clock_ahead(&self) -> Option<i64> {
+        Some(self.0.ahead.load(Ordering::Relaxed)).filter(|s| *s != i64::MIN)
+    }
+
+    fn note_clock(&self, response: &Response) {
+        let date = response.headers().get(header::DATE).and_then(|v| v.to_str().ok());
+        let Some(theirs) = date.and_then(|d| httpdate::parse_http_date(d).ok()) else { return };
+        let seconds =
+            |t: std::time::SystemTime| t.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
+        self.0.ahead.store(seconds(theirs) - seconds(std::time::SystemTime::now()), Ordering::Relaxed);
     }
 
     /// Longest time for one request.
@@ -286,6 +302,7 @@ impl Proxmox {
 
     async fn read(&self, mut response: Response, name: &str, secrets: &[&str]) -> Result<Value, ApiError> {
         let status = response.status();
+        self.note_clock(&response);
         let reason = response.extensions().get::<hyper::ext::ReasonPhrase>();
         let reason = reason.map(|r| String::from_utf8_lossy(r.as_bytes()).into_owned());
         let reason = reason.unwrap_or_else(|| status.canonical_reason().unwrap_or_default().to_owned());

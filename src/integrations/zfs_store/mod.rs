@@ -46,7 +46,8 @@ use crate::integrations::zfs::{
 use crate::utils::tasks::TaskSet;
 use crate::utils::turns::Turns;
 
-use state::{Doomed, Known, OWNER, READY, Rootfs, State};
+pub use state::OWNER;
+use state::{Doomed, Known, READY, Rootfs, State};
 
 /// Settings of the store.
 #[derive(Debug, Clone)]

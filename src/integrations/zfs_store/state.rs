@@ -12,7 +12,7 @@ use crate::core::spec::{IdMapping, UserNamespace};
 use crate::integrations::zfs::{Dataset, Properties, RESUME_TOKEN, Snapshot, Source, Value};
 
 /// Carried by everything of ours, set on it itself: the installation's id.
-pub(super) const OWNER: &str = "lxcri:owner";
+pub const OWNER: &str = "lxcri:owner";
 /// On a layer's `@ready`: "bytes,inodes" of its own files.
 pub(super) const USAGE: &str = "lxcri:usage";
 /// On a container of a pod with a user namespace: its maps, as [`idmap_text`] writes them.
