@@ -381,10 +381,7 @@ impl Default for Network {
 }
 
 #[cfg(test)]
-mod tests;
-
-#[cfg(test)]
-mod basics {
+mod tests {
     use super::*;
 
     #[test]

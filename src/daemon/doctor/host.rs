@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use camino::{Utf8Path, Utf8PathBuf};
 
 /// A host.
-pub(in crate::daemon) struct Host {
+pub struct Host {
     root: Utf8PathBuf,
     /// What time it thinks it is.
     pub now: SystemTime,
@@ -27,8 +27,7 @@ impl Host {
         }
     }
 
-    /// One whose files are below `root`, all else as it should be.
-    #[cfg(test)]
+    /// One whose files are below `root`, all else as it should be: what tests plant faults in.
     pub fn at(root: &Utf8Path) -> Self {
         let release = "6.17.2-1-pve".into();
         Self { root: root.to_owned(), now: SystemTime::now(), synchronized: Some(true), release }

@@ -9,8 +9,6 @@ mod programs;
 mod proxmox;
 mod sockets;
 mod storage;
-#[cfg(test)]
-mod tests;
 
 use anyhow::Result;
 use clap::ArgMatches;
@@ -19,12 +17,13 @@ use serde::Serialize;
 use crate::cli::{Command, Context, output};
 use crate::core::config::Config;
 
-pub(super) use host::Host;
+pub use host::Host;
+pub use node::LIMITS;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum State {
+pub enum State {
     /// As it has to be.
     Good,
     /// Pods run, something can't be had or will fail some day.
@@ -35,7 +34,7 @@ pub(super) enum State {
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Finding {
+pub struct Finding {
     /// What was looked at: "crun", "cgroups".
     pub check: &'static str,
     /// How it is.
@@ -61,7 +60,7 @@ impl Finding {
 }
 
 /// Everything that is looked at. Programs and servers are asked at once, so that the slowest decides how long it takes.
-pub(super) async fn examine(host: &Host, config: &Config) -> Vec<Finding> {
+pub async fn examine(host: &Host, config: &Config) -> Vec<Finding> {
     let (crun, lxc, storage, proxmox, sockets) = tokio::join!(
         programs::crun(host, config),
         programs::lxc(config),
@@ -101,7 +100,8 @@ impl Command for Doctor {
     }
 }
 
-fn table(found: &[Finding]) -> String {
+/// The findings as lines for people.
+pub fn table(found: &[Finding]) -> String {
     let mut out = String::new();
     for finding in found {
         let word = match finding.state {

@@ -209,7 +209,7 @@ fn users(host: &Host, config: &Config) -> Vec<Finding> {
 }
 
 /// What many pods need, with the least that is enough for some hundred.
-pub(super) const LIMITS: [(&str, &str, u64, &str); 4] = [
+pub const LIMITS: [(&str, &str, u64, &str); 4] = [
     (
         "/proc/sys/fs/inotify/max_user_instances",
         "fs.inotify.max_user_instances",

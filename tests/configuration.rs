@@ -1,11 +1,20 @@
-//! Sources over one another, all that is wrong at once, and every key held to be refused where it can't be.
+//! The configuration: sources over one another, all that is wrong at once, every key documented, defaulted, and refused what it
+//! can't be; the legacy program's made into ours.
+//!
+//! Needs no daemon and no root. Leaves nothing.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // tests write files plainly
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use camino::Utf8Path;
+use proxmox_lxcri::core::config::{self, Config, Entry, Key, LayerDriver, Router, Sources, all_keys, legacy};
 
-use super::*;
+/// Keys that have values: not those within a list of tables.
+fn own_keys() -> impl Iterator<Item = &'static Key> {
+    all_keys().iter().filter(|k| !k.path.contains("[]"))
+}
 
 /// Files in a folder of their own, with environment and flags.
 struct Given {
@@ -229,9 +238,8 @@ fn says(text: &str, key: &str) -> Result<(), String> {
 
 #[test]
 fn every_key_is_refused_what_can_not_be() {
-    let own = || all_keys().iter().filter(|k| !k.path.contains("[]"));
     let with_values: BTreeSet<&str> = WRONG.iter().map(|(key, _, _)| *key).collect();
-    for key in own() {
+    for key in own_keys() {
         let path = &key.path;
         // Of another type than it has.
         let wrong = if key.kind == "number" || key.kind.starts_with("true") { "\"x\"" } else { "1" };
@@ -249,7 +257,7 @@ fn every_key_is_refused_what_can_not_be() {
         }
     }
     for (key, value, more) in WRONG {
-        assert!(own().any(|k| k.path == *key), "{key} is no key any more");
+        assert!(own_keys().any(|k| k.path == *key), "{key} is no key any more");
         let text = format!("{more}\n{key} = {value}\n");
         says(&text, key).unwrap_or_else(|e| panic!("{text}: {e}"));
     }
@@ -321,5 +329,74 @@ proptest::proptest! {
         let table = ["proxmox", "runtime", "zfs", "network", "security", "container_config", "storage", "resources", "profiles"][known];
         let inner: serde_json::Map<_, _> = keys.into_iter().map(|(k, v)| (k, serde_json::Value::String(v))).collect();
         let _ = legacy::migrate(&serde_json::json!({ table: inner }).to_string());
+    }
+}
+
+#[test]
+fn the_default_file_is_the_default_and_names_every_key() {
+    let text = config::default_text();
+    assert_eq!(Config::parse(&text, "default").expect("our own text"), Config::default(), "{text}");
+    for key in own_keys() {
+        let line =
+            |l: &str| l.trim_start_matches('#').starts_with(&format!("{} =", key.path.rsplit('.').next().unwrap()));
+        assert!(text.lines().any(line), "{}", key.path);
+    }
+}
+
+#[test]
+fn what_is_dumped_is_read_to_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = camino::Utf8Path::from_path(folder.path()).expect("UTF-8");
+    std::fs::write(folder.join("c.toml"), "[log]\nlevel = \"debug\"\n[images.proxies]\n\"*.x\" = \"direct\"\n")
+        .expect("a file");
+    let sources = Sources {
+        file: folder.join("c.toml"),
+        required: true,
+        folder: None,
+        environment: Vec::new(),
+        set: vec!["runtime.pids_limit=7".into()],
+    };
+    let loaded = sources.load().expect("fits");
+    let entries = config::dump(&loaded);
+    let text = Entry::file(&entries);
+    assert_eq!(Config::parse(&text, "dump").expect("our own text"), loaded.config, "{text}");
+    let origin = |key: &str| entries.iter().find(|e| e.key == key).expect(key).origin.clone();
+    assert_eq!(origin("log.level"), format!("{folder}/c.toml:2"));
+    assert_eq!(origin("images.proxies"), format!("{folder}/c.toml:4"));
+    assert_eq!((origin("runtime.pids_limit"), origin("log.format")), ("--config-set".into(), "default".into()));
+    let mut other = loaded.config.clone();
+    other.log.level = "info".into();
+    other.images.proxies.clear();
+    assert_eq!(config::differences(&loaded.config, &other), ["images.proxies", "log.level"]);
+}
+
+#[test]
+fn the_reference_in_the_documents_is_this() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    let text = std::fs::read_to_string(path).expect("docs/configuration.md");
+    assert!(text == config::reference(), "docs/configuration.md: proxmox-lxcri config reference > {path}");
+}
+
+#[test]
+fn every_key_is_documented_and_in_the_schema() {
+    let keys = all_keys();
+    assert!(keys.len() > 80, "{}", keys.len());
+    for key in keys {
+        assert!(key.about.len() > 5, "{} says nothing of itself", key.path);
+        assert!(!key.kind.is_empty(), "{}", key.path);
+    }
+    // All that the program writes is a key that it knows.
+    let text = config::schema().to_string();
+    let mut open = vec![(String::new(), serde_json::to_value(Config::default()).expect("JSON"))];
+    while let Some((path, value)) = open.pop() {
+        let Some(map) = value.as_object().filter(|m| !m.is_empty() || path.is_empty()) else {
+            assert!(keys.iter().any(|k| k.path == path), "{path} is no key");
+            continue;
+        };
+        for (name, value) in map {
+            assert!(text.contains(&format!("\"{name}\"")), "{name} is not in the schema");
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            open.push((path, value.clone()));
+        }
     }
 }

@@ -1,14 +1,14 @@
 //! A host on which all is well, and each fault planted in it: the check of its name says so, with what to do.
 //!
 //! Files are below a folder of the test's own, programs are scripts that say what the real ones say. What needs a Proxmox is in
-//! `tests/pve_client.rs`.
+//! `tests/operate.rs`.
 
 use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::*;
-use crate::core::config::LayerDriver;
+use proxmox_lxcri::core::config::{Config, LayerDriver};
+use proxmox_lxcri::daemon::doctor::{Finding, Host, LIMITS, State, examine, table};
 
 struct Planted {
     _folder: tempfile::TempDir,
@@ -37,7 +37,7 @@ impl Planted {
         p.file("proc/sys/net/bridge/bridge-nf-call-iptables", "1\n");
         p.file("etc/subuid", "root:100000:65536\nkubelet:196608:7208960\n");
         p.file("etc/subgid", "root:100000:65536\nkubelet:196608:7208960\n");
-        for (file, _, least, _) in node::LIMITS {
+        for (file, _, least, _) in LIMITS {
             p.file(file.trim_start_matches('/'), &format!("{least}\n"));
         }
         p.file("etc/cni/net.d/10-pods.conflist", CONFLIST);
@@ -93,7 +93,7 @@ impl Planted {
 }
 
 fn write(path: &Utf8Path, text: &str, mode: u32) {
-    use crate::utils::atomic::{self, Durability};
+    use proxmox_lxcri::utils::atomic::{self, Durability};
     atomic::write(path.as_std_path(), text.as_bytes(), mode, Durability::Process).expect("a file");
 }
 
@@ -339,6 +339,7 @@ async fn an_occupied_socket_is_told_from_one_that_was_left() {
 
 #[test]
 fn what_programs_say_does_not_steer_the_terminal() {
-    let text = table(&[Finding::fault("crun", "a\x1b[31mb", "c\nd")]);
+    let bad = Finding { check: "crun", state: State::Fault, message: "a\x1b[31mb".into(), advice: "c\nd".into() };
+    let text = table(&[bad]);
     assert!(!text.contains('\x1b') && text.lines().count() == 3, "{text}");
 }
