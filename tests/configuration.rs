@@ -94,7 +94,7 @@ fn all_that_is_wrong_is_said_at_once_and_with_its_place() {
     has("config.toml:3: server.listen_on: there is no such key; did you mean server.listen?");
     has("config.toml:4: server.root: invalid type: integer `5`, expected");
     has("config.toml:5: server.state: \"run\" is not an absolute path");
-    has("config.toml:8: log.format: unknown variant `jsn`, expected `text` or `json`; did you mean \"json\"?");
+    has("config.toml:8: log.format: unknown variant `jsn`, expected one of `text`, `json`, `journald`; did you mean \"json\"?");
     has("config.toml:10: images.zfs.dataset: the zfs driver needs one");
     has("config.toml:11: serverr: there is no such key; did you mean server?");
     has("conf.d/10.toml:2: proxmox.token_id: there is neither a token nor a user");
@@ -154,6 +154,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("server.stream.tls_key_file", "\"x\"", ""),
     ("server.stream.max_streams", "0", ""),
     ("log.level", "\"loud\"", ""),
+    ("metrics.address", "\"localhost:1\"", ""),
     ("runtime.default_handler", "\"proxmox-lxc\"", ""),
     ("runtime.monitor_path", "\"monitor\"", ""),
     ("runtime.log_line_max", "255", ""),
@@ -398,5 +399,15 @@ fn every_key_is_documented_and_in_the_schema() {
             let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             open.push((path, value.clone()));
         }
+    }
+}
+
+#[test]
+fn what_is_written_is_taken_to_be_the_same() {
+    let rule = "[[routing]]\nmatch = { labels = { \"a.b/c\" = \"x|y\" }, name = \"z\" }\nhandler = \"lxc\"\n";
+    for text in ["", rule, "[images.proxies]\n\"*.x\" = \"direct\"\n[server.stream]\nidle_timeout = \"1h30m\"\n"] {
+        let config = Config::parse(text, "c.toml").expect(text);
+        let written = toml::to_string(&config).expect("TOML");
+        assert_eq!(Config::parse(&written, "again").expect(&written), config, "{written}");
     }
 }

@@ -54,6 +54,8 @@ pub struct Config {
     pub network: Network,
     /// The Proxmox API.
     pub proxmox: Proxmox,
+    /// What Prometheus reads.
+    pub metrics: Metrics,
     /// Which handler pods get that name none: the first rule that fits decides, once, when the pod is made; where none fits,
     /// `runtime.default_handler`.
     pub routing: Vec<Route>,
@@ -70,6 +72,7 @@ impl Default for Config {
             images: Images::default(),
             network: Network::default(),
             proxmox: Proxmox::default(),
+            metrics: Metrics::default(),
             routing: Vec::new(),
         }
     }
@@ -116,7 +119,7 @@ impl Default for Server {
 pub struct Log {
     /// "info", or per module: "info,proxmox_lxcri::integrations=debug".
     pub level: String,
-    /// Lines as text or JSON.
+    /// "text", "json", or "journald" (its own socket, with fields).
     pub format: LogFormat,
 }
 
@@ -134,6 +137,26 @@ pub enum LogFormat {
     Text,
     /// One object a line.
     Json,
+    /// The journal's own protocol: pod, container and the like are fields (`journalctl F_POD=...`).
+    Journald,
+}
+
+/// What Prometheus reads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Whether there is a listener for them.
+    pub enabled: bool,
+    /// Where it listens (address:port). Nobody has to say who he is there: on another address than this machine's own, let a firewall
+    /// choose who comes.
+    #[schemars(with = "String")]
+    pub address: std::net::SocketAddr,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { enabled: false, address: (std::net::Ipv4Addr::LOCALHOST, 9537).into() }
+    }
 }
 
 /// Who makes cgroups.

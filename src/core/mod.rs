@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod limits;
+pub mod metrics;
 pub mod ports;
 pub mod progress;
 pub mod quota;

@@ -7,6 +7,7 @@ pub mod convert;
 pub mod deadline;
 pub mod image;
 pub mod local;
+mod measure;
 pub mod runtime;
 pub mod server;
 pub mod status;

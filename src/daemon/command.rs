@@ -63,6 +63,10 @@ fn start_logging(config: &Config) -> Result<LevelHandle> {
     match config.log.format {
         LogFormat::Text => registry.with(lines).init(),
         LogFormat::Json => registry.with(lines.json()).init(),
+        LogFormat::Journald => {
+            let journal = tracing_journald::layer().context("log.format = \"journald\": the journal's socket")?;
+            registry.with(journal).init();
+        }
     }
     Ok(level)
 }
@@ -90,6 +94,10 @@ async fn serve(config: Config, sources: Sources, level: LevelHandle) -> Result<(
     let config = Arc::new(config);
     let streaming = Streaming::start(&config.server.stream, wired.engine.clone(), wired.tasks.clone());
     let streaming = streaming.await.map_err(plain)?;
+    if let Some(listener) = super::metrics::listen(&config.metrics).await.map_err(plain)? {
+        let work = super::metrics::serve(listener, wired.engine.clone(), wired.tasks.clone());
+        wired.tasks.spawn_cancellable("metrics", work);
+    }
     let front = |owner, scope| Front {
         engine: wired.engine.clone(),
         scope,

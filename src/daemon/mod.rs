@@ -8,6 +8,7 @@ pub mod bfc;
 pub mod command;
 pub mod doctor;
 mod lock;
+mod metrics;
 pub mod migrate;
 pub mod proxmox;
 pub mod registry;

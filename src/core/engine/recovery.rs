@@ -27,6 +27,7 @@ use crate::core::backend::Backend;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, PodId};
+use crate::core::metrics::metrics;
 use crate::core::ports::{MonitorLink, monitor_v1};
 use crate::core::records::{self, ContainerRecord, ExitInfo, PodRecord, Stored};
 use crate::core::state::{ContainerPhase, PodPhase};
@@ -91,6 +92,7 @@ impl Engine {
             .collect()
             .await;
         let unlisted = taken_up.iter().filter(|p| p.is_none()).count();
+        metrics().recovered(taken_up.len() - unlisted, unlisted + report.quarantined.len());
         let finishing: Vec<_> = taken_up.into_iter().flatten().flatten().collect();
         // All pods are listed. What is left to do for them is theirs alone.
         fail_point!("recovery.pods");
@@ -301,6 +303,8 @@ async fn recover_pod(
     if link.is_none() && can_be_taken {
         match takeover::take_over(shared, &backend, &pod, &containers, &mut kept).await {
             Ok(TakenOver { link: new, started, ended: told, init_ended }) => {
+                metrics().monitors_lost.inc();
+                metrics().monitors_replaced.inc();
                 tracing::warn!(pod = pod.id.as_str(), "its monitor had died: another one has taken the pod over");
                 for container in &mut containers {
                     if started.contains(&container.id) {
@@ -350,6 +354,7 @@ async fn recover_pod(
 pub(super) fn restart(shared: Arc<Shared>, id: PodId) -> BoxFuture<'static, ()> {
     async move {
         let panics = shared.index_mut().count_panic(&id);
+        metrics().panics.inc();
         tracing::error!(pod = id.as_str(), panics, "a pod's task panicked: the pod is taken up from its record");
         if panics > PANICS_MAX {
             tracing::error!(pod = id.as_str(), "too many panics: the pod is left alone until the daemon starts again");

@@ -24,6 +24,7 @@ use crate::core::backend::Backend;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
+use crate::core::metrics::metrics;
 use crate::core::ports::{Lent, MonitorLink, monitor_v1};
 use crate::core::records::{self, ContainerRecord, PodRecord};
 use crate::core::state::{ContainerPhase, PodPhase};
@@ -304,6 +305,7 @@ impl PodTask {
             PodPhase::Stopping if !running.is_empty() => {}
             _ => return,
         }
+        metrics().monitors_lost.inc();
         tracing::error!(pod = self.pod.id.as_str(), running = running.len(), "the pod's monitor is gone");
         // The new one may die over it, too: a second try finds out whether that was by chance.
         let mut done = Box::pin(self.take_over()).await;
@@ -337,6 +339,7 @@ impl PodTask {
         let TakenOver { link, started, ended, init_ended } =
             take_over(&self.shared, &self.backend, &self.pod, &all, &mut self.kept).await?;
         self.set_monitor(Some(link));
+        metrics().monitors_replaced.inc();
         tracing::warn!(pod = self.pod.id.as_str(), containers = all.len(), "another monitor has taken the pod over");
         for id in started {
             let Some(mut record) = self.containers.get(&id).cloned() else { continue };

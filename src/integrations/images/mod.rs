@@ -34,6 +34,7 @@ use tokio::sync::{mpsc, watch};
 use crate::core::config::BfcImages;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
+use crate::core::metrics::metrics;
 use crate::core::ports::{
     Image, ImageEdit, ImageSource, ImageStore, LayerStore, PackedLayer, Pushed, RegistryAuth, RootfsChanges, SendImage,
     StorageReport, Usage,
@@ -316,11 +317,13 @@ impl Inner {
 
     async fn pull_any(self: &Arc<Self>, name: &str, auth: Option<RegistryAuth>, view: &PullView) -> Result<Arc<Image>> {
         let reference = Reference::parse(name, &self.config.default_registry)?;
+        let start = std::time::Instant::now();
         let pulled = match reference.registry() {
             // No network, ever.
             bfc::REGISTRY => self.pull_bfc(&reference).await,
             _ => self.pull_reference(&reference, auth.as_ref(), view).await,
         };
+        metrics().pulled(start, pulled.is_ok());
         pulled.map_err(|e| e.context(format!("pull {reference}")))
     }
 

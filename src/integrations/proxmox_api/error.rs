@@ -74,6 +74,34 @@ pub enum ErrorKind {
     Failed,
 }
 
+impl ErrorKind {
+    /// One word for it, for metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::AlreadyExists => "already_exists",
+            Self::AlreadyRunning | Self::NotRunning | Self::StillRunning | Self::Changed => "state",
+            Self::Locked(_) => "locked",
+            Self::Busy => "busy",
+            Self::Invalid => "invalid",
+            Self::Unsupported => "unsupported",
+            Self::Auth => "auth",
+            Self::Permission { .. } | Self::RootOnly => "permission",
+            Self::NoQuorum => "no_quorum",
+            Self::NoSpace => "no_space",
+            Self::UnknownNode => "unknown_node",
+            Self::Unreachable => "unreachable",
+            Self::Certificate => "certificate",
+            Self::NoAnswer => "no_answer",
+            Self::Timeout => "timeout",
+            Self::Overloaded => "overloaded",
+            Self::TaskFailed => "task_failed",
+            Self::Protocol => "protocol",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// A failed call or task. `Display` names the call and holds no secret.
 pub struct ApiError(Box<Inner>);
 

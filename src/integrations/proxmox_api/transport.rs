@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{self, HeaderMap, HeaderValue};
@@ -21,6 +21,7 @@ use super::lanes::{Lanes, Permit};
 use super::{retry, tls};
 use crate::core::config::Proxmox as Settings;
 use crate::core::error::{Error, Kind};
+use crate::core::metrics::metrics;
 
 /// Largest answer in bytes.
 const MAX_ANSWER: usize = 32 << 20;
@@ -165,8 +166,10 @@ impl Proxmox {
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, form: Form) -> Result<T, ApiError> {
         let name = format!("{method} {path}");
-        let data = self.repeat(&method, path, &form, &name).await?;
-        self.typed(&name, data)
+        let start = Instant::now();
+        let done = self.repeat(&method, path, &form, &name).await.and_then(|data| self.typed(&name, data));
+        metrics().proxmox_called(start, method.as_str(), done.as_ref().err().map(|e| e.kind().word().to_owned()));
+        done
     }
 
     /// The data as what is expected.
