@@ -80,7 +80,8 @@ impl ErrorKind {
         match self {
             Self::NotFound => "not_found",
             Self::AlreadyExists => "already_exists",
-            Self::AlreadyRunning | Self::NotRunning | Self::StillRunning | Self::Changed => "state",
+            Self::AlreadyRunning | Self::NotRunning | Self::StillRunning | Self::Paused | Self::Changed => "state",
+            Self::NoAgent => "no_agent",
             Self::Locked(_) => "locked",
             Self::Busy => "busy",
             Self::Invalid => "invalid",
