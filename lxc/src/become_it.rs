@@ -54,9 +54,13 @@ fn step<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) ->
 /// Everything but exec(2). A terminal is sent to `tell`.
 pub fn prepare(plan: &Plan, tell: BorrowedFd<'_>) -> Result<Program, Trouble> {
     if let Some(score) = plan.oom_score_adj {
-        let file = of_proc("oom_score_adj", OFlags::WRONLY).map_err(step("oom_score_adj"))?;
-        // As far as the kernel permits.
-        let _ = rustix::io::write(&file, score.to_string().as_bytes());
+        match of_proc("oom_score_adj", OFlags::WRONLY) {
+            // As far as the kernel permits.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            opened => {
+                let _ = rustix::io::write(opened.map_err(step("oom_score_adj"))?, score.to_string().as_bytes());
+            }
+        }
     }
     for limit in &plan.limits {
         let value = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };

@@ -78,7 +78,8 @@ pub fn run(options: &Options) -> Result<(), String> {
             "lxc.rootfs.path is not in its configuration, which is not whole: delete it, or write that again".into()
         );
     }
-    if !options.root.is_empty() && root != format!("dir:{}", options.root) {
+    // With its kind before it or without, as versions have it.
+    if !options.root.is_empty() && root.strip_prefix("dir:").unwrap_or(&root) != options.root {
         return Err(format!(
             "lxc.rootfs.path is {root:?} in its configuration, and it was made with {:?}",
             options.root
