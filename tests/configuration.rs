@@ -94,7 +94,9 @@ fn all_that_is_wrong_is_said_at_once_and_with_its_place() {
     has("config.toml:3: server.listen_on: there is no such key; did you mean server.listen?");
     has("config.toml:4: server.root: invalid type: integer `5`, expected");
     has("config.toml:5: server.state: \"run\" is not an absolute path");
-    has("config.toml:8: log.format: unknown variant `jsn`, expected one of `text`, `json`, `journald`; did you mean \"json\"?");
+    has(
+        "config.toml:8: log.format: unknown variant `jsn`, expected one of `text`, `json`, `journald`; did you mean \"json\"?",
+    );
     has("config.toml:10: images.zfs.dataset: the zfs driver needs one");
     has("config.toml:11: serverr: there is no such key; did you mean server?");
     has("conf.d/10.toml:2: proxmox.token_id: there is neither a token nor a user");
