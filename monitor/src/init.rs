@@ -127,13 +127,25 @@ impl Server {
     }
 }
 
+/// How often a copy of the program is tried to be sealed again, and how long after the last time.
+const SEAL_TRIES: u32 = 20;
+const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// A copy of this program that nobody can change.
 fn sealed_self() -> std::io::Result<OwnedFd> {
     let mut copy =
         std::fs::File::from(rustix::fs::memfd_create(c"pod-init", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     std::io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut copy)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    // The kernel may hold pages of it for a moment still.
+    let mut tries = 0;
+    loop {
+        match rustix::fs::fcntl_add_seals(&copy, seals) {
+            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES => tries += 1,
+            done => break done?,
+        }
+        std::thread::sleep(SEAL_PAUSE);
+    }
     // Executing needs a descriptor that is not open for writing.
     let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
