@@ -538,7 +538,7 @@ fn a_configuration_without_a_dataset_is_refused() {
         let path = node.dir.join("config.toml");
         let text = std::fs::read_to_string(&path).expect("config.toml");
         for (dataset, part) in
-            [("", "images.zfs.dataset"), ("tank/a b", "dataset \\\"tank/a b\\\""), ("nopool/x", "nopool")]
+            [("", "images.zfs.dataset"), ("tank/a b", "\\\"tank/a b\\\" is no dataset's name"), ("nopool/x", "nopool")]
         {
             std::fs::write(&path, text.replace("tank/lxcri", dataset)).expect("config.toml");
             let out =
