@@ -119,7 +119,7 @@ impl From<Span> for String {
     fn from(span: Span) -> Self {
         let ms = span.0.as_millis();
         let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
-        let fits = units.into_iter().find(|(unit, _)| ms != 0 && ms % unit == 0);
+        let fits = units.into_iter().find(|(unit, _)| ms != 0 && ms.is_multiple_of(*unit));
         fits.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit))
     }
 }
