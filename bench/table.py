@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the table of a run of scripts/bench-peers: medians over its rounds, ours beside the best peer's, and the aims.
 
-usage: table.py FOLDER        (FOLDER: <round>-<runtime>.json, as bench/cribench writes them)
+usage: table.py FOLDER        (FOLDER: <round>-<runtime>.json and curve-<pods>.json, as bench/cribench writes them)
 Ends with the names of the rows that miss their aim. `x` is ours divided by the best peer's; `above the floor` is the same with
 what the network's plugins and crun need by themselves taken off both.
 """
@@ -9,8 +9,15 @@ import collections, json, os, statistics, sys
 
 folder = sys.argv[1]
 values = collections.defaultdict(list)  # (runtime, suite, scenario, op) -> one value for each round
+curve = {}  # number of pods -> (suite, op) -> median
 for name in sorted(os.listdir(folder)):
-    if name.endswith(".json"):
+    if name.startswith("curve-") and name.endswith(".json"):
+        with open(os.path.join(folder, name)) as f:
+            told = json.load(f)
+        # Of the memory alone the state with all pods up: it is told before and after as well.
+        rows = [r for r in told["rows"] or [] if r["Scenario"].startswith(f"{told['label']} pods") and "restarted" not in r["Scenario"]]
+        curve[int(told["label"])] = {(r["Suite"], r["Op"]): r["P50"] for r in rows}
+    elif name.endswith(".json"):
         with open(os.path.join(folder, name)) as f:
             told = json.load(f)
         for row in told["rows"] or []:
@@ -107,5 +114,23 @@ for name, unit, key, floor_key, aims in ROWS:
         missed.append(name)
         told += " **missed**"
     print(f"| {name}, {unit} | {number(ours)} | " + " | ".join(number(v) for v in theirs) + f" | {number(floor)} | {x} | {told} |")
+CURVE = [
+    ("all run, ten at a time, s", "density", "all RUNNING"),
+    ("CPU of a pod's start, cpu-ms", "density", "CPU per pod start"),
+    ("RunPodSandbox, ms", "density", "RunPodSandbox"),
+    ("ListContainers, ms", "density", "ListContainers"),
+    ("ListContainerStats, ms", "density", "ListContainerStats"),
+    ("ExecSync true, ms", "density", "ExecSync true"),
+    ("kill -9 to answering, ms", "density", "kill -9 to answering"),
+    ("CPU idle, cpu-ms/s", "density", "CPU while idle"),
+    ("daemon PSS, MiB", "memory", "daemon PSS"),
+    ("helpers per pod, KiB", "memory", "helpers PSS per pod"),
+    ("all removed, s", "density", "all removed"),
+]
+if curve:
+    print("\n| pods | " + " | ".join(str(n) for n in sorted(curve)) + " |")
+    print("|---|" + "---|" * len(curve))
+    for name, suite, op in CURVE:
+        print(f"| {name} | " + " | ".join(number(curve[n].get((suite, op))) for n in sorted(curve)) + " |")
 print()
 print("missed: " + ("; ".join(missed) if missed else "nothing"))

@@ -21,9 +21,9 @@ use support::{isolated, wait_for};
 
 /// Lives of pods, execs and rounds of lists that are counted.
 const TIMES: u64 = 6;
-/// System calls that start something, change mounts, or go to the disk.
+/// System calls that start something, change mounts, go to the disk, or to a bus.
 const CALLS: &str = "execve,clone,clone3,fork,vfork,mount,umount2,move_mount,open_tree,fsmount,fsync,fdatasync,syncfs,sync,\
-    write,pwrite64,writev,pwritev,pwritev2";
+    write,pwrite64,writev,pwritev,pwritev2,connect";
 
 /// Counts by what was counted: `daemon.fsync`, `started.crun`, ...
 type Counts = BTreeMap<String, u64>;
@@ -118,6 +118,11 @@ fn count(trace: &str, mut programs: HashMap<u32, String>) -> Counts {
                 }
             }
             "write" | "pwrite64" | "writev" | "pwritev" | "pwritev2" => {}
+            // One call of D-Bus at least for each connection; whoever makes it, systemd does the work.
+            "connect" if arguments.contains("/dbus/") || arguments.contains("/run/systemd/private") => {
+                add(format!("{program}.buses"), 1);
+            }
+            "connect" => {}
             _ if own => add(format!("{program}.{call}"), 1),
             _ => {}
         }
@@ -237,7 +242,7 @@ fn nothing_costs_more_than_before() {
             c.runtime.remove_pod_sandbox(remove).await.expect("RemovePodSandbox");
         });
         if std::env::var_os("COSTS_PRINT").is_some() {
-            found.iter().for_each(|(what, n)| println!("{what} = {n}"));
+            found.iter().for_each(|(what, n)| println!("figure: {what} = {n}"));
         }
         compare(&found);
     });
@@ -278,9 +283,12 @@ fn what_strace_writes_is_understood() {
 12 write(8<UNIX-STREAM:[1->2]>, ""..., 99) = 99
 12 fdatasync(7</tmp/node/lib/a>) = 0
 12 mount("x", "y", "z", 0, NULL) = -1 EPERM (Operation not permitted)
+12 connect(9<UNIX-STREAM:[3]>, {sa_family=AF_UNIX, sun_path="/a/ours.sock"}, 110) = 0
+11 connect(9<UNIX-STREAM:[4]>, {sa_family=AF_UNIX, sun_path="/run/dbus/system_bus_socket"}, 29) = 0
 12 umount2("/a", MNT_DETACH) = 0"#;
     let counts = count(trace, HashMap::from([(10, "daemon".into())]));
     let expected = [
+        ("crun.buses", 1),
         ("daemon.bytes", 300),
         ("daemon.fdatasync", 1),
         ("daemon.forks", 1),

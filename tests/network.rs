@@ -84,8 +84,14 @@ impl World {
         std::fs::read_to_string(self.dir.join(name)).unwrap_or_default()
     }
 
+    /// Attachments and what else there is; a result counts with its attachment, without which there must be none.
     fn cached(&self) -> usize {
-        std::fs::read_dir(self.dir.join("cache")).map_or(0, Iterator::count)
+        let files: Vec<_> =
+            std::fs::read_dir(self.dir.join("cache")).into_iter().flatten().map(|f| f.unwrap().path()).collect();
+        let (results, others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|f| f.extension().is_some_and(|e| e == "result"));
+        assert_eq!(results.iter().find(|r| !r.with_extension("json").exists()), None);
+        others.len()
     }
 
     /// A plugin that logs each call and does what files beside it say: `NAME.fail-VERB`, `NAME.hang-VERB` and
@@ -254,6 +260,9 @@ fn leases_of_dead_pods_are_freed_by_gc() {
         world.write("cache/.tmp-1-1-x", "half a write");
         let broken = PodId::new();
         world.write(&format!("cache/{broken}.json"), "{");
+        // What a power loss may leave: half a result, and one whose pod is gone.
+        world.write(&format!("cache/{}.result", dead.pod), "{");
+        world.write(&format!("cache/{}.result", PodId::new()), "{}");
         let next = Cni::new(config);
         next.gc(std::slice::from_ref(&alive.pod)).await.unwrap();
         next.gc(std::slice::from_ref(&alive.pod)).await.unwrap();

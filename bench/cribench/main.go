@@ -48,6 +48,7 @@ var (
 	logRoot      = flag.String("log-dir", "/var/log/pods-cribench", "where pod logs go")
 	parent       = flag.String("cgroup-parent", "", "cgroup parent of every pod")
 	jsonOut      = flag.String("json", "", "write the results here too")
+	eventsOut    = flag.String("events", "", "append the begin and end of each call to this file, in Unix nanoseconds")
 	label        = flag.String("label", "", "name of the runtime in the results")
 	floorConf    = flag.String("floor-conf-dir", "/etc/cni/net.d", "folder of the network of the floor suite")
 	floorNet     = flag.String("floor-net", "bench", "name of that network")
@@ -125,8 +126,23 @@ func (s *samples) time(op string, f func() error) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	s.put(op, ms(time.Since(t)))
-	return nil
+	took := time.Since(t)
+	s.put(op, ms(took))
+	return event(op, t, took)
+}
+
+// event appends a call to the file of --events: when it began and ended, in Unix nanoseconds, and its name.
+func event(op string, begun time.Time, took time.Duration) error {
+	if *eventsOut == "" {
+		return nil
+	}
+	f, err := os.OpenFile(*eventsOut, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = fmt.Fprintln(f, begun.UnixNano(), begun.Add(took).UnixNano(), op)
+	return err
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

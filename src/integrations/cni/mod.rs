@@ -268,6 +268,11 @@ impl Cni {
         Ok(blocking(move || cache.write(&attachment)).await??)
     }
 
+    async fn store_result(&self, pod: &PodId, result: &Value) -> Result<()> {
+        let (cache, pod, result) = (self.cache.clone(), pod.clone(), result.clone());
+        Ok(blocking(move || cache.write_result(&pod, &result)).await??)
+    }
+
     async fn forget(&self, pod: &PodId) -> Result<()> {
         let (cache, pod) = (self.cache.clone(), pod.clone());
         Ok(blocking(move || cache.remove(&pod)).await??)
@@ -301,11 +306,12 @@ impl Cni {
         let added = match self.runner().add(&attachment).await {
             Ok(result) => {
                 let ips = self.addresses(&attachment, &result);
-                attachment.result = Some(result);
-                match ips {
-                    Ok(ips) => self.store(&attachment).await.map(|()| NetworkResult { ips }),
+                let kept = match ips {
+                    Ok(ips) => self.store_result(&request.pod, &result).await.map(|()| NetworkResult { ips }),
                     Err(e) => Err(e.into()),
-                }
+                };
+                attachment.result = Some(result);
+                kept
             }
             Err(e) => Err(e.into()),
         };
