@@ -4,9 +4,18 @@
 //! window each. [`Connection`] puts them together. Nothing here does I/O or waits: bytes that came go in, bytes that are to be
 //! sent come out, so that it fits an event loop on one side and a runtime on the other.
 //!
+//! What both say through it is `proto/guest.proto` ([`v1`], [`calls`]): the monitor's contract, passed on, and what a guest has besides.
+//!
 //! Used by both sides, so it holds no policy and depends on neither. Fails on what no honest peer sends; the connection is of no
 //! use then. What a crash loses is what the peer has given no window back for.
 
+/// The messages, generated from `proto/guest.proto`, which documents them.
+#[allow(missing_docs, clippy::doc_lazy_continuation, clippy::large_enum_variant)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/lxcri.guest.v1.rs"));
+}
+
+pub mod calls;
 mod connection;
 pub mod frame;
 pub mod mux;

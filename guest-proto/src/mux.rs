@@ -29,6 +29,11 @@ pub struct StreamId(u32);
 impl StreamId {
     /// The stream that is there from the beginning.
     pub const CONTROL: Self = Self(0);
+
+    /// As frames have it, and messages that speak of the stream.
+    pub fn number(self) -> u32 {
+        self.0
+    }
 }
 
 /// What the peer has done.

@@ -1,51 +1,7 @@
-//! The monitor of one pod: keeps its containers' output, exit codes and main processes while daemons come and go.
-//!
-//! Started by the daemon with a listening socket as descriptor 3 and the pod's record as descriptor 4, or by itself
-//! as the pod's init. Fails at once, with a line on stderr, or runs until Shutdown. A crash leaves the containers
-//! running: their output waits in the FIFOs and their exit codes are the kernel's to tell.
+//! The monitor of one pod as a program of its own; see the library.
 
-mod attach;
-mod cgroup;
-mod clock;
-mod connection;
-mod container;
-mod crilog;
-mod exec;
-mod execgroup;
-mod exit_record;
-mod failpoint;
-mod failure;
-mod held;
-mod init;
-mod lifecycle;
-mod logfile;
-mod mounts;
-mod ops;
-mod poll;
-mod process;
-mod proctree;
-mod program;
-mod reaper;
-mod relay;
-mod server;
-mod setup;
-mod stdio;
-mod takeover;
-mod trim;
-mod writer;
-
-use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args_os().next().is_some_and(|name| name == init::NAME) {
-        return init::run();
-    }
-    match setup::server().and_then(|mut server| server.run().map_err(|e| format!("epoll: {e}"))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            let _ = writeln!(std::io::stderr(), "proxmox-lxcri-monitor: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    proxmox_lxcri_monitor::main()
 }
