@@ -1,6 +1,6 @@
 //! The first process of a guest: everything from the kernel's start to the agent's, and the agent again whenever it ends.
 //!
-//! Run by the kernel twice. In the initial RAM file system ([`ram`]): loads modules and goes over to the guest's disk, found by its
+//! Run by the kernel twice. In the initial RAM file system ([`ram`]): loads the disk's modules and goes over to the guest's disk, found by its
 //! label. There ([`disk`]): mounts what Linux programs expect, reads what the node has put on the configuration's disk, sets the address,
 //! and stays. A failure ends it with its reason on the console; the kernel then panics, which the node sees.
 
@@ -147,10 +147,14 @@ fn disk() -> Result<()> {
     let config = read_config()?;
     write_secret(&config.secret).map_err(|e| format!("{SECRET}: {e}"))?;
     network(&config)?;
-    watch_power_button();
     say("starts the agent");
+    let mut agent = start_agent(&config).map_err(|e| format!("start the agent: {e}"))?;
+    // What is not there is not missed before somebody presses it.
+    if let Err(e) = busybox(&["modprobe", "-a", "button", "evdev"]) {
+        say(&e);
+    }
+    watch_power_button();
     loop {
-        let agent = start_agent(&config).map_err(|e| format!("start the agent: {e}"))?;
         // Everybody's orphans are ours.
         loop {
             match rustix::process::wait(rustix::process::WaitOptions::empty()) {
@@ -161,6 +165,7 @@ fn disk() -> Result<()> {
         }
         say("the agent has ended");
         std::thread::sleep(AGAIN);
+        agent = start_agent(&config).map_err(|e| format!("start the agent: {e}"))?;
     }
 }
 
@@ -179,10 +184,11 @@ fn write_secret(secret: &[u8; 32]) -> std::io::Result<()> {
 
 /// Addresses on the one interface that is a device's.
 fn network(config: &Config) -> Result<()> {
-    ip(&["link", "set", "lo", "up"])?;
+    busybox(&["ip", "link", "set", "lo", "up"])?;
     if config.addresses.is_empty() {
         return Ok(());
     }
+    busybox(&["modprobe", "virtio_net"])?;
     let is_device = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry.ok()?;
         entry.path().join("device").try_exists().ok()?.then(|| entry.file_name().into_string().ok())?
@@ -190,24 +196,24 @@ fn network(config: &Config) -> Result<()> {
     let find = || std::fs::read_dir("/sys/class/net").ok()?.filter_map(is_device).min();
     let name = wait_for("network interface", find)?;
     for address in &config.addresses {
-        ip(&["address", "add", address, "dev", &name])?;
+        busybox(&["ip", "address", "add", address, "dev", &name])?;
     }
-    ip(&["link", "set", &name, "up"])?;
+    busybox(&["ip", "link", "set", &name, "up"])?;
     for gateway in &config.gateways {
         let family = if gateway.contains(':') { "-6" } else { "-4" };
-        ip(&[family, "route", "add", "default", "via", gateway, "dev", &name])?;
+        busybox(&["ip", family, "route", "add", "default", "via", gateway, "dev", &name])?;
     }
     Ok(())
 }
 
 #[allow(clippy::disallowed_methods)] // before anything else runs
-fn ip(arguments: &[&str]) -> Result<()> {
-    let out = Command::new(BUSYBOX).arg("ip").args(arguments).env_clear().stdin(Stdio::null()).output();
+fn busybox(arguments: &[&str]) -> Result<()> {
+    let out = Command::new(BUSYBOX).args(arguments).env_clear().stdin(Stdio::null()).output();
     let out = out.map_err(|e| format!("{BUSYBOX}: {e}"))?;
     if out.status.success() {
         return Ok(());
     }
-    Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&out.stderr).trim()))
+    Err(format!("{}: {}", arguments.join(" "), String::from_utf8_lossy(&out.stderr).trim()))
 }
 
 #[allow(clippy::disallowed_methods)] // its own program, under its own name

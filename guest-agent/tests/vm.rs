@@ -212,6 +212,32 @@ fn a_container_runs_in_a_virtual_machine() {
     let monitor_kib = kib(&mut node, &format!("/proc/{monitor}/smaps_rollup"), "Pss:");
     let total = kib(&mut node, "/proc/meminfo", "MemTotal:");
     let available = kib(&mut node, "/proc/meminfo", "MemAvailable:");
+    // kill -9 of the agent, by a container that sees the guest's processes: the init starts it again, and the other container
+    // knows nothing of it.
+    let agent = kib(&mut node, &format!("/proc/{monitor}/status"), "PPid:");
+    let killer = place.plan(&mut node, "c2", &format!("kill -9 {agent}; sleep 1000"), false);
+    let path = format!("{}/bundles/c2/config.json", place.run);
+    let Body::Contents(read) = node.done(Op::Read(v1::Read { paths: vec![path] })) else { panic!("no contents") };
+    let mut config: serde_json::Value = serde_json::from_slice(&read.contents[0].content).unwrap();
+    config["process"]["user"] = serde_json::json!({"uid": 0, "gid": 0});
+    config["process"]["capabilities"] =
+        serde_json::json!({"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]});
+    config["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}]);
+    config.as_object_mut().unwrap().remove("hostname");
+    node.write("bundles/c2/config.json", config.to_string().as_bytes());
+    let created = node.ask(request::Op::Create(killer), &[]);
+    assert!(matches!(created, reply::Body::Created(_)), "{created:?}");
+    node.begin("c2");
+    let end = Instant::now() + LONG;
+    while node.turn(Instant::now() + Duration::from_millis(50)).is_ok() {
+        assert!(Instant::now() < end, "the agent lives");
+    }
+    let mut node = vm.connect();
+    let hello = node.greet();
+    assert_eq!((hello.pid, hello.containers.len()), (monitor, 2));
+    assert!(vm.console().contains("lxcri: the agent has ended"), "{}", vm.console());
+    place.delete(&mut node, "c2");
+
     let close = request::Op::CloseStdin(monitor::CloseStdin { container_id: "c1".into() });
     assert!(matches!(node.ask(close, &[]), reply::Body::Done(_)));
     assert_eq!(node.exited("c1").code, 42);

@@ -523,6 +523,16 @@ impl Node {
         assert!(matches!(answer, monitor::reply::Body::Started(_)), "{answer:?}");
     }
 
+    /// The same, without waiting for an answer.
+    pub fn begin(&mut self, id: &str) {
+        self.next += 1;
+        let op = monitor::request::Op::Start(monitor::StartContainer { id: id.into() });
+        let request = Some(monitor::Request { id: self.next, op: Some(op) });
+        let call = Some(Op::Monitor(v1::MonitorCall { request, descriptors: Vec::new() }));
+        let bytes = calls::frame(&v1::Call { id: self.next, call }).unwrap();
+        self.send(StreamId::CONTROL, &bytes);
+    }
+
     pub fn write(&mut self, path: &str, content: &[u8]) {
         self.done(Op::Write(v1::Write { path: path.into(), content: content.into(), mode: 0o600 }));
     }
