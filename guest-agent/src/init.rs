@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
@@ -251,7 +251,6 @@ fn watch_power_button() {
 fn power_off() {
     say("is switched off");
     rustix::fs::sync();
-    let _ = rustix::mount::unmount("/run/lxcri", UnmountFlags::DETACH);
     let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
 }
 

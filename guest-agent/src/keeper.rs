@@ -73,7 +73,7 @@ impl Keeper {
     /// A connection to the monitor for a node.
     pub fn connect(&mut self, settings: &Settings) -> Result<OwnedFd> {
         self.step(settings)?;
-        self.stale |= self.socket.is_none();
+        self.begin(settings)?;
         monitor::connect(settings)
     }
 
@@ -116,9 +116,7 @@ impl Keeper {
         if !std::mem::take(&mut self.stale) {
             return Ok(());
         }
-        if self.socket.is_none() {
-            self.socket = Some(monitor::connect(settings)?);
-        }
+        self.begin(settings)?;
         let containers = self.hello()?;
         self.held.retain(|id, _| containers.iter().any(|c| c.id == *id));
         for report in containers {
@@ -141,6 +139,11 @@ impl Keeper {
         Ok(())
     }
 
+    /// Has a connection, if there is none: the first, or one that could not be had when it was needed.
+    fn begin(&mut self, settings: &Settings) -> Result<()> {
+        if self.socket.is_some() { Ok(()) } else { self.take_over(settings) }
+    }
+
     fn hello(&mut self) -> Result<Vec<v1::ContainerReport>> {
         match self.ask(Op::Hello(v1::Hello { version: lxcri_monitor_proto::VERSION }), &[])? {
             (Body::Hello(hello), _) => Ok(hello.containers),
@@ -148,15 +151,16 @@ impl Keeper {
         }
     }
 
-    /// A new monitor gets what the old one had.
+    /// A new monitor gets what the old one had, and this one does not know.
     fn take_over(&mut self, settings: &Settings) -> Result<()> {
         self.socket = Some(monitor::connect(settings)?);
-        self.hello()?;
+        let known = self.hello()?;
         let held = std::mem::take(&mut self.held);
         let mut failed = Ok(());
         for (id, container) in held {
             let ended = container.report.phase() == ContainerPhase::PhaseExited;
-            let done = if ended { Ok(()) } else { self.adopt(settings, &id, &container) };
+            let is_known = known.iter().any(|c| c.id == id);
+            let done = if ended || is_known { Ok(()) } else { self.adopt(settings, &id, &container) };
             match done {
                 Ok(()) => drop(self.held.insert(id, container)),
                 Err(e) => failed = Err(Failure { message: format!("container {id}: {}", e.message), ..e }),

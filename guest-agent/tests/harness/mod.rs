@@ -170,11 +170,17 @@ pub struct Place {
 }
 
 impl Place {
+    /// A container's cgroup: tests run beside each other on one machine.
+    pub fn cgroup(&self, id: &str) -> String {
+        let guest = self.run.trim_matches('/').replace(['/', '.'], "-");
+        format!("/lxcri-guest-{guest}-{id}")
+    }
+
     /// Makes everything for a container that runs `script`, as the image's user 1000.
     pub fn plan(&self, node: &mut Node, id: &str, script: &str, terminal: bool) -> monitor::CreateContainer {
         let call = v1::MakeRoot { container_id: id.into(), serial: SERIAL.into(), fs_type: "ext4".into() };
         let Body::Root(root) = node.done(Op::MakeRoot(call)) else { panic!("no root") };
-        let cgroup = format!("/lxcri-guest-{}-{id}", std::process::id());
+        let cgroup = self.cgroup(id);
         let mut mounts = vec![
             serde_json::json!({"destination": "/proc", "type": "proc", "source": "proc"}),
             serde_json::json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}),
