@@ -7,28 +7,11 @@
 
 mod support;
 
-use std::process::Command;
 use std::time::Duration;
 
 use support::crictl::BUSYBOX;
 use support::node::{Node, Options};
-use support::{daemon_program, describe, isolated, wait_for};
-
-/// Our own command line.
-fn lxcri(node: &Node, args: &[&str]) -> (bool, String) {
-    let mut command = Command::new(daemon_program());
-    let out = command.arg("--local-socket").arg(node.local_socket()).args(args).output().expect("our command line");
-    (
-        out.status.success(),
-        if out.status.success() { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) },
-    )
-}
-
-fn good(node: &Node, args: &[&str]) -> String {
-    let (good, said) = lxcri(node, args);
-    assert!(good, "{args:?}: {said}");
-    said.trim().to_owned()
-}
+use support::{isolated, wait_for};
 
 /// All that layers have to carry.
 const CHANGES: &str = "\
@@ -46,40 +29,37 @@ fn what_a_container_changed_becomes_an_image_that_runs() {
     isolated("what_a_container_changed_becomes_an_image_that_runs", || {
         let mut node = Node::start(Options::default());
         let run = ["run", "-d", "--host-network", "--name", "one", BUSYBOX, "/bin/sh", "-c", CHANGES];
-        let id = good(&node, &run);
+        let id = node.good(&run);
         wait_for("its changes", Duration::from_secs(60), || {
-            lxcri(&node, &["exec", "one", "test", "-e", "/ready"]).0.then_some(())
+            node.lxcri(&["exec", "one", "test", "-e", "/ready"]).0.then_some(())
         });
-        let said = good(
-            &node,
-            &[
-                "container",
-                "commit",
-                "-e",
-                "ADDED=by commit",
-                "--message",
-                "why",
-                "one",
-                "local/made:1",
-                "sh",
-                "-c",
-                LOOK,
-            ],
-        );
+        let said = node.good(&[
+            "container",
+            "commit",
+            "-e",
+            "ADDED=by commit",
+            "--message",
+            "why",
+            "one",
+            "local/made:1",
+            "sh",
+            "-c",
+            LOOK,
+        ]);
         assert!(said.contains("docker.io/local/made:1"), "{said}");
         let first = said.split_whitespace().next().expect("an id").to_owned();
-        let told = good(&node, &["run", "--rm", "--host-network", "local/made:1"]);
+        let told = node.good(&["run", "--rm", "--host-network", "local/made:1"]);
         let expected = "/made 4750 12:34 2\n/etc/second 4750 12:34 2\n../made\nmade\n\
             ls: /etc/passwd: No such file or directory\nonly\nfifo\n981173106\n151\nby commit";
         assert_eq!(told, expected);
 
         // The container runs on.
-        let count = || good(&node, &["logs", "one"]).lines().count();
+        let count = || node.good(&["logs", "one"]).lines().count();
         let before = count();
         wait_for("the container to go on", Duration::from_secs(20), || (count() > before + 3).then_some(()));
 
         // The same changes are the same layer.
-        let said = good(&node, &["container", "commit", &id, "local/made:2"]);
+        let said = node.good(&["container", "commit", &id, "local/made:2"]);
         let second = said.split_whitespace().next().expect("an id").to_owned();
         let config = |id: &str| -> serde_json::Value {
             let blob = node.dir.join("lib/images/blobs/sha256").join(id.trim_start_matches("sha256:"));
@@ -92,16 +72,21 @@ fn what_a_container_changed_becomes_an_image_that_runs() {
 
         // An image of an image, after a restart, and of a container that has ended.
         node.crash_daemon();
-        good(&node, &["run", "--host-network", "--name", "two", "local/made:1", "sh", "-c", "rm /made; echo x > /x"]);
-        good(
-            &node,
-            &["container", "commit", "two", "local/made:3", "sh", "-c", "cat /x /etc/second; ls /made 2>&1; true"],
-        );
-        let told = good(&node, &["run", "--rm", "--host-network", "local/made:3"]);
+        node.good(&["run", "--host-network", "--name", "two", "local/made:1", "sh", "-c", "rm /made; echo x > /x"]);
+        node.good(&[
+            "container",
+            "commit",
+            "two",
+            "local/made:3",
+            "sh",
+            "-c",
+            "cat /x /etc/second; ls /made 2>&1; true",
+        ]);
+        let told = node.good(&["run", "--rm", "--host-network", "local/made:3"]);
         assert_eq!(told, "x\nmade\nls: /made: No such file or directory");
 
         let refused = |args: &[&str], words: &str| {
-            let (good, said) = lxcri(&node, args);
+            let (good, said) = node.lxcri(args);
             assert!(!good && said.contains(words), "{args:?}: {said}");
         };
         refused(&["container", "commit", "nobody", "local/made:4"], "no container");
@@ -113,12 +98,12 @@ fn what_a_container_changed_becomes_an_image_that_runs() {
         node.crictl().run(&["rmi", BUSYBOX]);
         refused(&["container", "commit", "one", "local/made:4"], "not here any more");
         // Images made of it have all that they need.
-        let told = good(&node, &["run", "--rm", "--host-network", "local/made:3"]);
+        let told = node.good(&["run", "--rm", "--host-network", "local/made:3"]);
         assert!(told.starts_with("x\nmade"), "{told}");
         for pod in ["one", "two"] {
-            good(&node, &["rm", "-f", pod]);
+            node.good(&["rm", "-f", pod]);
         }
-        assert_eq!(good(&node, &["ps", "-a"]).lines().count(), 1, "nothing is left");
+        assert_eq!(node.good(&["ps", "-a"]).lines().count(), 1, "nothing is left");
     });
 }
 
@@ -127,20 +112,20 @@ fn images_are_named_pinned_and_pruned() {
     isolated("images_are_named_pinned_and_pruned", || {
         let node = Node::start(Options::default());
         let run = ["run", "-d", "--host-network", "--name", "one", BUSYBOX, "sleep", "100000"];
-        good(&node, &run);
-        let busybox = good(&node, &["pull", BUSYBOX]);
+        node.good(&run);
+        let busybox = node.good(&["pull", BUSYBOX]);
         let made = |name: &str| {
-            let said = good(&node, &["container", "commit", "one", name, "sh", "-c", &format!("echo {name}")]);
+            let said = node.good(&["container", "commit", "one", name, "sh", "-c", &format!("echo {name}")]);
             said.split_whitespace().next().expect("an id").to_owned()
         };
         let (a, b, c) = (made("local/a:1"), made("local/b:1"), made("local/c:1"));
         // One more name, the daemon killed or not; a name that another image had.
-        assert!(good(&node, &["tag", "local/a:1", "other.example/x"]).contains("other.example/x:latest"));
-        assert!(good(&node, &["tag", &b, "local/a:1"]).starts_with(&b));
-        assert_eq!(good(&node, &["run", "--rm", "--host-network", "local/a:1"]), "local/b:1");
-        assert_eq!(good(&node, &["run", "--rm", "--host-network", "other.example/x"]), "local/a:1");
+        assert!(node.good(&["tag", "local/a:1", "other.example/x"]).contains("other.example/x:latest"));
+        assert!(node.good(&["tag", &b, "local/a:1"]).starts_with(&b));
+        assert_eq!(node.good(&["run", "--rm", "--host-network", "local/a:1"]), "local/b:1");
+        assert_eq!(node.good(&["run", "--rm", "--host-network", "other.example/x"]), "local/a:1");
         let refused = |args: &[&str], words: &str| {
-            let (good, said) = lxcri(&node, args);
+            let (good, said) = node.lxcri(args);
             assert!(!good && said.contains(words), "{args:?}: {said}");
         };
         refused(&["tag", "no/such", "x"], "image no/such is not here");
@@ -149,18 +134,18 @@ fn images_are_named_pinned_and_pruned() {
         refused(&["pin", "no/such"], "image no/such is not here");
         refused(&["rmi", "no/such"], "image no/such is not here");
         // One without a name; what is named, pinned or used stays.
-        good(&node, &["tag", &b, "other.example/x"]);
-        let dry = good(&node, &["prune", "--dry-run"]);
+        node.good(&["tag", &b, "other.example/x"]);
+        let dry = node.good(&["prune", "--dry-run"]);
         assert_eq!((dry.lines().count(), dry.trim()), (1, a.as_str()));
-        assert_eq!(good(&node, &["prune"]).trim(), format!("removed {a}"));
-        good(&node, &["pin", "local/c:1"]);
-        let gone = good(&node, &["prune", "--all"]);
+        assert_eq!(node.good(&["prune"]).trim(), format!("removed {a}"));
+        node.good(&["pin", "local/c:1"]);
+        let gone = node.good(&["prune", "--all"]);
         assert!(gone.contains(&b) && !gone.contains(&c) && !gone.contains(busybox.trim()), "{gone}");
-        good(&node, &["unpin", &c]);
-        let gone = good(&node, &["rmi", &c]);
+        node.good(&["unpin", &c]);
+        let gone = node.good(&["rmi", &c]);
         assert!(gone.contains(&c) && gone.contains("local/c:1"), "every name is told: {gone}");
-        let left = good(&node, &["images"]);
+        let left = node.good(&["images"]);
         assert_eq!(left.lines().count(), 2, "{left}");
-        assert_eq!(good(&node, &["exec", "one", "echo", "lives"]), "lives");
+        assert_eq!(node.good(&["exec", "one", "echo", "lives"]), "lives");
     });
 }

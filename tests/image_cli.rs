@@ -13,29 +13,13 @@ use support::crictl::BUSYBOX;
 use support::node::{Node, Options, writable_registry};
 use support::{daemon_program, describe, isolated};
 
-/// Our own command line.
-fn lxcri(node: &Node, args: &[&str]) -> (bool, String) {
-    let mut command = Command::new(daemon_program());
-    let out = command.arg("--local-socket").arg(node.local_socket()).args(args).output().expect("our command line");
-    (
-        out.status.success(),
-        if out.status.success() { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) },
-    )
-}
-
-fn good(node: &Node, args: &[&str]) -> String {
-    let (good, said) = lxcri(node, args);
-    assert!(good, "{args:?}: {said}");
-    said.trim().to_owned()
-}
-
 fn bad(node: &Node, args: &[&str], words: &str) {
-    let (good, said) = lxcri(node, args);
+    let (good, said) = node.lxcri(args);
     assert!(!good && said.contains(words), "{args:?}: not {words:?} in {said}");
 }
 
 fn json(node: &Node, args: &[&str]) -> Value {
-    serde_json::from_str(&good(node, args)).unwrap()
+    serde_json::from_str(&node.good(args)).unwrap()
 }
 
 #[test]
@@ -43,17 +27,17 @@ fn images_are_listed_told_and_removed_by_every_name() {
     isolated("images_are_listed_told_and_removed_by_every_name", || {
         let node = Node::start(Options::default());
         assert_eq!(json(&node, &["images", "-o", "json"]), serde_json::json!([]));
-        let id = good(&node, &["pull", BUSYBOX]);
+        let id = node.good(&["pull", BUSYBOX]);
         assert!(id.starts_with("sha256:") && id.lines().count() == 1, "{id}");
-        good(&node, &["tag", BUSYBOX, "mine.example/app:2"]);
-        good(&node, &["pin", "mine.example/app:2"]);
-        let table = good(&node, &["images"]);
+        node.good(&["tag", BUSYBOX, "mine.example/app:2"]);
+        node.good(&["pin", "mine.example/app:2"]);
+        let table = node.good(&["images"]);
         assert!(table.lines().count() == 2 && table.contains("(+1)") && table.contains("yes"), "{table}");
-        let all = good(&node, &["images", "-a"]);
+        let all = node.good(&["images", "-a"]);
         assert!(all.lines().count() == 4 && all.contains("mine.example/app:2") && all.contains("@sha256:"), "{all}");
         let list = json(&node, &["images", "--output", "json"]);
         assert_eq!((&list[0]["id"], list[0]["tags"].as_array().unwrap().len()), (&Value::from(id.clone()), 2));
-        let yaml = good(&node, &["images", "-o", "yaml"]);
+        let yaml = node.good(&["images", "-o", "yaml"]);
         assert!(yaml.contains(&format!("id: {id}")) || yaml.contains(&format!("id: \"{id}\"")), "{yaml}");
         bad(&node, &["images", "-o", "xml"], "possible values");
         // Nobody reads on: no failure, and no panic.
@@ -65,19 +49,19 @@ fn images_are_listed_told_and_removed_by_every_name() {
         let piped = Command::new("/bin/bash").args(["-c", &piped]).output().unwrap();
         assert!(piped.status.success(), "{}", describe(&piped));
 
-        good(&node, &["run", "-d", "--host-network", "--name", "one", "mine.example/app:2", "sleep", "100000"]);
+        node.good(&["run", "-d", "--host-network", "--name", "one", "mine.example/app:2", "sleep", "100000"]);
         let told = json(&node, &["inspect", "mine.example/app:2"]);
         assert_eq!(told["id"], Value::from(id.clone()));
         assert_eq!(told["containers"].as_array().unwrap().len(), 1);
         assert!(told["chains"].as_array().unwrap().len() == 1 && told["config"].is_object(), "{told}");
-        assert!(good(&node, &["inspect", "-o", "yaml", &id]).contains("containers:"));
+        assert!(node.good(&["inspect", "-o", "yaml", &id]).contains("containers:"));
         bad(&node, &["inspect", "no/such"], "image no/such is not here");
-        let gone = good(&node, &["rmi", "mine.example/app:2"]);
+        let gone = node.good(&["rmi", "mine.example/app:2"]);
         for name in [id.as_str(), BUSYBOX, "mine.example/app:2", "@sha256:"] {
             assert!(gone.contains(name), "{name} is not told: {gone}");
         }
         bad(&node, &["rmi", BUSYBOX], "is not here");
-        good(&node, &["rm", "-f", "one"]);
+        node.good(&["rm", "-f", "one"]);
     });
 }
 
@@ -85,12 +69,12 @@ fn images_are_listed_told_and_removed_by_every_name() {
 fn archives_go_out_and_come_back() {
     isolated("archives_go_out_and_come_back", || {
         let node = Node::start(Options::default());
-        good(&node, &["pull", BUSYBOX]);
+        node.good(&["pull", BUSYBOX]);
         let file = |name: &str| node.dir.join(name).to_str().unwrap().to_owned();
         let (archive, docker) = (file("out.tar"), file("docker.tar"));
-        good(&node, &["export", BUSYBOX, &archive]);
+        node.good(&["export", BUSYBOX, &archive]);
         bad(&node, &["export", BUSYBOX, &archive], "is there already");
-        good(&node, &["export", "-f", BUSYBOX, &archive]);
+        node.good(&["export", "-f", BUSYBOX, &archive]);
         bad(&node, &["export", "no/such", &file("x")], "image no/such is not here");
         assert!(!Path::new(&file("x")).exists());
         // Other tools read it, and what they make of it is read here.
@@ -101,22 +85,32 @@ fn archives_go_out_and_come_back() {
         };
         skopeo(&format!("oci-archive:{archive}"), &format!("docker-archive:{docker}:other.example/b:1"));
         skopeo(&format!("oci-archive:{archive}"), &format!("oci:{}:latest", file("layout")));
-        let files = good(
-            &node,
-            &["run", "--rm", "--host-network", BUSYBOX, "sh", "-c", "ls -lRn --full-time /bin /usr | sha256sum"],
-        );
-        good(&node, &["rmi", BUSYBOX]);
-        let said = good(&node, &["import", &archive]);
+        let files = node.good(&[
+            "run",
+            "--rm",
+            "--host-network",
+            BUSYBOX,
+            "sh",
+            "-c",
+            "ls -lRn --full-time /bin /usr | sha256sum",
+        ]);
+        node.good(&["rmi", BUSYBOX]);
+        let said = node.good(&["import", &archive]);
         assert!(said.contains(BUSYBOX), "{said}");
-        let again = good(
-            &node,
-            &["run", "--rm", "--host-network", BUSYBOX, "sh", "-c", "ls -lRn --full-time /bin /usr | sha256sum"],
-        );
+        let again = node.good(&[
+            "run",
+            "--rm",
+            "--host-network",
+            BUSYBOX,
+            "sh",
+            "-c",
+            "ls -lRn --full-time /bin /usr | sha256sum",
+        ]);
         assert_eq!(files, again, "the same files with the same attributes");
-        assert!(good(&node, &["import", "--pin", &docker]).contains("other.example/b:1"));
-        assert!(good(&node, &["import", &file("layout")]).contains("localhost/layout:latest"));
+        assert!(node.good(&["import", "--pin", &docker]).contains("other.example/b:1"));
+        assert!(node.good(&["import", &file("layout")]).contains("localhost/layout:latest"));
         assert!(
-            good(&node, &["import", "--as", "c.example/d:1", &format!("oci:{}", file("layout"))])
+            node.good(&["import", "--as", "c.example/d:1", &format!("oci:{}", file("layout"))])
                 .contains("c.example/d:1")
         );
         std::fs::write(file("text"), "no archive").unwrap();
@@ -136,32 +130,32 @@ fn images_are_copied_to_registries() {
         let node = Node::start(Options::default());
         let (pid, other) = writable_registry(&node.dir);
         // From registry to registry, without a copy here: the digest stays.
-        let said = good(&node, &["push", BUSYBOX, &format!("{other}/copy/busybox:1")]);
+        let said = node.good(&["push", BUSYBOX, &format!("{other}/copy/busybox:1")]);
         let digest = said.split_whitespace().nth(1).unwrap().to_owned();
         assert!(digest.starts_with("sha256:") && said.contains("from registry registry.k8s.io"), "{said}");
         assert_eq!(json(&node, &["images", "-o", "json"]), serde_json::json!([]));
-        let again = good(&node, &["push", BUSYBOX, &format!("{other}/copy/busybox:2")]);
+        let again = node.good(&["push", BUSYBOX, &format!("{other}/copy/busybox:2")]);
         assert!(again.contains(&digest) && again.contains(" 0 blobs sent"), "{again}");
         // Within a registry blobs are taken over.
-        let moved = good(&node, &["push", &format!("{other}/copy/busybox:1"), &format!("{other}/another:1")]);
+        let moved = node.good(&["push", &format!("{other}/copy/busybox:1"), &format!("{other}/another:1")]);
         assert!(moved.contains(&digest) && moved.contains(" 0 blobs sent"), "{moved}");
-        good(&node, &["pull", &format!("{other}/another@{digest}")]);
-        good(&node, &["run", "--rm", "--host-network", &format!("{other}/copy/busybox:2"), "true"]);
+        node.good(&["pull", &format!("{other}/another@{digest}")]);
+        node.good(&["run", "--rm", "--host-network", &format!("{other}/copy/busybox:2"), "true"]);
         // What no registry has goes out of the store.
         let run =
             ["run", "-d", "--host-network", "--name", "one", BUSYBOX, "sh", "-c", "echo made > /made; sleep 100000"];
-        good(&node, &run);
+        node.good(&run);
         support::wait_for("its file", std::time::Duration::from_secs(30), || {
-            lxcri(&node, &["exec", "one", "test", "-e", "/made"]).0.then_some(())
+            node.lxcri(&["exec", "one", "test", "-e", "/made"]).0.then_some(())
         });
-        good(&node, &["container", "commit", "one", "local/made:1", "cat", "/made"]);
-        let said = good(&node, &["push", "local/made:1", &format!("{other}/made:1")]);
+        node.good(&["container", "commit", "one", "local/made:1", "cat", "/made"]);
+        let said = node.good(&["push", "local/made:1", &format!("{other}/made:1")]);
         assert!(said.contains("from this node's store"), "{said}");
-        assert_eq!(good(&node, &["run", "--rm", "--host-network", &format!("{other}/made:1")]), "made");
+        assert_eq!(node.good(&["run", "--rm", "--host-network", &format!("{other}/made:1")]), "made");
         bad(&node, &["push", "local/made:1", "127.0.0.1:1/x:1"], "connection failed");
         bad(&node, &["push", "local/made:1", &format!("{other}/x@{digest}")], "a name with a tag is needed");
         bad(&node, &["push", &format!("{other}/no/such:1"), &format!("{other}/x:1")], "404");
-        good(&node, &["rm", "-f", "one"]);
+        node.good(&["rm", "-f", "one"]);
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     });
@@ -172,16 +166,16 @@ fn what_is_stored_is_compared_with_what_came() {
     isolated("what_is_stored_is_compared_with_what_came", || {
         // The driver zfs has a check of its own, and tests of it.
         let node = Node::start(Options { zfs: false, ..Options::default() });
-        let id = good(&node, &["pull", BUSYBOX]);
+        let id = node.good(&["pull", BUSYBOX]);
         let layers = node.dir.join("lib/overlay/layers");
         let layer = std::fs::read_dir(&layers).unwrap().next().unwrap().unwrap().path();
         support::wait_for("its sum", std::time::Duration::from_secs(20), || layer.join("sum").exists().then_some(()));
-        good(&node, &["run", "-d", "--host-network", "--name", "one", BUSYBOX, "sleep", "100000"]);
-        let said = good(&node, &["storage", "check"]);
+        node.good(&["run", "-d", "--host-network", "--name", "one", BUSYBOX, "sleep", "100000"]);
+        let said = node.good(&["storage", "check"]);
         assert!(said.contains("overlay: clean") && said.contains("1 layers, 1 root file systems"), "{said}");
         // A layer without a sum gets one; another content with the same size and time is found, and so is a damaged blob.
         std::fs::remove_file(layer.join("sum")).unwrap();
-        assert!(good(&node, &["storage", "check"]).contains("1 layers had no sum"));
+        assert!(node.good(&["storage", "check"]).contains("1 layers had no sum"));
         let file = layer.join("fs/etc/passwd");
         let (old, time) = (std::fs::read(&file).unwrap(), std::fs::metadata(&file).unwrap().modified().unwrap());
         let set = |content: &[u8]| {
@@ -203,7 +197,7 @@ fn what_is_stored_is_compared_with_what_came() {
         };
         told("is not what was unpacked");
         set(&old);
-        good(&node, &["storage", "check"]);
+        node.good(&["storage", "check"]);
         let blob = node.dir.join("lib/images/blobs/sha256").join(id.trim_start_matches("sha256:"));
         let config = std::fs::read(&blob).unwrap();
         std::fs::write(&blob, b"{}").unwrap();
@@ -211,8 +205,8 @@ fn what_is_stored_is_compared_with_what_came() {
         std::fs::remove_file(&blob).unwrap();
         told("No such file");
         std::fs::write(&blob, config).unwrap();
-        good(&node, &["storage", "check", "--repair"]);
-        good(&node, &["rm", "-f", "one"]);
+        node.good(&["storage", "check", "--repair"]);
+        node.good(&["rm", "-f", "one"]);
     });
 }
 
@@ -236,7 +230,7 @@ fn a_pull_is_shown_on_a_terminal() {
         assert!(first.contains("done") && first.contains("sha256:") && first.contains('['), "{first}");
         let second = shown();
         assert!(!second.contains('[') || !second.contains("done"), "{second}");
-        let quiet = good(&node, &["pull", "-q", BUSYBOX]);
+        let quiet = node.good(&["pull", "-q", BUSYBOX]);
         assert!(quiet.starts_with("sha256:") && quiet.lines().count() == 1);
         bad(&node, &["pull", "registry.k8s.io/no/such:1"], "no/such");
         bad(&node, &["pull", "--keyfile", "/etc/passwd", BUSYBOX], "for containers");

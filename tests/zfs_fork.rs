@@ -7,31 +7,15 @@
 
 mod support;
 
-use std::process::Command;
 use std::time::Duration;
 
 use support::crictl::BUSYBOX;
 use support::node::{Node, Options};
-use support::{daemon_program, describe, isolated, wait_for};
-
-fn lxcri(node: &Node, args: &[&str]) -> (bool, String) {
-    let mut command = Command::new(daemon_program());
-    let out = command.arg("--local-socket").arg(node.local_socket()).args(args).output().expect("our command line");
-    (
-        out.status.success(),
-        if out.status.success() { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) },
-    )
-}
-
-fn good(node: &Node, args: &[&str]) -> String {
-    let (good, said) = lxcri(node, args);
-    assert!(good, "{args:?}: {said}");
-    said.trim().to_owned()
-}
+use support::{isolated, wait_for};
 
 /// Id and address of the container of a pod, as `ps` tells them.
 fn container(node: &Node, pod: &str) -> (String, String) {
-    let listed = good(node, &["ps"]);
+    let listed = node.good(&["ps"]);
     let line =
         listed.lines().find(|l| l.contains(&format!("tests/{pod} "))).unwrap_or_else(|| panic!("{pod}: {listed}"));
     let columns: Vec<&str> = line.split_whitespace().collect();
@@ -50,29 +34,29 @@ fn forks_begin_as_the_pod_was_and_go_their_own_way() {
         crictl.run(&["start", &id]);
         let up = |id: &str| {
             wait_for("its files", Duration::from_secs(30), || {
-                lxcri(&node, &["exec", id, "test", "-e", "/up"]).0.then_some(())
+                node.lxcri(&["exec", id, "test", "-e", "/up"]).0.then_some(())
             });
         };
         up(&id);
-        good(&node, &["pod", "snapshot", "p", "one"]);
+        node.good(&["pod", "snapshot", "p", "one"]);
         crictl.run(&["exec", "-s", &id, "sh", "-c", "echo second > /state"]);
 
         let refused = |args: &[&str], words: &str| {
-            let (good, said) = lxcri(&node, args);
+            let (good, said) = node.lxcri(args);
             assert!(!good && said.contains(words), "{args:?}: {said}");
         };
         refused(&["pod", "fork", "p", "none"], "no snapshot \"none\"");
         refused(&["pod", "fork", "nobody"], "no pod");
         refused(&["pod", "snapshot", "p", "x", "--as", "y"], "--as names a fork");
         refused(&["pod", "fork", "p", "one", "--as", "../x"], "a fork's name \"../x\"");
-        good(&node, &["pod", "fork", "p", "one", "--as", "then"]);
+        node.good(&["pod", "fork", "p", "one", "--as", "then"]);
         refused(&["pod", "fork", "p", "--as", "then"], "already");
-        good(&node, &["pod", "fork", "p", "--as", "now"]);
+        node.good(&["pod", "fork", "p", "--as", "now"]);
         let ((of, old_ip), (then, then_ip), (now_c, now_ip)) =
             (container(&node, "p"), container(&node, "then"), container(&node, "now"));
         assert!(id.starts_with(&of));
         assert!(old_ip != then_ip && then_ip != now_ip && old_ip != now_ip, "{old_ip} {then_ip} {now_ip}");
-        let read = |id: &str, file: &str| good(&node, &["exec", id, "cat", file]);
+        let read = |id: &str, file: &str| node.good(&["exec", id, "cat", file]);
         for (id, state) in [(&then, "first"), (&now_c, "second")] {
             up(id);
             assert_eq!(read(id, "/state"), state);
@@ -81,10 +65,10 @@ fn forks_begin_as_the_pod_was_and_go_their_own_way() {
                 (read(id, "/greetings") == "hello\nhello").then_some(())
             });
         }
-        good(&node, &["exec", &now_c, "sh", "-c", "echo third > /state"]);
+        node.good(&["exec", &now_c, "sh", "-c", "echo third > /state"]);
         assert_eq!((read(&then, "/state"), read(&of, "/state")), ("first".into(), "second".into()));
         // A kubelet knows nothing of them.
         assert_eq!(crictl.run(&["pods", "-q"]), pod);
-        assert_eq!(good(&node, &["pod", "snapshots", "p"]), "one");
+        assert_eq!(node.good(&["pod", "snapshots", "p"]), "one");
     });
 }

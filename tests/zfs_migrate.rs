@@ -14,21 +14,6 @@ use support::crictl::BUSYBOX;
 use support::node::{Node, Options};
 use support::{daemon_program, describe, isolated, wait_for};
 
-fn lxcri(node: &Node, args: &[&str]) -> (bool, String) {
-    let mut command = Command::new(daemon_program());
-    let out = command.arg("--local-socket").arg(node.local_socket()).args(args).output().expect("our command line");
-    (
-        out.status.success(),
-        if out.status.success() { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) },
-    )
-}
-
-fn good(node: &Node, args: &[&str]) -> String {
-    let (good, said) = lxcri(node, args);
-    assert!(good, "{args:?}: {said}");
-    said.trim().to_owned()
-}
-
 /// `storage migrate`, killed at a named point if there is one.
 fn migrate(node: &Node, killed_at: Option<&str>) -> (bool, String) {
     let mut command = Command::new(daemon_program());
@@ -59,21 +44,28 @@ fn what_was_in_the_overlay_store_is_the_same_in_the_pool() {
         assert_ne!(zfs, overlay);
         std::fs::write(&path, &overlay).expect("config.toml");
         node.start_daemon();
-        good(&node, &["run", "--host-network", "--name", "one", BUSYBOX, "/bin/sh", "-c", CHANGES]);
-        good(&node, &["container", "commit", "one", "local/made:1", "sh", "-c", LOOK]);
-        good(
-            &node,
-            &["run", "--host-network", "--name", "ended", "local/made:1", "sh", "-c", "echo mine > /mine; rm /made"],
-        );
-        good(&node, &["run", "-d", "--host-network", "--name", "runs", "local/made:1", "sh", "-c", "sleep 10000"]);
-        let told = good(&node, &["run", "--rm", "--host-network", "local/made:1"]);
+        node.good(&["run", "--host-network", "--name", "one", BUSYBOX, "/bin/sh", "-c", CHANGES]);
+        node.good(&["container", "commit", "one", "local/made:1", "sh", "-c", LOOK]);
+        node.good(&[
+            "run",
+            "--host-network",
+            "--name",
+            "ended",
+            "local/made:1",
+            "sh",
+            "-c",
+            "echo mine > /mine; rm /made",
+        ]);
+        node.good(&["run", "-d", "--host-network", "--name", "runs", "local/made:1", "sh", "-c", "sleep 10000"]);
+        let told = node.good(&["run", "--rm", "--host-network", "local/made:1"]);
         assert!(told.starts_with("/made 2755 3:4 2\n/second 2755 3:4 2\nmade\n"), "{told}");
 
         refused(&node, None, "images.driver is \"overlay\"");
         std::fs::write(&path, &zfs).expect("config.toml");
         refused(&node, None, "another daemon");
         let images = |node: &Node| {
-            let mut all: Vec<_> = good(node, &["images"])
+            let mut all: Vec<_> = node
+                .good(&["images"])
                 .lines()
                 .map(|l| l.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
                 .collect();
@@ -85,7 +77,7 @@ fn what_was_in_the_overlay_store_is_the_same_in_the_pool() {
         refused(&node, None, "(\"runs\") runs: stop it first");
         std::fs::write(&path, &overlay).expect("config.toml");
         node.start_daemon();
-        good(&node, &["rm", "-f", "runs"]);
+        node.good(&["rm", "-f", "runs"]);
         node.stop_daemon();
         std::fs::write(&path, &zfs).expect("config.toml");
 
@@ -103,16 +95,16 @@ fn what_was_in_the_overlay_store_is_the_same_in_the_pool() {
 
         node.start_daemon();
         assert_eq!(images(&node), before);
-        assert_eq!(good(&node, &["run", "--rm", "--host-network", "local/made:1"]), told);
+        assert_eq!(node.good(&["run", "--rm", "--host-network", "local/made:1"]), told);
         wait_for("a clean store", Duration::from_secs(60), || {
-            let (good, said) = lxcri(&node, &["storage", "check"]);
+            let (good, said) = node.lxcri(&["storage", "check"]);
             (good && said.contains("zfs: clean")).then_some(())
         });
         // What the ended container had written came along.
-        let said = good(&node, &["pod", "diff", "ended"]);
+        let said = node.good(&["pod", "diff", "ended"]);
         assert!(said.contains("ended A /mine") && said.contains("ended D /made"), "{said}");
         for name in ["one", "ended"] {
-            good(&node, &["rm", name]);
+            node.good(&["rm", name]);
         }
     });
 }
@@ -127,9 +119,9 @@ fn a_tree_that_differs_takes_nothing_with_it_that_was_there() {
         let overlay = zfs.replace("driver = \"zfs\"", "driver = \"overlay\"");
         let made = |node: &Node, name: &str| {
             let script = format!("echo {name} > /made-{name}");
-            good(node, &["run", "--host-network", "--name", name, BUSYBOX, "/bin/sh", "-c", &script]);
-            good(node, &["container", "commit", name, &format!("local/{name}:1")]);
-            good(node, &["rm", name]);
+            node.good(&["run", "--host-network", "--name", name, BUSYBOX, "/bin/sh", "-c", &script]);
+            node.good(&["container", "commit", name, &format!("local/{name}:1")]);
+            node.good(&["rm", name]);
         };
         let layers = || {
             let mut command = Command::new("/usr/sbin/zfs");
@@ -152,8 +144,8 @@ fn a_tree_that_differs_takes_nothing_with_it_that_was_there() {
         std::fs::write(&path, &overlay).expect("config.toml");
         node.start_daemon();
         made(&node, "more");
-        good(&node, &["rmi", "local/first:1"]);
-        good(&node, &["rmi", BUSYBOX]);
+        node.good(&["rmi", "local/first:1"]);
+        node.good(&["rmi", BUSYBOX]);
         node.stop_daemon();
         std::fs::write(&path, &zfs).expect("config.toml");
         let script = "cd $0 && for f in */fs/etc/group; do echo odd >> $f; done";
@@ -164,7 +156,7 @@ fn a_tree_that_differs_takes_nothing_with_it_that_was_there() {
             assert_eq!(layers(), before);
         }
         node.start_daemon();
-        let told = good(&node, &["run", "--rm", "--host-network", "local/only:1", "cat", "/made-only"]);
+        let told = node.good(&["run", "--rm", "--host-network", "local/only:1", "cat", "/made-only"]);
         assert_eq!(told, "only");
     });
 }

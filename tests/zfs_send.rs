@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::Digest as _;
-use support::node::{Node, Options};
+use support::node::{Node, Options, good, lxcri};
 use support::{daemon_program, describe, given, isolated, wait_for};
 
 /// A second daemon beside the node's own, with its own folders and pool.
@@ -55,21 +55,6 @@ impl Drop for Other {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
-}
-
-fn lxcri(socket: &Path, args: &[&str]) -> (bool, String) {
-    let mut command = Command::new(daemon_program());
-    let out = command.arg("--local-socket").arg(socket).args(args).output().expect("our command line");
-    (
-        out.status.success(),
-        if out.status.success() { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) },
-    )
-}
-
-fn good(socket: &Path, args: &[&str]) -> String {
-    let (good, said) = lxcri(socket, args);
-    assert!(good, "{args:?}: {said}");
-    said.trim().to_owned()
 }
 
 /// The bytes that `image send` writes.

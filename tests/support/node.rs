@@ -8,7 +8,22 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::pve::{self, Pve};
-use super::{given, wait_for};
+use super::{daemon_program, describe, given, wait_for};
+
+/// Our own command line with a daemon's socket: whether it succeeded, and its output or what it said of its failure.
+pub fn lxcri(socket: &Path, args: &[&str]) -> (bool, String) {
+    let mut command = Command::new(daemon_program());
+    let out = command.arg("--local-socket").arg(socket).args(args).output().expect("our command line");
+    let good = out.status.success();
+    (good, if good { String::from_utf8_lossy(&out.stdout).into() } else { describe(&out) })
+}
+
+/// The same, which has to succeed: its output.
+pub fn good(socket: &Path, args: &[&str]) -> String {
+    let (good, said) = lxcri(socket, args);
+    assert!(good, "{args:?}: {said}");
+    said.trim().to_owned()
+}
 
 /// What a test wants to be otherwise.
 pub struct Options {
@@ -145,6 +160,16 @@ impl Node {
     /// The socket of our own command line.
     pub fn local_socket(&self) -> PathBuf {
         self.dir.join("local.sock")
+    }
+
+    /// Our own command line: whether it succeeded, and its output or what it said of its failure.
+    pub fn lxcri(&self, args: &[&str]) -> (bool, String) {
+        lxcri(&self.local_socket(), args)
+    }
+
+    /// The same, which has to succeed: its output.
+    pub fn good(&self, args: &[&str]) -> String {
+        good(&self.local_socket(), args)
     }
 
     /// The daemon's log of all its runs.
