@@ -1,7 +1,7 @@
 # Two commands are enough: `make run` (build, start, run a first pod) and `make test`.
 # On a fresh Debian machine, as root, both install what is missing. `make help` lists the rest.
 
-.PHONY: help run test check test-unit test-node test-critest test-kubelet test-lxc test-proxmox-lxc test-zfs test-images test-bfc test-faults fuzz soak bench bench-load build sbom setup fmt clean-caches
+.PHONY: help run test check deb test-unit test-node test-critest test-kubelet test-lxc test-proxmox-lxc test-zfs test-images test-bfc test-faults fuzz soak bench bench-load build sbom setup fmt clean-caches
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -78,6 +78,11 @@ bench-load: ## LOAD_MINUTES (2) of churn, ten at a time, on release programs, an
 build: ## release binaries: target/release/proxmox-lxcri, the static monitor, the programs of the handler lxc
 	@scripts/setup build
 	@scripts/build release
+
+deb: ## the Debian package of the release programs: target/deb
+	@scripts/setup build
+	@scripts/build release
+	@scripts/deb
 
 sbom: ## what is in the shipped programs (CycloneDX): target/sbom
 	@scripts/setup build

@@ -5,10 +5,12 @@
 
 mod support;
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use support::crictl::BUSYBOX;
+use support::manager::Manager;
 use support::node::{Node, Options};
 use support::pve::{self, Pve};
 use support::{daemon_program, isolated, wait_for};
@@ -169,5 +171,28 @@ fn status_is_one_when_a_condition_is_not_well() {
         node.stop_daemon();
         let (status, _, errors) = lxcri(&node, &["status"]);
         assert!(status == Some(1) && errors.contains("proxmox-lxcri doctor"), "{errors}");
+    });
+}
+
+#[test]
+fn systemd_is_told_that_the_daemon_lives() {
+    isolated("systemd_is_told_that_the_daemon_lives", || {
+        let mut node = Node::prepare(Options { handler: "crun".into(), ..Options::default() });
+        node.manager = Some(Manager::start(Path::new("/tmp/notify")));
+        node.start_daemon();
+        let told = |node: &Node| node.manager.as_ref().unwrap().told_alive();
+        let more = |node: &Node, than: usize| {
+            wait_for("a word of life", Duration::from_secs(10), || (told(node) > than + 2).then_some(()));
+        };
+        more(&node, 0);
+        let pid = rustix::process::Pid::from_raw(node.daemon_pid().cast_signed()).unwrap();
+        let signal = |which| rustix::process::kill_process(pid, which).unwrap();
+        signal(rustix::process::Signal::STOP);
+        let before = told(&node);
+        std::thread::sleep(Duration::from_secs(2)); // what is not said needs time to be missed
+        assert!(told(&node) <= before + 1, "a daemon that hangs says that it lives");
+        signal(rustix::process::Signal::CONT);
+        more(&node, told(&node));
+        node.stop_daemon();
     });
 }

@@ -62,7 +62,7 @@ fn every_promise_has_its_test() {
 #[test]
 fn the_unit_takes_nothing_from_containers() {
     // Those that end with the daemon's own process, or are what containers are to have.
-    const KNOWN: [&str; 15] = [
+    const KNOWN: [&str; 16] = [
         "Type",
         "ExecStart",
         "ExecReload",
@@ -77,6 +77,7 @@ fn the_unit_takes_nothing_from_containers() {
         "LimitNPROC",
         "LimitCORE",
         "NotifyAccess",
+        "WatchdogSec",
         "FileDescriptorStoreMax",
     ];
     let unit = read("deploy/proxmox-lxcri.service");

@@ -112,6 +112,9 @@ async fn serve(config: Config, sources: Sources, level: LevelHandle) -> Result<(
     let local = server::bind(local_listen).map_err(plain)?;
     tracing::info!(%listen, %local_listen, pid = std::process::id(), "serving");
     notify_ready();
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        wired.tasks.spawn_cancellable("watchdog", super::watchdog::feed(wired.engine.clone(), limit));
+    }
     let mut serving = std::pin::pin!(async {
         tokio::try_join!(
             server::serve(front(Owner::Cri, Scope::Cri), cri, false, stop.clone()),
@@ -144,7 +147,7 @@ async fn serve(config: Config, sources: Sources, level: LevelHandle) -> Result<(
 }
 
 /// Tells systemd, where it started us.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
+pub(super) fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(states) {
         tracing::warn!(error = %e, "systemd can't be told");
     }

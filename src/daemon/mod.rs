@@ -14,6 +14,7 @@ pub mod proxmox;
 pub mod registry;
 mod reload;
 mod storage;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;

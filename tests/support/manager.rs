@@ -8,7 +8,9 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
@@ -18,20 +20,33 @@ type Store = Arc<Mutex<Vec<(String, OwnedFd)>>>;
 pub struct Manager {
     socket: PathBuf,
     store: Store,
+    alive: Arc<AtomicUsize>,
 }
+
+/// How often a daemon has to tell that it lives; nothing comes of it where it does not.
+const WATCHDOG: Duration = Duration::from_millis(1500);
 
 impl Manager {
     /// Listens at `socket`.
     pub fn start(socket: &Path) -> Self {
         let listener = UnixDatagram::bind(socket).expect("the manager's socket");
         let store = Store::default();
-        let shared = store.clone();
+        let alive = Arc::new(AtomicUsize::new(0));
+        let (shared, told) = (store.clone(), alive.clone());
         std::thread::spawn(move || {
             while let Some((text, fd)) = receive(&listener) {
+                if text.lines().any(|l| l == "WATCHDOG=1") {
+                    told.fetch_add(1, Ordering::Relaxed);
+                }
                 obey(&shared, &text, fd);
             }
         });
-        Self { socket: socket.to_owned(), store }
+        Self { socket: socket.to_owned(), store, alive }
+    }
+
+    /// How often daemons have told that they live.
+    pub fn told_alive(&self) -> usize {
+        self.alive.load(Ordering::Relaxed)
     }
 
     /// Names of what is parked.
@@ -47,8 +62,9 @@ impl Manager {
         let high: Vec<OwnedFd> =
             store.iter().map(|(_, fd)| rustix::io::fcntl_dupfd_cloexec(fd, 500).expect("a duplicate")).collect();
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"]).arg(program);
+        command.args(["-c", "export LISTEN_PID=$$ WATCHDOG_PID=$$; exec \"$@\"", "sh"]).arg(program);
         command.env("NOTIFY_SOCKET", &self.socket);
+        command.env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string());
         if !names.is_empty() {
             command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         }
