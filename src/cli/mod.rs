@@ -9,6 +9,7 @@
 mod archive;
 mod attach;
 pub(crate) mod client;
+mod completion;
 mod config;
 mod container;
 pub mod crilog;
@@ -17,6 +18,7 @@ mod image;
 mod images;
 pub(crate) mod interrupts;
 mod logs;
+mod man;
 pub(crate) mod output;
 mod pod;
 mod ps;
@@ -50,7 +52,13 @@ pub struct Context {
     pub local_socket: Utf8PathBuf,
     /// What the configuration was read from, to read it again.
     pub sources: Sources,
+    /// The whole command line: every registered command with its arguments.
+    pub program: clap::Command,
 }
+
+/// The program's name.
+pub const PROGRAM: &str = "proxmox-lxcri";
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 failed, 2 wrong usage; `run` and `exec` end as their process did.";
 
 /// A command of the registry. Implement it and pass it to [`Registry::register`] to add one of your own.
 #[async_trait::async_trait]
@@ -114,6 +122,8 @@ impl Registry {
         registry.register(container::Container);
         registry.register(storage::Storage);
         registry.register(config::Config);
+        registry.register(completion::Completion);
+        registry.register(man::ManPages);
         registry.register(version::Version);
         registry
     }
@@ -133,7 +143,8 @@ impl Registry {
                 .value_parser(clap::value_parser!(Utf8PathBuf))
                 .help(help)
         };
-        let base = clap::Command::new("proxmox-lxcri")
+        let base = clap::Command::new(PROGRAM)
+            .after_long_help(EXIT_STATUS)
             .about("A Kubernetes CRI runtime for Proxmox nodes")
             .version(env!("CARGO_PKG_VERSION"))
             .subcommand_required(true)
@@ -162,14 +173,15 @@ impl Registry {
 
     /// Parses `arguments` (the program's name first), runs the command, prints its failure; the exit code.
     pub async fn main(&self, arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
-        let matches = match self.clap().try_get_matches_from(arguments) {
+        let program = self.clap();
+        let matches = match program.clone().try_get_matches_from(arguments) {
             Ok(matches) => matches,
             Err(e) => {
                 let _ = e.print();
                 return if e.use_stderr() { 2 } else { 0 };
             }
         };
-        match self.dispatch(&matches).await {
+        match self.dispatch(program, &matches).await {
             Ok(code) => code,
             Err(e) => {
                 eprintln!("proxmox-lxcri: {e:#}");
@@ -178,7 +190,7 @@ impl Registry {
         }
     }
 
-    async fn dispatch(&self, matches: &ArgMatches) -> Result<u8> {
+    async fn dispatch(&self, program: clap::Command, matches: &ArgMatches) -> Result<u8> {
         let (name, sub) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command"))?;
         let command =
             self.commands.iter().find(|c| c.name() == name).ok_or_else(|| anyhow::anyhow!("no command {name:?}"))?;
@@ -194,7 +206,7 @@ impl Registry {
             false => Config::default(),
         };
         let local_socket = path("local-socket").unwrap_or_else(|| config.server.local_listen.clone());
-        command.run(&Context { config, local_socket, sources }, sub).await
+        command.run(&Context { config, local_socket, sources, program }, sub).await
     }
 }
 
