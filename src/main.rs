@@ -8,6 +8,7 @@ use proxmox_lxcri::daemon;
 use proxmox_lxcri::daemon::backend::BackendCommand;
 use proxmox_lxcri::daemon::bfc::Bfc;
 use proxmox_lxcri::daemon::command::Serve;
+use proxmox_lxcri::daemon::debug::Debug;
 use proxmox_lxcri::daemon::doctor::Doctor;
 use proxmox_lxcri::daemon::migrate::Storage;
 use proxmox_lxcri::daemon::proxmox::ProxmoxCommand;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     registry.register(Serve);
     registry.register(Storage);
     registry.register(Doctor);
+    registry.register(Debug);
     registry.register(Bfc);
     registry.register(ProxmoxCommand);
     registry.register(BackendCommand);

@@ -16,7 +16,7 @@ const MAX_MESSAGE: usize = 80 << 20;
 
 /// How long a daemon that is away is waited for, and how often it is asked.
 const PATIENCE: Duration = Duration::from_secs(120);
-const PERIOD: Duration = Duration::from_millis(100);
+pub(super) const PERIOD: Duration = Duration::from_millis(100);
 
 /// Clients of the three services.
 pub struct Client {

@@ -13,6 +13,7 @@ mod completion;
 mod config;
 mod container;
 pub mod crilog;
+mod events;
 mod exec;
 mod image;
 mod images;
@@ -34,6 +35,7 @@ mod storage;
 mod stream;
 mod tag;
 mod terminal;
+mod top;
 mod version;
 
 pub use storage::Storage;
@@ -112,6 +114,8 @@ impl Registry {
         registry.register(ps::Ps);
         registry.register(status::StatusCommand);
         registry.register(stats::Stats);
+        registry.register(top::Top);
+        registry.register(events::Events);
         registry.register(logs::Logs);
         registry.register(exec::Exec);
         registry.register(attach::Attach);
@@ -205,7 +209,12 @@ impl Registry {
             true => configuration(&sources)?,
             false => Config::default(),
         };
-        let local_socket = path("local-socket").unwrap_or_else(|| config.server.local_listen.clone());
+        // Who can do without the configuration is shown the daemon's socket all the same, where the configuration fits.
+        let listens = || match command.reads_configuration() {
+            true => config.server.local_listen.clone(),
+            false => sources.load().map_or_else(|_| Config::default(), |l| l.config).server.local_listen,
+        };
+        let local_socket = path("local-socket").unwrap_or_else(listens);
         command.run(&Context { config, local_socket, sources, program }, sub).await
     }
 }

@@ -49,13 +49,18 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>], numbers: usize) -> St
 
 /// Writes to standard output.
 pub(crate) fn print(text: &str) -> Result<()> {
+    print_more(text).map(|_| ())
+}
+
+/// The same for what goes on and on; false: nobody reads any more.
+pub(crate) fn print_more(text: &str) -> Result<bool> {
     if crate::utils::stdout::was_closed() && !text.is_empty() {
         bail!("writing to standard output: it is closed");
     }
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("writing to standard output"),
-        _ => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("writing to standard output"),
     }
 }
 

@@ -271,4 +271,29 @@ impl local::local_service_server::LocalService for Front {
         }
         Ok(Response::new(tokio_stream::iter(changes)))
     }
+
+    async fn dump(&self, _: Request<local::DumpRequest>) -> Answer<local::DumpResponse> {
+        let json = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "process": process(),
+            "engine": self.engine.dump(),
+        });
+        Ok(Response::new(local::DumpResponse { json: json.to_string() }))
+    }
+}
+
+/// What the kernel says of this process.
+fn process() -> serde_json::Value {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let value = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
+        value.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    serde_json::json!({
+        "pid": std::process::id(),
+        "threads": field("Threads"),
+        "residentKiB": field("VmRSS"),
+        "openFiles": std::fs::read_dir("/proc/self/fd").ok().map(Iterator::count),
+        "openFilesLimit": rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+    })
 }

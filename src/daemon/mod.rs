@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod bfc;
 pub mod command;
+pub mod debug;
 pub mod doctor;
 mod lock;
 mod metrics;

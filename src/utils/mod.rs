@@ -13,4 +13,5 @@ pub mod section;
 pub mod stdout;
 pub mod tar;
 pub mod tasks;
+pub mod time;
 pub mod turns;

@@ -117,6 +117,11 @@ impl Events {
         self.listening.load(Ordering::Acquire) > 0
     }
 
+    /// How many listen.
+    pub(super) fn listeners(&self) -> usize {
+        self.listening.load(Ordering::Acquire)
+    }
+
     pub(super) fn send(&self, event: PodEvent) {
         let event = Arc::new(event);
         let mut listeners = self.locked();

@@ -164,6 +164,10 @@ impl Index {
         self.pods.get(self.owners.get(id)?)?.containers.get(id).cloned()
     }
 
+    pub(super) fn handle(&self, pod: &PodId) -> Option<&PodHandle> {
+        self.pods.get(pod).map(|e| &e.handle)
+    }
+
     pub(super) fn find_pod(&self, scope: Scope, id: &str) -> Result<Option<(PodId, PodHandle)>> {
         let seen = |id: &PodId| self.pods.get(id).is_some_and(|e| scope.sees(e.record.owner));
         let found = by_prefix(id, "pod sandbox", self.pods.keys().filter(|k| k.as_str().starts_with(id) && seen(k)))?;

@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod container_ops;
+mod dump;
 mod events;
 mod exec;
 mod fork;
@@ -43,6 +44,7 @@ use super::state::PodPhase;
 use crate::utils::tasks::TaskSet;
 use crate::utils::turns::Turns;
 
+pub use dump::{ContainerDump, Dump, PodDump, TaskDump};
 pub use events::{EVENT_QUEUE, EventKind, EventStream, PodEvent};
 pub use exec::ExecOutput;
 pub use fork::{Fork, Forked};
