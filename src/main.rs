@@ -1,56 +1,9 @@
-//! The program: the registry's commands, `serve` and `proxmox` from the daemon.
+//! The program: all commands there are, and nothing else.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use proxmox_lxcri::cli::Registry;
-use proxmox_lxcri::daemon;
-use proxmox_lxcri::daemon::backend::BackendCommand;
-use proxmox_lxcri::daemon::bfc::Bfc;
-use proxmox_lxcri::daemon::command::Serve;
-use proxmox_lxcri::daemon::debug::Debug;
-use proxmox_lxcri::daemon::doctor::Doctor;
-use proxmox_lxcri::daemon::migrate::Storage;
-use proxmox_lxcri::daemon::proxmox::ProxmoxCommand;
-use proxmox_lxcri::daemon::registry::RegistryCommand;
-use proxmox_lxcri::utils::memory;
-
-/// Threads for files, mounts and namespaces: small, and gone soon after a burst of work. Each layer that is being unpacked
-/// has one for as long as its registry takes, and so has every look at a dead mount: those must leave some to the others.
-const BLOCKING_THREADS: usize = 512;
-const THREAD_STACK: usize = 1 << 20;
-/// How long file work under way may take when all else is done.
-const LAST_WORK: Duration = Duration::from_secs(2);
+use proxmox_lxcri::daemon::program;
 
 fn main() -> ExitCode {
-    // Started by the daemon to unpack a layer: no thread may be there yet.
-    if let Some(code) = daemon::entry() {
-        return code;
-    }
-    memory::tune();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_keep_alive(Duration::from_secs(2))
-        .thread_stack_size(THREAD_STACK)
-        .enable_all()
-        .build();
-    let mut registry = Registry::builtin();
-    registry.register(Serve);
-    registry.register(Storage);
-    registry.register(Doctor);
-    registry.register(Debug);
-    registry.register(Bfc);
-    registry.register(ProxmoxCommand);
-    registry.register(BackendCommand);
-    registry.register(RegistryCommand);
-    match runtime {
-        Ok(runtime) => {
-            let code = runtime.block_on(registry.main(std::env::args_os()));
-            // A thread that waits for a dead disk or mount would keep the program from ending.
-            runtime.shutdown_timeout(LAST_WORK);
-            ExitCode::from(code)
-        }
-        Err(_) => ExitCode::FAILURE,
-    }
+    program::run(&program::commands())
 }

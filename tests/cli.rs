@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)] // tests start programs and read files plainly
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -76,4 +77,49 @@ fn bash_completes_commands_and_options() {
     }
     let out = Command::new(PROGRAM).args(["completion", "csh"]).output().unwrap();
     assert_eq!(out.status.code(), Some(2));
+}
+
+#[test]
+fn a_program_on_the_path_is_a_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = |name: &str, script: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program(
+        "proxmox-lxcri-hello",
+        "echo \"$PROXMOX_LXCRI_SOCKET $PROXMOX_LXCRI_CONFIG\"; printf '<%s>' \"$@\"; \"$PROXMOX_LXCRI\" config default | head -n 1; exit 7",
+    );
+    program("proxmox-lxcri-version", "echo not this one");
+    program("proxmox-lxcri-config", "echo nor this");
+    let config = folder.path().join("config.toml");
+    std::fs::write(&config, "[server]\nlocal_listen = \"/tmp/of-the-test.sock\"\n").unwrap();
+    let call = |args: &[&str]| {
+        let path = format!("{}:/usr/bin:/bin", folder.path().display());
+        let mut command = Command::new(PROGRAM);
+        let out =
+            command.arg("--config").arg(&config).args(args).env("PATH", path).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (out.status.code(), text(out.stdout), text(out.stderr))
+    };
+    let (code, told, errors) = call(&["hello", "a b", "--output", "-x", "--", "c"]);
+    assert_eq!(code, Some(7), "{errors}");
+    let expected = format!(
+        "/tmp/of-the-test.sock {}\n<a b><--output><-x><--><c># proxmox-lxcri: every key with its default. A file needs those alone that differ.\n",
+        config.display()
+    );
+    assert_eq!(told, expected);
+    let (_, told, _) = call(&["--local-socket", "/other", "hello"]);
+    assert!(told.starts_with("/other "), "{told}");
+    // Ours are ours.
+    assert!(call(&["version"]).1.starts_with("proxmox-lxcri "));
+    assert_eq!(call(&["config", "check"]).0, Some(0));
+    // A word that is nothing is told as before.
+    for (words, hint) in
+        [(["helo"], "unrecognized subcommand 'helo'"), (["statsu"], "'stats'"), (["../hello"], "unrecognized")]
+    {
+        let (code, _, errors) = call(&words);
+        assert!(code == Some(2) && errors.contains(hint), "{words:?}: {code:?} {errors}");
+    }
 }

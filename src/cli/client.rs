@@ -20,8 +20,11 @@ pub(super) const PERIOD: Duration = Duration::from_millis(100);
 
 /// Clients of the three services.
 pub struct Client {
+    /// CRI: pods and containers, a kubelet's and local ones.
     pub runtime: RuntimeServiceClient<Channel>,
+    /// CRI: images.
     pub image: ImageServiceClient<Channel>,
+    /// What is beside the CRI.
     pub local: LocalServiceClient<Channel>,
 }
 
@@ -209,6 +212,8 @@ pub struct Patience {
 }
 
 impl Patience {
+    /// Two minutes from now on.
+    #[allow(clippy::new_without_default)] // it begins now, which is no default
     pub fn new() -> Self {
         Self { until: Instant::now() + PATIENCE, told: false }
     }

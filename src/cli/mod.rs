@@ -8,19 +8,20 @@
 
 mod archive;
 mod attach;
-pub(crate) mod client;
+pub mod client;
 mod completion;
 mod config;
 mod container;
 pub mod crilog;
 mod events;
 mod exec;
+mod external;
 mod image;
 mod images;
 pub(crate) mod interrupts;
 mod logs;
 mod man;
-pub(crate) mod output;
+pub mod output;
 mod pod;
 mod ps;
 mod pull;
@@ -39,6 +40,9 @@ mod top;
 mod version;
 
 pub use storage::Storage;
+
+/// What commands are described with.
+pub use clap;
 
 use anyhow::Result;
 use camino::Utf8PathBuf;
@@ -178,7 +182,15 @@ impl Registry {
     /// Parses `arguments` (the program's name first), runs the command, prints its failure; the exit code.
     pub async fn main(&self, arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
         let program = self.clap();
-        let matches = match program.clone().try_get_matches_from(arguments) {
+        let arguments: Vec<std::ffi::OsString> = arguments.into_iter().collect();
+        let matches = match program.clone().allow_external_subcommands(true).try_get_matches_from(&arguments) {
+            // A word that is neither a command nor a program: told as what it may have been meant for.
+            Ok(matches) if external_program(&program, &matches).is_some_and(|p| p.is_none()) => {
+                program.clone().try_get_matches_from(&arguments)
+            }
+            parsed => parsed,
+        };
+        let matches = match matches {
             Ok(matches) => matches,
             Err(e) => {
                 let _ = e.print();
@@ -196,6 +208,9 @@ impl Registry {
 
     async fn dispatch(&self, program: clap::Command, matches: &ArgMatches) -> Result<u8> {
         let (name, sub) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command"))?;
+        if let Some(Some(path)) = external_program(&program, matches) {
+            return become_external(&path, matches, sub);
+        }
         let command =
             self.commands.iter().find(|c| c.name() == name).ok_or_else(|| anyhow::anyhow!("no command {name:?}"))?;
         // Where an option stands for all, the innermost command has it wherever it was written.
@@ -217,6 +232,26 @@ impl Registry {
         let local_socket = path("local-socket").unwrap_or_else(listens);
         command.run(&Context { config, local_socket, sources, program }, sub).await
     }
+}
+
+/// The program for a word that is no command of ours: None where it is one, Some(None) where there is no such program.
+fn external_program(program: &clap::Command, matches: &ArgMatches) -> Option<Option<std::path::PathBuf>> {
+    let (name, _) = matches.subcommand()?;
+    if program.find_subcommand(name).is_some() || name == "help" {
+        return None;
+    }
+    Some(external::find(name, std::env::var_os("PATH").as_deref()))
+}
+
+fn become_external(path: &std::path::Path, matches: &ArgMatches, sub: &ArgMatches) -> Result<u8> {
+    let given = |name: &str| matches.get_one::<Utf8PathBuf>(name).cloned();
+    let sources = Sources::of_process(given("config"), given("config-dir"), strings(matches, "config-set"));
+    let socket = match given("local-socket") {
+        Some(socket) => socket,
+        None => configuration(&sources)?.server.local_listen,
+    };
+    let arguments = sub.get_many::<std::ffi::OsString>("").unwrap_or_default().cloned();
+    external::become_it(path, arguments, &socket, given("config").as_deref())
 }
 
 fn configuration(sources: &Sources) -> Result<Config> {

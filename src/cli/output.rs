@@ -9,14 +9,14 @@ use clap::{Arg, ArgMatches};
 use serde::Serialize;
 
 /// `--output`, with what is printed when nobody says.
-pub(crate) fn argument(default: &'static str) -> Arg {
+pub fn argument(default: &'static str) -> Arg {
     let forms: &[&'static str] = if default == "table" { &["table", "json", "yaml"] } else { &["json", "yaml"] };
     let arg = Arg::new("output").long("output").short('o').value_name("FORM").default_value(default);
     arg.value_parser(clap::builder::PossibleValuesParser::new(forms)).help("How it is printed")
 }
 
 /// Prints `value` in the form that was asked for; None: a table, which is the caller's.
-pub(crate) fn structured(matches: &ArgMatches, value: &impl Serialize) -> Result<Option<()>> {
+pub fn structured(matches: &ArgMatches, value: &impl Serialize) -> Result<Option<()>> {
     let text = match matches.get_one::<String>("output").map(String::as_str) {
         Some("json") => serde_json::to_string_pretty(value)?,
         Some("yaml") => serde_saphyr::to_string(value)?,
@@ -26,7 +26,7 @@ pub(crate) fn structured(matches: &ArgMatches, value: &impl Serialize) -> Result
 }
 
 /// Rows below a header, in columns as wide as they have to be; the last columns that are `numbers` are to the right.
-pub(crate) fn table(header: &[&str], rows: &[Vec<String>], numbers: usize) -> String {
+pub fn table(header: &[&str], rows: &[Vec<String>], numbers: usize) -> String {
     let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -48,12 +48,12 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>], numbers: usize) -> St
 }
 
 /// Writes to standard output.
-pub(crate) fn print(text: &str) -> Result<()> {
+pub fn print(text: &str) -> Result<()> {
     print_more(text).map(|_| ())
 }
 
 /// The same for what goes on and on; false: nobody reads any more.
-pub(crate) fn print_more(text: &str) -> Result<bool> {
+pub fn print_more(text: &str) -> Result<bool> {
     if crate::utils::stdout::was_closed() && !text.is_empty() {
         bail!("writing to standard output: it is closed");
     }

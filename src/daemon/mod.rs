@@ -1,5 +1,5 @@
 //! Wires the layers: from a configuration to an engine with its backends, stores and network ([`wire`]), and from
-//! there to a daemon that serves it ([`command::Serve`]).
+//! there to a daemon that serves it ([`command::Serve`]). [`program`] is the whole program.
 //!
 //! The library's users get an engine of their own by [`wire`]; see `examples/basic_backend.rs`.
 
@@ -11,6 +11,7 @@ pub mod doctor;
 mod lock;
 mod metrics;
 pub mod migrate;
+pub mod program;
 pub mod proxmox;
 pub mod registry;
 mod reload;

@@ -88,6 +88,17 @@ pub fn daemon_program() -> PathBuf {
     std::env::var_os("LXCRI_BIN").map_or_else(|| env!("CARGO_BIN_EXE_proxmox-lxcri").into(), PathBuf::from)
 }
 
+/// A program of examples/, built now where it is not: to be called before [`isolated`] and in it.
+pub fn example(name: &str) -> PathBuf {
+    let profile = std::env::current_exe().expect("the test's own program").ancestors().nth(2).map(Path::to_owned);
+    let program = profile.expect("<target>/<profile>/deps/<test>").join("examples").join(name);
+    if std::env::var_os("LXCRI_TEST_ENV").is_none() {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        run(Command::new(cargo).args(["build", "--quiet", "--example", name]).current_dir(repository()));
+    }
+    program
+}
+
 /// The monitor: `LXCRI_MONITOR`, else built now.
 pub fn monitor_program() -> PathBuf {
     static_program("LXCRI_MONITOR", "proxmox-lxcri-monitor", "proxmox-lxcri-monitor")
