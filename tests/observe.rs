@@ -258,3 +258,34 @@ fn a_bundle_gives_no_secret_away() {
         std::fs::write(&path, good).unwrap();
     });
 }
+
+#[test]
+fn every_line_about_a_pod_names_it() {
+    isolated("every_line_about_a_pod_names_it", || {
+        let node = Node::start(Options::default());
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let from = std::fs::metadata(node.log_file()).unwrap().len() as usize;
+        let pod = crictl.run_pod("p");
+        let container = crictl.create(&pod, "p", "c", BUSYBOX, "trap 'exit 3' TERM; while :; do sleep 0.1; done");
+        crictl.run(&["start", &container]);
+        crictl.run(&["exec", "-s", &container, "true"]);
+        crictl.run(&["stop", "-t", "20", &container]);
+        crictl.run(&["rm", &container]);
+        crictl.run(&["rmp", "-f", &pod]);
+        let log = std::fs::read_to_string(node.log_file()).unwrap().split_off(from);
+        // Where nothing is done but for a pod.
+        let of_pods =
+            ["core::engine", "backends::", "integrations::cni", "integrations::netns", "integrations::monitor"];
+        let lines: Vec<&str> =
+            log.lines().filter(|l| of_pods.iter().any(|m| l.contains(&format!("proxmox_lxcri::{m}")))).collect();
+        assert!(lines.len() >= 4, "{log}");
+        for line in &lines {
+            assert!(line.contains(&pod), "{line}");
+        }
+        let of_container: Vec<_> = lines.iter().filter(|l| l.contains(&container)).collect();
+        assert!(of_container.len() >= 3, "{log}");
+        // Traces have spans of their own, which are nobody's to read here.
+        assert!(!log.contains("otel.name"), "{log}");
+    });
+}

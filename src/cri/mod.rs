@@ -10,6 +10,7 @@ pub mod local;
 mod measure;
 pub mod runtime;
 pub mod server;
+mod spans;
 pub mod status;
 pub mod streaming;
 pub mod to_wire;

@@ -15,6 +15,7 @@ use tonic::transport::Server;
 use super::Front;
 use super::deadline::DeadlineLayer;
 use super::measure::MeasureLayer;
+use super::spans::SpanLayer;
 use crate::api::local::local_service_server::LocalServiceServer;
 use crate::api::v1::image_service_server::ImageServiceServer;
 use crate::api::v1::runtime_service_server::RuntimeServiceServer;
@@ -57,7 +58,12 @@ pub async fn serve(front: Front, listener: UnixListener, local: bool, stop: Canc
         stop.cancelled_owned().await;
         engine.close_events();
     };
-    let mut router = Server::builder().layer(MeasureLayer).layer(DeadlineLayer).add_service(runtime).add_service(image);
+    let mut router = Server::builder()
+        .layer(SpanLayer)
+        .layer(MeasureLayer)
+        .layer(DeadlineLayer)
+        .add_service(runtime)
+        .add_service(image);
     if local {
         router = router.add_service(LocalServiceServer::new(front));
     }

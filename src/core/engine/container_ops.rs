@@ -62,6 +62,7 @@ impl PodTask {
         })?;
         let mut record = self.new_record(&config, &image)?;
         let id = record.id.clone();
+        tracing::Span::current().record("container", id.as_str());
         self.save_container(&record).await?;
         fail_point!("create.recorded");
         match self.launch(&mut record, &config, &image, &facts, &base).await {

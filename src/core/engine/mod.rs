@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 use super::backend::Backend;
 use super::config::Router;
@@ -50,7 +51,7 @@ pub use exec::ExecOutput;
 pub use fork::{Fork, Forked};
 use index::Index;
 pub use index::Scope;
-use pod::{Base, Command, PodHandle, PodTask};
+use pod::{Asked, Base, Command, PodHandle, PodTask};
 pub use pod_restore::Restored;
 pub use recovery::RecoveryReport;
 pub use stream::{Process, ProcessEnd, Terminal, Wanted};
@@ -291,7 +292,10 @@ impl Engine {
     pub fn pod(&self, scope: Scope, id: &str) -> Result<Arc<PodRecord>> {
         let index = self.shared.index();
         match index.find_pod(scope, id)? {
-            Some((id, _)) => index.pod(&id).ok_or_else(|| unknown_pod(id.as_str())),
+            Some((id, _)) => {
+                Span::current().record("pod", id.as_str());
+                index.pod(&id).ok_or_else(|| unknown_pod(id.as_str()))
+            }
             None => Err(unknown_pod(id)),
         }
     }
@@ -346,7 +350,11 @@ impl Engine {
     pub fn container(&self, scope: Scope, id: &str) -> Result<Arc<ContainerRecord>> {
         let index = self.shared.index();
         match index.find_container(scope, id)? {
-            Some((id, _)) => index.container(&id).ok_or_else(|| unknown_container(id.as_str())),
+            Some((id, _)) => {
+                let record = index.container(&id).ok_or_else(|| unknown_container(id.as_str()))?;
+                Span::current().record("container", id.as_str()).record("pod", record.pod.as_str());
+                Ok(record)
+            }
             None => Err(unknown_container(id)),
         }
     }
@@ -405,7 +413,7 @@ impl PodHandle {
     /// Queues a command and waits for its answer. A full queue is ResourceExhausted, a task that ended Aborted.
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.commands.try_send(command(reply)).map_err(|e| match e {
+        self.commands.try_send(Asked { command: command(reply), caller: Span::current() }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => {
                 Error::new(Kind::ResourceExhausted, format!("{QUEUE} requests wait for this pod already"))
             }

@@ -20,6 +20,8 @@ use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use super::index::Index;
 use super::takeover::Kept;
@@ -49,6 +51,53 @@ pub(super) enum Command {
     Remove { reply: Reply<()> },
 }
 
+/// A request with the caller's span, below which it is worked on: what is logged meanwhile has the ids of what it is about.
+pub(super) struct Asked {
+    pub(super) command: Command,
+    pub(super) caller: Span,
+}
+
+impl Asked {
+    fn span(&self, pod: &PodId) -> Span {
+        let pod = pod.as_str();
+        // Of the highest level, so that they are there for every line that is.
+        let span =
+            tracing::error_span!(parent: &self.caller, "pod", pod, container = Empty, request = self.command.name());
+        if let Some(id) = self.command.container() {
+            span.record("container", id.as_str());
+        }
+        span
+    }
+}
+
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Setup { .. } => "setup",
+            Self::AwaitSetup { .. } => "await setup",
+            Self::CreateContainer { .. } => "create container",
+            Self::StartContainer { .. } => "start container",
+            Self::StopContainer { .. } => "stop container",
+            Self::RemoveContainer { .. } => "remove container",
+            Self::UpdateContainer { .. } => "update container",
+            Self::UpdateSandbox { .. } => "update",
+            Self::Stop { .. } => "stop",
+            Self::Remove { .. } => "remove",
+        }
+    }
+
+    /// None: it is about the pod, or its container has no id yet.
+    fn container(&self) -> Option<&ContainerId> {
+        match self {
+            Self::StartContainer { id, .. }
+            | Self::StopContainer { id, .. }
+            | Self::RemoveContainer { id, .. }
+            | Self::UpdateContainer { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+}
+
 /// What a new container's root file system begins as.
 pub(super) enum Base {
     /// Its image.
@@ -62,7 +111,7 @@ pub(super) enum Base {
 /// How others reach the task.
 #[derive(Clone)]
 pub(super) struct PodHandle {
-    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) commands: mpsc::Sender<Asked>,
     pub(super) cancel: CancellationToken,
 }
 
@@ -116,7 +165,7 @@ pub(super) struct PodTask {
     pub(super) takeovers: Vec<Instant>,
     /// When a take-over that failed is tried again.
     pub(super) takeover_at: Option<Instant>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Asked>,
 }
 
 impl PodTask {
@@ -163,11 +212,15 @@ impl PodTask {
             commands,
         };
         let again = shared.clone();
-        shared.tasks.spawn_cancellable(format!("pod {}", id.short()), async move {
+        // Not below who asked first: the pod outlives the request.
+        let span = tracing::error_span!(parent: None, "pod", pod = id.as_str());
+        let what = format!("pod {}", id.short());
+        let work = async move {
             if AssertUnwindSafe(PodTask::run(Box::new(task))).catch_unwind().await.is_err() {
                 recovery::restart(again, id).await;
             }
-        });
+        };
+        shared.tasks.spawn_cancellable(what, work.instrument(span));
         handle
     }
 
@@ -181,7 +234,10 @@ impl PodTask {
                 event = next_event(&mut self.events) => { self.on_event(event).await; Next::GoOn }
                 () = sleep_until(deadline) => self.on_deadline().await,
                 command = self.commands.recv() => match command {
-                    Some(command) => Box::pin(self.on_command(command)).await,
+                    Some(asked) => {
+                        let span = asked.span(&self.pod.id);
+                        Box::pin(self.on_command(asked.command).instrument(span)).await
+                    }
                     None => Next::End,
                 },
             };
