@@ -157,6 +157,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("server.stream.max_streams", "0", ""),
     ("log.level", "\"loud\"", ""),
     ("metrics.address", "\"localhost:1\"", ""),
+    ("tracing.endpoint", "\"https://collector:4317\"", ""),
+    ("tracing.sampling_per_million", "1000001", ""),
     ("runtime.default_handler", "\"proxmox-lxc\"", ""),
     ("runtime.monitor_path", "\"monitor\"", ""),
     ("runtime.log_line_max", "255", ""),

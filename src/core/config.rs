@@ -56,6 +56,8 @@ pub struct Config {
     pub proxmox: Proxmox,
     /// What Prometheus reads.
     pub metrics: Metrics,
+    /// Traces for OpenTelemetry.
+    pub tracing: Tracing,
     /// Which handler pods get that name none: the first rule that fits decides, once, when the pod is made; where none fits,
     /// `runtime.default_handler`.
     pub routing: Vec<Route>,
@@ -73,6 +75,7 @@ impl Default for Config {
             network: Network::default(),
             proxmox: Proxmox::default(),
             metrics: Metrics::default(),
+            tracing: Tracing::default(),
             routing: Vec::new(),
         }
     }
@@ -157,6 +160,17 @@ impl Default for Metrics {
     fn default() -> Self {
         Self { enabled: false, address: (std::net::Ipv4Addr::LOCALHOST, 9537).into() }
     }
+}
+
+/// Traces for OpenTelemetry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracing {
+    /// The collector, which takes OTLP over gRPC without TLS: "http://127.0.0.1:4317"; "": no traces are sent.
+    pub endpoint: String,
+    /// Of a million calls that come without a trace of their own so many begin one. Calls that are part of one (the kubelet's) go by
+    /// what their caller has decided.
+    pub sampling_per_million: u32,
 }
 
 /// Who makes cgroups.

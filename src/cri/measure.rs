@@ -80,7 +80,7 @@ where
 }
 
 /// A failure is in the headers; a success is in the trailers, after the body.
-fn code(headers: &HeaderMap) -> Code {
+pub(super) fn code(headers: &HeaderMap) -> Code {
     headers.get("grpc-status").map_or(Code::Ok, |v| Code::from_bytes(v.as_bytes()))
 }
 

@@ -10,11 +10,13 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::{Arg, ArgMatches};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use super::reload::{self, LevelHandle};
+use super::traces::Traces;
 use super::wire;
 use crate::cli::{Command, Context};
 use crate::core::config::{Config, LogFormat, Sources};
@@ -23,6 +25,7 @@ use crate::core::error::Error;
 use crate::core::spec::Owner;
 use crate::cri::streaming::Streaming;
 use crate::cri::{Front, server};
+use crate::utils::trace;
 
 /// How long requests under way may take to end when the daemon is told to end: a stop with a long grace, a pull.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,30 +47,39 @@ impl Command for Serve {
         Vec::new()
     }
     async fn run(&self, context: &Context, _: &ArgMatches) -> Result<u8> {
-        let level = start_logging(&context.config)?;
+        let traces = Traces::start(&context.config.tracing).map_err(plain)?;
+        let level = start_logging(&context.config, traces.as_ref())?;
         // Credentials and what is typed into containers are in memory: no core file has them. exec undoes it, so that
         // containers are as free as ever.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-        serve(context.config.clone(), context.sources.clone(), level).await?;
-        Ok(0)
+        let served = serve(context.config.clone(), context.sources.clone(), level).await;
+        if let Some(traces) = traces {
+            traces.shutdown().await;
+        }
+        served.map(|()| 0)
     }
 }
 
-fn start_logging(config: &Config) -> Result<LevelHandle> {
+fn start_logging(config: &Config, traces: Option<&Traces>) -> Result<LevelHandle> {
     let filter = EnvFilter::try_new(&config.log.level)
         .with_context(|| format!("log.level {:?} is not a filter", config.log.level))?;
     let (filter, level) = tracing_subscriber::reload::Layer::new(filter);
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    let registry = tracing_subscriber::registry().with(filter);
-    match config.log.format {
-        LogFormat::Text => registry.with(lines).init(),
-        LogFormat::Json => registry.with(lines.json()).init(),
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match config.log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
         LogFormat::Journald => {
-            let journal = tracing_journald::layer().context("log.format = \"journald\": the journal's socket")?;
-            registry.with(journal).init();
+            tracing_journald::layer().context("log.format = \"journald\": the journal's socket")?.boxed()
         }
-    }
+    };
+    let of_traces = |metadata: &tracing::Metadata<'_>| metadata.target() == trace::TARGET;
+    let log = lines.with_filter(filter.and(filter_fn(move |m| !of_traces(m))));
+    let traces = traces.map(|t| {
+        let spans = tracing_opentelemetry::layer().with_tracer(t.tracer());
+        spans.with_location(false).with_threads(false).with_tracked_inactivity(false).with_filter(filter_fn(of_traces))
+    });
+    tracing_subscriber::registry().with(log).with(traces).init();
     Ok(level)
 }
 

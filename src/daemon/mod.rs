@@ -16,6 +16,7 @@ pub mod proxmox;
 pub mod registry;
 mod reload;
 mod storage;
+mod traces;
 mod watchdog;
 
 use std::sync::Arc;

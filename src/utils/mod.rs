@@ -14,4 +14,5 @@ pub mod stdout;
 pub mod tar;
 pub mod tasks;
 pub mod time;
+pub mod trace;
 pub mod turns;

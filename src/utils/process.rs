@@ -22,6 +22,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use tracing::Instrument;
+
+use super::trace;
 
 /// How long output is read after the program's end when something else still holds its pipes.
 pub const DRAIN: Duration = Duration::from_secs(2);
@@ -224,6 +227,16 @@ impl Spawn {
 
     /// Runs it to its end, whatever its status.
     pub async fn run(&self) -> Result<Output, SpawnError> {
+        let name = Path::new(&self.program).file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
+        let step = trace::step(&name);
+        let done = self.to_its_end().instrument(step.clone()).await;
+        if !done.as_ref().is_ok_and(Output::success) {
+            trace::failed(&step);
+        }
+        done
+    }
+
+    async fn to_its_end(&self) -> Result<Output, SpawnError> {
         let nul = self.args.iter().chain(self.env.iter().flat_map(|(k, v)| [k, v])).any(|s| s.contains('\0'));
         if !Path::new(&self.program).is_absolute() || self.program.contains('\0') || nul {
             return Err(SpawnError::Invalid { command: self.command() });

@@ -5,13 +5,33 @@
 use std::net::Ipv4Addr;
 
 use super::faults::{Fault, Faults};
-use super::{Config, Images, Network, Router, Runtime, Server};
+use super::{Config, Images, Network, Router, Runtime, Server, Tracing};
 use crate::core::caps;
 
 /// Longest path of a unix socket, in bytes.
 const SOCKET_PATH_MAX: usize = 107;
 /// A day, in seconds: the longest that anything may take.
 const DAY: u64 = 86_400;
+
+impl Tracing {
+    fn check(&self, faults: &mut Faults) {
+        let key = "tracing.endpoint";
+        if !self.endpoint.is_empty() {
+            match self.endpoint.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')) {
+                Some(host) if !host.is_empty() && !host.contains(['/', '@', ' ']) => {}
+                Some(_) => faults.add(key, "is to be http://HOST:PORT".to_owned()),
+                None => faults.add(
+                    key,
+                    "is to begin with http:// (without TLS: a collector on this node can send on with it)".to_owned(),
+                ),
+            }
+        }
+        faults.range("tracing.sampling_per_million", self.sampling_per_million, 0..=1_000_000);
+        if self.sampling_per_million > 0 && self.endpoint.is_empty() {
+            faults.with("tracing.sampling_per_million", key, "tracing.endpoint says where traces go, and is empty");
+        }
+    }
+}
 
 impl Config {
     /// All that does not fit.
@@ -26,6 +46,7 @@ impl Config {
         self.images.check(&mut faults);
         self.network.check(&mut faults);
         self.proxmox.check(&mut faults);
+        self.tracing.check(&mut faults);
         self.check_handlers(&mut faults);
         faults.into_vec()
     }

@@ -34,6 +34,7 @@ use crate::core::ports::{Monitor, MonitorEvent, MonitorLink};
 use crate::core::records::{self, ContainerRecord, PodRecord};
 use crate::core::spec::{ContainerConfig, Resources};
 use crate::core::state::PodPhase;
+use crate::utils::trace;
 
 type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -235,8 +236,8 @@ impl PodTask {
                 () = sleep_until(deadline) => self.on_deadline().await,
                 command = self.commands.recv() => match command {
                     Some(asked) => {
-                        let span = asked.span(&self.pod.id);
-                        Box::pin(self.on_command(asked.command).instrument(span)).await
+                        let (span, step) = (asked.span(&self.pod.id), trace::step_of(&asked.caller, asked.command.name()));
+                        Box::pin(self.on_command(asked.command).instrument(step).instrument(span)).await
                     }
                     None => Next::End,
                 },

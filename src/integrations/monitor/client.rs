@@ -18,6 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use tracing::{Instrument, Span};
 
 use super::error::MonitorError;
 use super::watched::watch;
@@ -25,6 +26,7 @@ use crate::core::error::Result;
 use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{AttachEnd, ExecExit, Lent, Monitor, MonitorEvent};
 use crate::utils::tasks::TaskSet;
+use crate::utils::trace;
 
 /// Most calls are answered from memory.
 const QUICK: Duration = Duration::from_secs(30);
@@ -317,6 +319,12 @@ fn program_time(program: Option<&v1::Program>) -> Duration {
     }
 }
 
+/// The step that is the monitor's run of a program: "crun create".
+fn program_step(program: Option<&v1::Program>, verb: &str) -> Span {
+    let name = program.and_then(|p| p.path.rsplit('/').next()).unwrap_or_default();
+    trace::step(&format!("{name} {verb}"))
+}
+
 #[async_trait]
 impl Monitor for Client {
     fn pid(&self) -> i32 {
@@ -326,7 +334,8 @@ impl Monitor for Client {
     async fn create(&self, plan: v1::CreateContainer, mounts: Vec<OwnedFd>) -> Result<v1::Created> {
         let after = program_time(plan.create.as_ref()) + program_time(plan.delete.as_ref()) + MARGIN;
         let fds: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
-        match self.shared.call("CreateContainer", Op::Create(plan), &fds, after).await? {
+        let step = program_step(plan.create.as_ref(), "create");
+        match self.shared.call("CreateContainer", Op::Create(plan), &fds, after).instrument(step).await? {
             Body::Created(created) => Ok(created),
             _ => Err(self.shared.nonsense("CreateContainer").into()),
         }
@@ -334,7 +343,8 @@ impl Monitor for Client {
 
     async fn start(&self, container: &ContainerId) -> Result<i64> {
         let op = Op::Start(v1::StartContainer { id: container.to_string() });
-        match self.shared.call("StartContainer", op, &[], PROGRAM + MARGIN).await? {
+        let step = trace::step("monitor start");
+        match self.shared.call("StartContainer", op, &[], PROGRAM + MARGIN).instrument(step).await? {
             Body::Started(started) => Ok(started.started_at),
             _ => Err(self.shared.nonsense("StartContainer").into()),
         }
