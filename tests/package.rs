@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use support::{daemon_program, lxc_helper, lxc_init, monitor_program, repository, run};
 
@@ -218,4 +219,92 @@ fn lintian_finds_nothing() {
     let out = command.arg(&PACKAGE.deb).output().unwrap();
     let told = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{told}{}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// dpkg itself, in a root of Debian's: what the scripts do without systemd, with a pod that knows nothing of it.
+#[test]
+fn dpkg_installs_upgrades_and_removes_it_under_a_pod() {
+    let folder = support::target_folder().join("test-packages");
+    if std::env::var_os("LXCRI_TEST_ENV").is_none() {
+        std::fs::create_dir_all(&folder).unwrap();
+        for version in ["1.0", "2.0"] {
+            make(&folder, version);
+        }
+    }
+    support::isolated("dpkg_installs_upgrades_and_removes_it_under_a_pod", || {
+        let deb = |version: &str| folder.join(format!("proxmox-lxcri_{version}_amd64.deb")).display().to_string();
+        let dpkg = |args: &[&str]| {
+            let out = Command::new("dpkg").args(args).output().unwrap();
+            assert!(out.status.success(), "dpkg {args:?}: {}", support::describe(&out));
+            String::from_utf8_lossy(&out.stderr).into_owned()
+        };
+        let lxcri = |args: &[&str]| run(Command::new("/usr/bin/proxmox-lxcri").args(args)).trim().to_owned();
+        let daemon = || {
+            let log = std::fs::File::create("/tmp/daemon.log").unwrap();
+            let mut daemon = Command::new("/usr/bin/proxmox-lxcri").arg("serve").stderr(log).spawn().unwrap();
+            support::wait_for("the daemon", Duration::from_secs(30), || {
+                assert!(
+                    daemon.try_wait().unwrap().is_none(),
+                    "{}",
+                    std::fs::read_to_string("/tmp/daemon.log").unwrap()
+                );
+                Command::new("/usr/bin/proxmox-lxcri").arg("ps").output().unwrap().status.success().then_some(())
+            });
+            daemon
+        };
+        let end = |mut daemon: std::process::Child| {
+            rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), rustix::process::Signal::TERM)
+                .unwrap();
+            assert!(daemon.wait().unwrap().success());
+        };
+        dpkg(&["-i", "--force-depends", &deb("1.0")]);
+        assert!(Path::new("/etc/crictl.yaml").is_file());
+        std::fs::write("/etc/proxmox-lxcri/conf.d/10.toml", "[runtime]\ncgroup_driver = \"cgroupfs\"\n").unwrap();
+        let first = daemon();
+        let image = format!("oci:{}", support::given("LXCRI_IMAGES").join("oci/busybox").display());
+        let script = "trap 'exit 3' TERM; echo $$; while :; do sleep 0.1; done";
+        let id = lxcri(&["run", "--detach", "--host-network", "--name", "c", &image, "sh", "-c", script]);
+        let dump: serde_json::Value = serde_json::from_str(&lxcri(&["debug", "dump"])).unwrap();
+        let pid = dump["engine"]["pods"][0]["containers"][0]["pid"].as_u64().unwrap();
+        let birth = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.rsplit(") ").next().unwrap().split(' ').nth(19).unwrap().to_owned()
+        };
+        let born = birth();
+
+        dpkg(&["-i", "--force-depends", &deb("2.0")]);
+        let version = || run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", "proxmox-lxcri"]));
+        assert_eq!((version().as_str(), birth()), ("2.0", born.clone()));
+        end(first);
+        let second = daemon();
+        assert_eq!(lxcri(&["exec", "c", "echo", "in"]), "in");
+        end(second);
+        let told = dpkg(&["-r", "proxmox-lxcri"]);
+        assert!(told.contains("1 pods are left"), "{told}");
+        let told = dpkg(&["-P", "proxmox-lxcri"]);
+        assert!(told.contains("pods are left") && Path::new("/var/lib/proxmox-lxcri/pods").is_dir(), "{told}");
+        assert_eq!(birth(), born, "the container has gone with the package");
+
+        dpkg(&["-i", "--force-depends", &deb("2.0")]);
+        let third = daemon();
+        assert_eq!(birth(), born);
+        lxcri(&["stop", &id]);
+        let dump: serde_json::Value = serde_json::from_str(&lxcri(&["debug", "dump"])).unwrap();
+        assert_eq!(dump["engine"]["pods"][0]["containers"][0]["exitCode"], 3, "{dump}");
+        lxcri(&["rm", &id]);
+        end(third);
+        std::fs::remove_file("/etc/proxmox-lxcri/conf.d/10.toml").unwrap();
+        dpkg(&["-P", "proxmox-lxcri"]);
+        for path in [
+            "/var/lib/proxmox-lxcri",
+            "/run/proxmox-lxcri",
+            "/etc/proxmox-lxcri",
+            "/etc/crictl.yaml",
+            "/usr/libexec/proxmox-lxcri",
+        ] {
+            assert!(!Path::new(path).exists(), "{path} is left");
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(" /run/proxmox-lxcri"), "{mounts}");
+    });
 }
