@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use camino::{Utf8Path, Utf8PathBuf};
 use lxcri_lxc::plan::{Limit, Node, Plan};
 use oci_spec::runtime::{
-    Capabilities, LinuxCapabilities, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Process,
-    Spec,
+    Capabilities, Hooks, LinuxCapabilities, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType,
+    Process, Spec,
 };
 
 use super::limits;
@@ -113,6 +113,13 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
     let mut staged = Vec::new();
     let mut lines = Lines::default();
     let linux = input.spec.linux().clone().unwrap_or_default();
+    if input.spec.hooks().as_ref().is_some_and(|hooks| *hooks != Hooks::default()) {
+        let why = "a CDI device's hooks: liblxc runs no OCI hooks (its own get no state of the container)";
+        return Err(Error::new(Kind::Unimplemented, why));
+    }
+    if linux.intel_rdt().is_some() {
+        return Err(Error::new(Kind::Unimplemented, "a CDI device's class of Intel RDT: liblxc knows none"));
+    }
     let root = input.spec.root().clone().unwrap_or_default();
     lines.put("lxc.rootfs.path", &format!("dir:{}", input.rootfs))?;
     // The folder is every container's, and no tool of liblxc's may remove it.
@@ -582,6 +589,17 @@ mod tests {
         linux.set_rootfs_propagation(Some("rshared".into()));
         shared.set_linux(Some(linux));
         assert!(configured(&shared).unwrap_err().chain().contains("Bidirectional"));
+        let mut hooked = spec(vec![]);
+        let mut hooks = Hooks::default();
+        let hook = oci_spec::runtime::HookBuilder::default().path("/bin/x").build().unwrap();
+        hooks.set_create_container(Some(vec![hook]));
+        hooked.set_hooks(Some(hooks));
+        assert!(configured(&hooked).is_err_and(|e| e.kind() == Kind::Unimplemented && e.chain().contains("hooks")));
+        let mut classed = spec(vec![]);
+        let mut linux = classed.linux().clone().unwrap();
+        linux.set_intel_rdt(Some(oci_spec::runtime::LinuxIntelRdt::default()));
+        classed.set_linux(Some(linux));
+        assert!(configured(&classed).is_err_and(|e| e.kind() == Kind::Unimplemented && e.chain().contains("RDT")));
         for whole in ["/", "", "/proc", "/sys/"] {
             let mut masked = spec(vec![]);
             let mut linux = masked.linux().clone().unwrap();
