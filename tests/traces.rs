@@ -51,11 +51,12 @@ impl Collector {
         self.0.lock().unwrap().clone()
     }
 
-    /// The span of that name in the trace, and those above it, up to the one whose parent is the caller's.
+    /// The first span of that name in the trace, and those above it, up to the one whose parent is the caller's.
     fn path(&self, trace: [u8; 16], name: &str) -> Vec<Span> {
         let all: HashMap<Vec<u8>, Span> =
             self.all().into_iter().filter(|(_, s)| s.trace_id == trace).map(|(_, s)| (s.span_id.clone(), s)).collect();
-        let Some(mut span) = all.values().find(|s| s.name == name) else { return Vec::new() };
+        let named = all.values().filter(|s| s.name == name);
+        let Some(mut span) = named.min_by_key(|s| s.start_time_unix_nano) else { return Vec::new() };
         let mut path = vec![span.clone()];
         while let Some(parent) = all.get(&span.parent_span_id) {
             path.push(parent.clone());
