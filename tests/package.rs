@@ -31,7 +31,7 @@ static PACKAGE: LazyLock<Package> = LazyLock::new(|| {
 
 fn make(out: &Path, version: &str) -> PathBuf {
     let mut command = Command::new(repository().join("scripts/deb"));
-    command.args(["--version", version, "--out"]).arg(out).env("DEB_COMPRESSION", "gzip");
+    command.args(["--version", version, "--out"]).arg(out).env("DEB_COMPRESSION", "none");
     command.env("LXCRI_BIN", daemon_program()).env("LXCRI_MONITOR", monitor_program());
     command.env("LXCRI_LXC", lxc_helper()).env("LXCRI_LXC_INIT", lxc_init());
     run(&mut command).trim().into()
@@ -210,6 +210,9 @@ fn lintian_finds_nothing() {
         "initial-upload-closes-no-bugs",
         // dpkg-deb makes it from programs that are built already: no source package
         "unknown-field",
+        // only here, where it is of a debug build and soon gone
+        "uses-no-compression-for-control-tarball",
+        "uses-no-compression-for-data-tarball",
     ];
     let mut command = Command::new("lintian");
     command.args(["--fail-on", "error,warning", "--tag-display-limit", "0", "--suppress-tags"]).arg(left_out.join(","));
