@@ -90,7 +90,7 @@ impl World {
             std::fs::read_dir(self.dir.join("cache")).into_iter().flatten().map(|f| f.unwrap().path()).collect();
         let (results, others): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|f| f.extension().is_some_and(|e| e == "result"));
-        assert_eq!(results.iter().find(|r| !r.with_extension("json").exists()), None);
+        assert_eq!(results.iter().find(|r| !r.with_extension("json").try_exists().unwrap()), None);
         others.len()
     }
 
