@@ -85,27 +85,12 @@ fn archives_go_out_and_come_back() {
         };
         skopeo(&format!("oci-archive:{archive}"), &format!("docker-archive:{docker}:other.example/b:1"));
         skopeo(&format!("oci-archive:{archive}"), &format!("oci:{}:latest", file("layout")));
-        let files = node.good(&[
-            "run",
-            "--rm",
-            "--host-network",
-            BUSYBOX,
-            "sh",
-            "-c",
-            "ls -lRn --full-time /bin /usr | sha256sum",
-        ]);
+        let list = ["run", "--rm", "--host-network", BUSYBOX, "sh", "-c", "ls -lRn --full-time /bin /usr | sha256sum"];
+        let files = node.good(&list);
         node.good(&["rmi", BUSYBOX]);
         let said = node.good(&["import", &archive]);
         assert!(said.contains(BUSYBOX), "{said}");
-        let again = node.good(&[
-            "run",
-            "--rm",
-            "--host-network",
-            BUSYBOX,
-            "sh",
-            "-c",
-            "ls -lRn --full-time /bin /usr | sha256sum",
-        ]);
+        let again = node.good(&list);
         assert_eq!(files, again, "the same files with the same attributes");
         assert!(node.good(&["import", "--pin", &docker]).contains("other.example/b:1"));
         assert!(node.good(&["import", &file("layout")]).contains("localhost/layout:latest"));
