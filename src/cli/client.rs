@@ -35,6 +35,8 @@ impl Client {
             .with_context(|| format!("socket {socket}"))?
             .connect()
             .await
+            // Its layers say the same again and again.
+            .map_err(|e| anyhow!("{}", anyhow::Error::from(e).root_cause()))
             .with_context(|| format!("no daemon answers at {socket}: start one with `proxmox-lxcri serve`"))?;
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),

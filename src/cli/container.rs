@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use clap::{Arg, ArgMatches};
 
+use super::output::say;
 use super::client::{Client, called};
 use super::{Command, Context, required, rest, string, strings};
 use crate::api::local;
@@ -50,7 +51,7 @@ impl Command for Container {
                 };
                 let image = called(client.local.commit_container(request).await)?.image;
                 let image = image.context("the daemon told no image")?;
-                println!("{}  {}", image.id, image.repo_tags.join(" "));
+                say!("{}  {}", image.id, image.repo_tags.join(" "))?;
                 Ok(0)
             }
             verb => bail!("container {verb}: no such verb"),

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Read, Write};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches};
 
+use super::output::say;
 use super::client::{Client, called};
 use super::{Command, Context, required, string};
 use crate::api::local;
@@ -50,13 +51,13 @@ impl Command for Image {
             "send" => send(&mut client, matches).await?,
             "recv" => {
                 let image = receive(&mut client).await?;
-                println!("{}  {}", image.id, image.repo_tags.join(" "));
+                say!("{}  {}", image.id, image.repo_tags.join(" "))?;
             }
             "have" => {
                 for layer in called(client.local.list_layers(local::ListLayersRequest {}).await)?.layers {
                     match layer.part.as_str() {
-                        "" => println!("{} {}", layer.chain, layer.state),
-                        token => println!("{} part {token}", layer.chain),
+                        "" => say!("{} {}", layer.chain, layer.state)?,
+                        token => say!("{} part {token}", layer.chain)?,
                     }
                 }
             }

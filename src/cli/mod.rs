@@ -4,7 +4,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, and the process's own for `run` and `exec`.
 
 // Printing is what a command line is for.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 mod archive;
 mod attach;

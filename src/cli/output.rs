@@ -47,6 +47,12 @@ pub fn table(header: &[&str], rows: &[Vec<String>], numbers: usize) -> String {
     out
 }
 
+/// `println!`, by way of [`print`].
+macro_rules! say {
+    ($($what:tt)*) => { $crate::cli::output::print(&format!("{}\n", format_args!($($what)*))) };
+}
+pub(crate) use say;
+
 /// Writes to standard output.
 pub fn print(text: &str) -> Result<()> {
     print_more(text).map(|_| ())

@@ -6,6 +6,7 @@ use std::io::Write;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::{Arg, ArgMatches};
 
+use super::output::say;
 use super::client::{Client, called};
 use super::{Command, Context, required, string};
 use crate::api::{local, v1};
@@ -58,7 +59,7 @@ impl Command for Pod {
             }
             "snapshots" => {
                 let request = local::PodSnapshotsRequest { pod };
-                called(client.local.pod_snapshots(request).await)?.names.iter().for_each(|n| println!("{n}"));
+                called(client.local.pod_snapshots(request).await)?.names.iter().try_for_each(|n| say!("{n}"))?;
             }
             "diff" => diff(&mut client, pod, name).await?,
             "fork" => {
@@ -66,7 +67,7 @@ impl Command for Pod {
                 let name_of_fork = string(matches, "as");
                 let request = local::ForkPodRequest { pod, cut: name, name: name_of_fork, log_directory };
                 let forked = called(client.local.fork_pod(request).await)?;
-                println!("{}", forked.pod);
+                say!("{}", forked.pod)?;
             }
             "checkpoint" => {
                 let folder = std::path::absolute(&name).with_context(|| format!("folder {name}"))?;
@@ -82,7 +83,7 @@ impl Command for Pod {
 }
 
 fn tell(containers: &[String]) {
-    containers.iter().for_each(|c| println!("{c}"));
+    containers.iter().try_for_each(|c| say!("{c}"))?;
 }
 
 async fn diff(client: &mut Client, pod: String, from: String) -> Result<()> {

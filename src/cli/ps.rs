@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 use clap::{Arg, ArgMatches};
 
+use super::output::say;
 use super::client::Client;
 use super::{Command, Context, switch};
 use crate::api::v1;
@@ -28,7 +29,7 @@ impl Command for Ps {
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
         let mut pods: HashMap<String, v1::PodSandboxStatus> = HashMap::new();
-        println!("{:<15} {:<24} {:<10} {:<16} {:<32} {:<8} IMAGE", "CONTAINER", "NAME", "STATE", "IP", "POD", "QUOTA");
+        say!("{:<15} {:<24} {:<10} {:<16} {:<32} {:<8} IMAGE", "CONTAINER", "NAME", "STATE", "IP", "POD", "QUOTA")?;
         let quotas = client.quotas().await?;
         for c in client.containers().await? {
             let running = c.state() == v1::ContainerState::ContainerRunning;
@@ -49,13 +50,13 @@ impl Command for Ps {
                 .as_ref()
                 .map(|i| if i.user_specified_image.is_empty() { &i.image } else { &i.user_specified_image });
             let name = c.metadata.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
-            println!(
+            say!(
                 "{:<15} {name:<24} {state:<10} {ip:<16} {:<32} {:<8} {}",
                 &c.id[..c.id.len().min(13)],
                 format!("{}/{}", m.namespace, m.name),
                 quota_of(quotas.get(&c.id).copied()),
                 image.map(String::as_str).unwrap_or_default()
-            );
+            )?;
         }
         Ok(0)
     }

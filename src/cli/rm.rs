@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use clap::{Arg, ArgMatches};
 
+use super::output::say;
 use super::client::{Client, called};
 use super::run::remove_logs;
 use super::{Command, Context, strings, switch};
@@ -34,7 +35,7 @@ impl Command for Rm {
             let request = v1::RemoveContainerRequest { container_id: container.id.clone() };
             called(client.runtime.remove_container(request).await)?;
             remove_empty_local_pod(&mut client, &container.pod_sandbox_id, &status.log_path).await?;
-            println!("{name}");
+            say!("{name}")?;
         }
         Ok(0)
     }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
 
+use super::output::say;
 use super::client::{Client, Keys, called};
 use super::crilog::Follower;
 use super::interrupts::Interrupts;
@@ -95,7 +96,7 @@ impl Command for Run {
             }
         };
         let Some(interrupts) = &mut interrupts else {
-            println!("{container}");
+            say!("{container}")?;
             return Ok(0);
         };
         let code = match connected {

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Arg, ArgMatches};
 
+use super::output::say;
 use super::client::{Client, called};
 use super::{Command, Context, strings};
 use crate::api::v1;
@@ -35,7 +36,7 @@ impl Command for Stop {
         for name in strings(matches, "CONTAINER") {
             let container_id = client.container(&name).await?.id;
             called(client.runtime.stop_container(v1::StopContainerRequest { container_id, timeout }).await)?;
-            println!("{name}");
+            say!("{name}")?;
         }
         Ok(0)
     }

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use clap::{Arg, ArgAction, ArgMatches};
 
+use super::output::say;
 use super::client::{Client, called};
 use super::{Command, Context, required, string};
 use crate::api::local;
@@ -38,14 +39,14 @@ async fn check(context: &Context, repair: bool) -> Result<u8> {
     let mut client = Client::connect(&context.local_socket).await?;
     let report = called(client.local.storage_check(local::StorageCheckRequest { repair }).await)?;
     for note in &report.notes {
-        println!("{note}");
+        say!("{note}")?;
     }
     for problem in &report.problems {
-        println!("problem: {problem}");
+        say!("problem: {problem}")?;
     }
     match report.problems.len() {
-        0 => println!("{}: clean", report.driver),
-        n => println!("{}: problems found: {n}", report.driver),
+        0 => say!("{}: clean", report.driver)?,
+        n => say!("{}: problems found: {n}", report.driver)?,
     }
     Ok(u8::from(!report.problems.is_empty()))
 }

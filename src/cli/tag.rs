@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::ArgMatches;
 
+use super::output::say;
 use super::client::{Client, called};
 use super::{Command, Context, required, string};
 use crate::api::local;
@@ -23,7 +24,7 @@ impl Command for Tag {
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
         let request = local::TagImageRequest { image: string(matches, "IMAGE"), name: string(matches, "NAME") };
-        print(called(client.local.tag_image(request).await)?.image);
+        print(called(client.local.tag_image(request).await)?.image)?;
         Ok(0)
     }
 }
@@ -48,12 +49,12 @@ impl Command for Pin {
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
         let request = local::PinImageRequest { image: string(matches, "IMAGE"), pinned: self.0 };
-        print(called(client.local.pin_image(request).await)?.image);
+        print(called(client.local.pin_image(request).await)?.image)?;
         Ok(0)
     }
 }
 
-fn print(image: Option<local::LoadedImage>) {
+fn print(image: Option<local::LoadedImage>) -> Result<()> {
     let image = image.unwrap_or_default();
-    println!("{}  {}", image.id, image.repo_tags.join(" "));
+    say!("{}  {}", image.id, image.repo_tags.join(" "))
 }

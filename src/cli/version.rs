@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::ArgMatches;
 
+use super::output::say;
 use super::client::{Client, called};
 use super::{Command, Context};
 use crate::api::v1;
@@ -18,13 +19,13 @@ impl Command for Version {
         "Print the versions of this program and of the daemon"
     }
     async fn run(&self, context: &Context, _: &ArgMatches) -> Result<u8> {
-        println!("proxmox-lxcri {}", env!("CARGO_PKG_VERSION"));
+        say!("proxmox-lxcri {}", env!("CARGO_PKG_VERSION"))?;
         match Client::connect(&context.local_socket).await {
             Ok(mut client) => {
                 let v = called(client.runtime.version(v1::VersionRequest::default()).await)?;
-                println!("daemon        {} (CRI {})", v.runtime_version, v.runtime_api_version);
+                say!("daemon        {} (CRI {})", v.runtime_version, v.runtime_api_version)?;
             }
-            Err(_) => println!("daemon        none answers at {}", context.local_socket),
+            Err(_) => say!("daemon        none answers at {}", context.local_socket)?,
         }
         Ok(0)
     }

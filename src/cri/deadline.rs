@@ -5,58 +5,36 @@
 //! future is dropped, as when the caller goes.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
-use tower::{Layer, Service};
 
-/// The layer.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct DeadlineLayer;
+use super::around::Around;
 
-impl<S> Layer<S> for DeadlineLayer {
-    type Service = Deadline<S>;
+/// Calls end at their deadline.
+pub struct Deadline;
 
-    fn layer(&self, inner: S) -> Self::Service {
-        Deadline { inner }
-    }
-}
+impl Around for Deadline {
+    /// The time that the caller gave it.
+    type Seen = Option<Duration>;
 
-/// A service whose calls end at their deadline.
-#[derive(Debug, Clone)]
-pub struct Deadline<S> {
-    inner: S,
-}
-
-impl<S, B> Service<Request<B>> for Deadline<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn see<B>(request: &Request<B>) -> Option<Duration> {
+        limit(request.headers())
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let limit = limit(request.headers());
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let Some(limit) = limit else { return answer.await };
-            match tokio::time::timeout(limit.saturating_sub(Duration::from_millis(1)), answer).await {
-                Ok(answer) => answer,
-                Err(_) => {
-                    let text = format!("the call's time ({} ms) is up", limit.as_millis());
-                    Ok(tonic::Status::deadline_exceeded(text).into_http())
-                }
+    async fn around<E: Send>(
+        limit: Option<Duration>,
+        answer: impl Future<Output = Result<Response<Body>, E>> + Send,
+    ) -> Result<Response<Body>, E> {
+        let Some(limit) = limit else { return answer.await };
+        match tokio::time::timeout(limit.saturating_sub(Duration::from_millis(1)), answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let text = format!("the call's time ({} ms) is up", limit.as_millis());
+                Ok(tonic::Status::deadline_exceeded(text).into_http())
             }
-        })
+        }
     }
 }
 
@@ -82,7 +60,10 @@ fn limit(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use tower::{Layer, Service};
+
     use super::*;
+    use crate::cri::around::layer;
 
     #[test]
     fn timeouts_are_read_as_the_protocol_writes_them() {
@@ -106,7 +87,7 @@ mod tests {
             std::future::pending::<()>().await;
             Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
         });
-        let mut service = DeadlineLayer.layer(slow);
+        let mut service = layer::<Deadline>().layer(slow);
         let request = Request::builder().header("grpc-timeout", "20m").body(()).expect("a request");
         let answer = service.call(request).await.expect("an answer");
         assert_eq!(answer.headers()["grpc-status"], "4");

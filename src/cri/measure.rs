@@ -4,37 +4,20 @@
 //! went away is counted as Cancelled. Of a stream the beginning is measured.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
-use tower::{Layer, Service};
 
+use super::around::Around;
 use crate::core::metrics::{Call, metrics};
 
-/// The layer.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct MeasureLayer;
-
-impl<S> Layer<S> for MeasureLayer {
-    type Service = Measure<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        Measure { inner }
-    }
-}
-
-/// A service whose calls are measured.
-#[derive(Debug, Clone)]
-pub struct Measure<S> {
-    inner: S,
-}
+/// Calls are measured.
+pub struct Measure;
 
 /// A call under way; what is dropped without an end was cancelled.
-struct UnderWay {
+pub struct UnderWay {
     method: String,
     start: Instant,
     code: Code,
@@ -52,30 +35,21 @@ impl Drop for UnderWay {
     }
 }
 
-impl<S, B> Service<Request<B>> for Measure<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+impl Around for Measure {
+    type Seen = UnderWay;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn see<B>(request: &Request<B>) -> UnderWay {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        UnderWay { method, start: Instant::now(), code: Code::Cancelled }
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let call = UnderWay { method, start: Instant::now(), code: Code::Cancelled };
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            // The whole of it: by itself the block would take a copy of the code alone.
-            let mut call = call;
-            let answer = answer.await;
-            call.code = answer.as_ref().map_or(Code::Unknown, |a| code(a.headers()));
-            answer
-        })
+    async fn around<E: Send>(
+        mut call: UnderWay,
+        answer: impl Future<Output = Result<Response<Body>, E>> + Send,
+    ) -> Result<Response<Body>, E> {
+        let answer = answer.await;
+        call.code = answer.as_ref().map_or(Code::Unknown, |a| code(a.headers()));
+        answer
     }
 }
 
@@ -109,7 +83,10 @@ fn name(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use tower::{Layer, Service};
+
     use super::*;
+    use crate::cri::around::layer;
 
     fn count(method: &str, code: &'static str) -> u64 {
         let mut registry = prometheus_client::registry::Registry::default();
@@ -132,7 +109,7 @@ mod tests {
                 _ => Ok(Response::new(Body::empty())),
             }
         });
-        let mut service = MeasureLayer.layer(service);
+        let mut service = layer::<Measure>().layer(service);
         let mut call = |method: &str| {
             service.call(
                 Request::builder().uri(format!("/runtime.v1.RuntimeService/{method}")).body(()).expect("a request"),

@@ -3,6 +3,7 @@
 //! [`Front`] is one socket's view: the CRI socket sees pods of kubelets and crictl, the local one sees all and makes
 //! local ones. Errors are turned into gRPC codes in [`status`] alone.
 
+mod around;
 pub mod convert;
 pub mod deadline;
 pub mod image;

@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use super::Front;
-use super::deadline::DeadlineLayer;
-use super::measure::MeasureLayer;
-use super::spans::SpanLayer;
+use super::around::layer;
+use super::deadline::Deadline;
+use super::measure::Measure;
+use super::spans::Spans;
 use crate::api::local::local_service_server::LocalServiceServer;
 use crate::api::v1::image_service_server::ImageServiceServer;
 use crate::api::v1::runtime_service_server::RuntimeServiceServer;
@@ -59,9 +60,9 @@ pub async fn serve(front: Front, listener: UnixListener, local: bool, stop: Canc
         engine.close_events();
     };
     let mut router = Server::builder()
-        .layer(SpanLayer)
-        .layer(MeasureLayer)
-        .layer(DeadlineLayer)
+        .layer(layer::<Spans>())
+        .layer(layer::<Measure>())
+        .layer(layer::<Deadline>())
         .add_service(runtime)
         .add_service(image);
     if local {

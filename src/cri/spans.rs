@@ -4,54 +4,28 @@
 //! Called by `server` around every service. Costs nothing where nobody listens; nothing can fail.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
-use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::around::Around;
 use super::measure::code;
 use crate::utils::trace;
 
-/// The layer.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SpanLayer;
+/// What a call is logged and traced by.
+pub struct Spans;
 
-impl<S> Layer<S> for SpanLayer {
-    type Service = Spans<S>;
+impl Around for Spans {
+    /// The log's and the traces'.
+    type Seen = (Span, Span);
 
-    fn layer(&self, inner: S) -> Self::Service {
-        Spans { inner }
-    }
-}
-
-/// A service whose calls have spans.
-#[derive(Debug, Clone)]
-pub struct Spans<S> {
-    inner: S,
-}
-
-impl<S, B> Service<Request<B>> for Spans<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn see<B>(request: &Request<B>) -> Self::Seen {
         let path = request.uri().path().trim_start_matches('/');
         let (service, method) = path.rsplit_once('/').unwrap_or_default();
         // Of the highest level, so that it is there for every line that is.
@@ -66,7 +40,13 @@ where
             // Fails only where no traces are collected.
             let _ = traced.set_parent(TraceContextPropagator::new().extract(&Headers(request.headers())));
         }
-        let answer = logged.in_scope(|| traced.in_scope(|| self.inner.call(request)));
+        (logged, traced)
+    }
+
+    fn around<E: Send>(
+        (logged, traced): Self::Seen,
+        answer: impl Future<Output = Result<Response<Body>, E>> + Send,
+    ) -> impl Future<Output = Result<Response<Body>, E>> + Send {
         let traced_answer = async move {
             let answer = answer.await;
             let code = answer.as_ref().map_or(Code::Unknown, |a| code(a.headers()));
@@ -77,7 +57,7 @@ where
             }
             answer
         };
-        Box::pin(traced_answer.instrument(traced).instrument(logged))
+        traced_answer.instrument(traced).instrument(logged)
     }
 }
 

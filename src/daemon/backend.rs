@@ -4,7 +4,7 @@
 //! 1 failed, `exec`: the command's own.
 
 // Printing is what a command line is for.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
+use crate::cli::output::say;
 use crate::backends::lxc::by_hand::{ByHand, Info, New, Source};
 use crate::cli::interrupts::unless_interrupted;
 use crate::cli::{Command, Context};
@@ -113,7 +114,7 @@ async fn run(containers: &ByHand, verb: &str, matches: &ArgMatches) -> Result<u8
         }
         "delete" => containers.delete(name, matches.get_flag("force")).await.map_err(plain)?,
         "list" => show(&containers.list().await.map_err(plain)?, matches.get_flag("json"))?,
-        "info" => println!("{}", serde_json::to_string_pretty(&containers.info(name).await.map_err(plain)?)?),
+        "info" => say!("{}", serde_json::to_string_pretty(&containers.info(name).await.map_err(plain)?)?)?,
         "exec" => {
             let mut env = texts(matches, "env");
             env.extend(std::env::var("TERM").ok().map(|term| format!("TERM={term}")));
@@ -146,13 +147,13 @@ fn new(name: &str, matches: &ArgMatches) -> Result<New> {
 
 fn show(all: &[Info], json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(all)?);
+        say!("{}", serde_json::to_string_pretty(all)?)?;
         return Ok(());
     }
-    println!("{:<64}  {:<9}  {:>8}  OF", "NAME", "STATE", "PID");
+    say!("{:<64}  {:<9}  {:>8}  OF", "NAME", "STATE", "PID")?;
     for info in all {
         let of = if info.of_pod { "a pod" } else { "hand" };
-        println!("{:<64}  {:<9}  {:>8}  {of}", info.name, info.state, info.pid);
+        say!("{:<64}  {:<9}  {:>8}  {of}", info.name, info.state, info.pid)?;
     }
     Ok(())
 }

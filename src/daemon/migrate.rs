@@ -6,9 +6,6 @@
 //! is called again. The overlay store stays as it is. Fails by name while a daemon or a container runs; a tree that differs
 //! takes the layers with it that this run made and no compared image has, and nothing that was in the pool before.
 
-// A command's answer.
-#![allow(clippy::print_stdout)]
-
 use std::collections::{BTreeSet, HashSet};
 use std::io::BufWriter;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,6 +15,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches};
 
+use crate::cli::output::say;
 use super::{StateLock, images_config, storage};
 use crate::cli::{self, Command, Context};
 use crate::core::blocking::blocking;
@@ -70,7 +68,7 @@ async fn migrate(config: &Config) -> Result<u8> {
     let (root, state) = (&config.server.root, &config.server.state);
     let from = root.join("overlay");
     if !from.join("layers").is_dir() {
-        println!("nothing to move: {from} is not there");
+        say!("nothing to move: {from} is not there")?;
         return Ok(0);
     }
     std::fs::create_dir_all(state).map_err(|e| Error::io(format!("make folder {state}"), e))?;
@@ -86,13 +84,13 @@ async fn migrate(config: &Config) -> Result<u8> {
     let done = mover.all(&*images, &claimed).await;
     // What was removed is destroyed in the background, which ends here.
     if !mover.to.settled(SETTLED).await {
-        println!("not all that was removed is destroyed yet: the daemon's next start goes on with it");
+        say!("not all that was removed is destroyed yet: the daemon's next start goes on with it")?;
     }
     tasks.shutdown().await;
     let behind = done?;
     match behind {
-        0 => println!("all is in {}; {from} is not used any more", config.images.zfs.dataset),
-        n => println!("containers left behind: {n}; remove them, or go back to the overlay driver for them"),
+        0 => say!("all is in {}; {from} is not used any more", config.images.zfs.dataset)?,
+        n => say!("containers left behind: {n}; remove them, or go back to the overlay driver for them")?,
     }
     Ok(u8::from(behind > 0))
 }
@@ -141,7 +139,7 @@ impl Mover {
                 return Err(e.context(format!("image {name}")));
             }
             compared.extend(image.chains.iter().cloned());
-            println!("{name}: {moved} of {} layers moved, the same on both sides", image.chains.len());
+            say!("{name}: {moved} of {} layers moved, the same on both sides", image.chains.len())?;
         }
         let mut behind = 0;
         for id in self.overlay.list_rootfs().await? {
@@ -149,10 +147,10 @@ impl Mover {
                 continue;
             }
             match self.container(&id, &mut made).await {
-                Ok(()) => println!("container {}: moved, the same on both sides", id.short()),
+                Ok(()) => say!("container {}: moved, the same on both sides", id.short())?,
                 Err(e) => {
                     behind += 1;
-                    println!("container {}: stays behind: {}", id.short(), e.chain());
+                    say!("container {}: stays behind: {}", id.short(), e.chain())?;
                 }
             }
         }

@@ -5,12 +5,13 @@
 //! 1 a pull would fail of the configuration, or not all of a file can be said here: nothing is written then, but with `--partial`.
 
 // Printing is what a command line is for.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgAction, ArgMatches};
 
+use crate::cli::output::say;
 use super::keychain;
 use crate::cli::{Command, Context};
 use crate::core::error::Error;
@@ -65,8 +66,8 @@ impl Command for RegistryCommand {
         let told =
             explain(&reference, &images.config_path, &keychain(&context.config), &proxies).await.map_err(told)?;
         match matches.get_flag("json") {
-            true => println!("{}", serde_json::to_string_pretty(&told)?),
-            false => print(&told),
+            true => say!("{}", serde_json::to_string_pretty(&told)?)?,
+            false => print(&told)?,
         }
         Ok(0)
     }
@@ -82,7 +83,7 @@ fn import(context: &Context, matches: &ArgMatches) -> Result<u8> {
     let content = std::fs::read_to_string(&file).with_context(|| file.clone())?;
     let done = convert(&content).map_err(|e| anyhow!("{file}: {}", e.chain()))?;
     for note in &done.notes {
-        println!("note: {note}");
+        say!("note: {note}")?;
     }
     for left in &done.left_out {
         eprintln!("proxmox-lxcri: left out: {left}");
@@ -97,7 +98,7 @@ fn import(context: &Context, matches: &ArgMatches) -> Result<u8> {
     for (registry, hosts) in &done.files {
         let path = to.join(registry).join("hosts.toml");
         if matches.get_flag("dry-run") {
-            println!("# {path}\n{hosts}");
+            say!("# {path}\n{hosts}")?;
             continue;
         }
         if !matches.get_flag("force") && path.symlink_metadata().is_ok() {
@@ -106,25 +107,26 @@ fn import(context: &Context, matches: &ArgMatches) -> Result<u8> {
         std::fs::create_dir_all(to.join(registry)).with_context(|| path.to_string())?;
         atomic::write(path.as_std_path(), hosts.as_bytes(), 0o644, Durability::Machine)
             .with_context(|| path.to_string())?;
-        println!("{path}");
+        say!("{path}")?;
     }
     Ok(u8::from(!whole && !matches.get_flag("partial")))
 }
 
-fn print(told: &Explanation) {
-    println!("image:        {}", told.image);
-    println!("hosts.toml:   {}", told.hosts_file.as_ref().map_or("none for this registry", |p| p.as_str()));
+fn print(told: &Explanation) -> Result<()> {
+    say!("image:        {}", told.image)?;
+    say!("hosts.toml:   {}", told.hosts_file.as_ref().map_or("none for this registry", |p| p.as_str()))?;
     for (n, host) in told.hosts.iter().enumerate() {
-        println!("{}. {}", n + 1, host.url);
-        println!("   asked for:   {}", asked_for(host));
-        println!("   reached:     {}", host.reached);
-        println!("   TLS:         {}", host.tls);
+        say!("{}. {}", n + 1, host.url)?;
+        say!("   asked for:   {}", asked_for(host))?;
+        say!("   reached:     {}", host.reached)?;
+        say!("   TLS:         {}", host.tls)?;
         if !host.headers.is_empty() {
-            println!("   headers:     {}", host.headers.join(", "));
+            say!("   headers:     {}", host.headers.join(", "))?;
         }
         let first = if host.upstream { "the pull's own (a pod's pull secrets), then " } else { "" };
-        println!("   credentials: {first}{}", host.credentials);
+        say!("   credentials: {first}{}", host.credentials)?;
     }
+    Ok(())
 }
 
 fn asked_for(host: &Asked) -> String {

@@ -23,6 +23,8 @@ use crate::core::state::{ContainerPhase, PodPhase};
 
 /// A client that lags behind a container's output by so many bytes is cut off: the pipe's size.
 const LAG: usize = 1 << 20;
+/// Size of the pipes of an exec's streams: whoever copies through them is woken less often than with the kernel's 64 KiB.
+const ROOM: usize = 256 << 10;
 /// An exec's terminal is not there at once; its size is set again after this time.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -133,6 +135,10 @@ impl Engine {
         let (stdin, in_end) = wanted.stdin.then(input_pipe).transpose()?.unzip();
         let (stdout, out_end) = wanted.stdout.then(output_pipe).transpose()?.unzip();
         let (stderr, err_end) = (wanted.stderr && !wanted.tty).then(output_pipe).transpose()?.unzip();
+        for end in [&in_end, &out_end, &err_end].into_iter().flatten() {
+            // A user with very many pipes gets small ones.
+            let _ = rustix::pipe::fcntl_setpipe_size(end, ROOM);
+        }
         give_ends(&pod, &container, [&in_end, &out_end, &err_end].into_iter().flatten())?;
         let terminal = Terminal { monitor: monitor.clone(), container: container.id.clone(), exec_id: Some(exec_id) };
         let ended = async move {

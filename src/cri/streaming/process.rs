@@ -17,7 +17,7 @@ use crate::core::engine::{Process, ProcessEnd, Terminal};
 use crate::core::error::Result;
 
 /// Bytes read from a process at once.
-const READ: usize = 32 << 10;
+const READ: usize = 64 << 10;
 /// Without output for so long after the end of a process, what still holds its output open is not waited for.
 const DRAIN: Duration = Duration::from_secs(2);
 /// What a client is told whose connection we end.

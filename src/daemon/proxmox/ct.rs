@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
+use crate::cli::output::say;
 use super::guest::Make;
 use super::{Call, exec, guest, settings, text, texts, vmid};
 use crate::integrations::proxmox_api::{CtSpec, Features, GuestId, GuestKind, Net, PropertyError, Vmid, Volume};
@@ -50,7 +51,7 @@ fn spec(matches: &ArgMatches) -> Result<CtSpec> {
 async fn create(call: &Call, matches: &ArgMatches) -> Result<()> {
     let (spec, node) = (spec(matches)?, call.node.as_str());
     let id = guest::numbered(call, matches, "vmid", Make::Ct(&spec)).await?;
-    println!("{id}");
+    say!("{id}")?;
     if matches.get_flag("start") {
         call.api.guest_start(GuestId::ct(node, id)).await?;
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
+use crate::cli::output::say;
 use super::{Call, mib, settings, text, texts, vmid};
 use crate::integrations::proxmox_api::{
     ApiError, CloneSpec, CtSpec, ErrorKind, GuestChange, GuestId, GuestKind, GuestStatus, Interface, Running, VmSpec,
@@ -32,7 +33,7 @@ pub(super) async fn run(call: &Call, kind: GuestKind, verb: &str, matches: &ArgM
         "delete" => api.guest_delete(guest()?, matches.get_flag("force")).await?,
         "exists" => {
             let there = api.guest_exists(guest()?).await?;
-            println!("{}", if there { "yes" } else { "no" });
+            say!("{}", if there { "yes" } else { "no" })?;
             return Ok(Some(u8::from(!there)));
         }
         "update" => update(call, guest()?, matches).await?,
@@ -79,7 +80,7 @@ async fn update(call: &Call, guest: GuestId<'_>, matches: &ArgMatches) -> Result
         bail!("nothing to change: give KEY=VALUE or --delete KEY");
     }
     for pending in call.api.guest_update(guest, &change).await? {
-        println!("{} takes effect at the next start", pending.key);
+        say!("{} takes effect at the next start", pending.key)?;
     }
     Ok(())
 }
@@ -94,7 +95,7 @@ async fn clone(call: &Call, guest: GuestId<'_>, matches: &ArgMatches) -> Result<
         full: matches.get_flag("full"),
     };
     let new = numbered(call, matches, "newid", Make::Clone(guest, &spec)).await?;
-    println!("{new}");
+    say!("{new}")?;
     Ok(())
 }
 
@@ -144,11 +145,11 @@ pub(super) async fn numbered(call: &Call, matches: &ArgMatches, name: &str, make
 /// Shows a configuration.
 pub(super) fn show(call: &Call, keys: &BTreeMap<String, String>) -> Result<()> {
     if call.json {
-        println!("{}", serde_json::to_string_pretty(keys)?);
+        say!("{}", serde_json::to_string_pretty(keys)?)?;
         return Ok(());
     }
     for (key, value) in keys {
-        println!("{key}: {}", value.trim_end().replace('\n', "\n  "));
+        say!("{key}: {}", value.trim_end().replace('\n', "\n  "))?;
     }
     Ok(())
 }
@@ -162,15 +163,15 @@ pub(super) fn info(
 ) -> Result<()> {
     if call.json {
         let all = serde_json::json!({ "status": status, "config": keys, "interfaces": addresses });
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        say!("{}", serde_json::to_string_pretty(&all)?)?;
         return Ok(());
     }
     let state = if status.is_paused() { "paused" } else { status.status.as_str() };
     let (used, most) = (mib(status.mem), mib(status.maxmem));
-    println!("vmid: {}\nstatus: {state}\nuptime: {} s\nmemory: {used} of {most} MiB", status.vmid, status.uptime);
+    say!("vmid: {}\nstatus: {state}\nuptime: {} s\nmemory: {used} of {most} MiB", status.vmid, status.uptime)?;
     for interface in addresses {
         let found: Vec<_> = [&interface.inet, &interface.inet6].into_iter().flatten().map(String::as_str).collect();
-        println!("interface {}: {}", interface.name, found.join(" "));
+        say!("interface {}: {}", interface.name, found.join(" "))?;
     }
     show(call, keys)
 }

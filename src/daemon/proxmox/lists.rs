@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
+use crate::cli::output::say;
 use super::{Call, mib, text, texts};
 use crate::integrations::proxmox_api::{Content, Upid, needs};
 
@@ -43,7 +44,7 @@ pub(super) async fn run(call: &Call, verb: &str, matches: &ArgMatches) -> Result
                 ]
             })?;
             if !call.json {
-                println!("next free: {}", call.api.next_vmid().await?);
+                say!("next free: {}", call.api.next_vmid().await?)?;
             }
         }
         "check" => return check(call, matches).await,
@@ -72,7 +73,7 @@ async fn tasks(call: &Call, matches: &ArgMatches) -> Result<()> {
     if let Some(upid) = text(matches, "UPID") {
         let upid: Upid = upid.parse()?;
         for line in call.api.task_lines(&upid).await? {
-            println!("{line}");
+            say!("{line}")?;
         }
         return Ok(());
     }
@@ -93,7 +94,7 @@ async fn tasks(call: &Call, matches: &ArgMatches) -> Result<()> {
 
 async fn check(call: &Call, matches: &ArgMatches) -> Result<u8> {
     let version = call.api.version().await?;
-    println!("Proxmox VE {}", version.version);
+    say!("Proxmox VE {}", version.version)?;
     if version.major().is_none_or(|n| n < 8) {
         bail!("Proxmox VE {} is not supported: 8 or later is needed", version.version);
     }
@@ -103,10 +104,10 @@ async fn check(call: &Call, matches: &ArgMatches) -> Result<u8> {
     let pool = text(matches, "pool").unwrap_or_default();
     let lacking = call.api.lacking(&needs(&pool, &texts(matches, "storage"), &texts(matches, "bridge"))).await?;
     for need in &lacking {
-        println!("lacks {} on {}: {}", need.privilege, need.path, need.purpose);
+        say!("lacks {} on {}: {}", need.privilege, need.path, need.purpose)?;
     }
     if lacking.is_empty() {
-        println!("the token has all that is needed");
+        say!("the token has all that is needed")?;
     }
     Ok(u8::from(!lacking.is_empty()))
 }

@@ -4,7 +4,7 @@
 //! Exit codes: 0 done, 1 failed (`exists`: it is not there), `exec`: the command's own.
 
 // Printing is what a command line is for.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 mod args;
 mod ct;
@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ArgMatches;
 use serde::Serialize;
 
+use crate::cli::output::say;
 use crate::cli::{Command, Context};
 use crate::integrations::proxmox_api::{ApiError, Ended, Proxmox, Running, Vmid};
 
@@ -73,13 +74,13 @@ impl Call {
     /// Prints rows as JSON, or as a table of what `columns` takes from each.
     fn table<T: Serialize>(&self, rows: &[T], heads: &[&str], columns: impl Fn(&T) -> Vec<String>) -> Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string_pretty(rows)?);
+            say!("{}", serde_json::to_string_pretty(rows)?)?;
             return Ok(());
         }
         let mut table = vec![heads.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()];
         table.extend(rows.iter().map(columns));
         for line in layout(&table) {
-            println!("{line}");
+            say!("{line}")?;
         }
         Ok(())
     }

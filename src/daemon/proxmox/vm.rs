@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::ArgMatches;
 
+use crate::cli::output::say;
 use super::guest::Make;
 use super::{Call, guest, settings, text, texts, vmid};
 use crate::integrations::proxmox_api::{ErrorKind, GuestId, GuestKind, PropertyError, VmNet, VmSpec, Vmid, Volume};
@@ -52,7 +53,7 @@ fn spec(matches: &ArgMatches) -> Result<VmSpec> {
 async fn create(call: &Call, matches: &ArgMatches) -> Result<()> {
     let (spec, node) = (spec(matches)?, call.node.as_str());
     let id = guest::numbered(call, matches, "vmid", Make::Vm(&spec)).await?;
-    println!("{id}");
+    say!("{id}")?;
     if matches.get_flag("start") {
         call.api.guest_start(GuestId::vm(node, id)).await?;
     }

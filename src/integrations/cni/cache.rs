@@ -142,7 +142,7 @@ impl Cache {
                 pods.push(pod);
             } else if let Some(pod) = name.strip_suffix(".result").and_then(|id| id.parse().ok()) {
                 // Written after its attachment and removed before it: one that is alone is what a power loss left.
-                if !self.path(&pod).exists() {
+                if !self.path(&pod).try_exists().map_err(failed)? {
                     let _ = std::fs::remove_file(self.result_path(&pod));
                 }
             } else if atomic::is_temporary(name) && !name.starts_with(&own) {

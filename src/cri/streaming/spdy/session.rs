@@ -29,7 +29,7 @@ use crate::cri::streaming::remote::{Activity, Credit, Incoming};
 const MAX_STREAMS: usize = 512;
 /// Streams that may wait to be accepted.
 const ACCEPT: usize = 16;
-/// Data frames (of at most 32 KiB) that may wait to be written.
+/// Data frames (of at most 64 KiB) that may wait to be written.
 const DATA: usize = 8;
 /// Control frames that may wait to be written.
 const CONTROL: usize = 256;

@@ -14,7 +14,7 @@ use super::window::SendWindow;
 use crate::cri::streaming::remote::{Gone, Incoming, Outgoing};
 
 /// Longest data frame that is sent.
-const CHUNK: usize = 32 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// A stream that the client has opened.
 pub struct Stream {

@@ -27,7 +27,7 @@ use crate::cri::streaming::remote::{Activity, Gone, Incoming, Outgoing};
 /// Messages that may wait to be written.
 const QUEUE: usize = 8;
 /// Longest message that is sent, in bytes of data.
-const CHUNK: usize = 32 << 10;
+const CHUNK: usize = 64 << 10;
 /// What was sent last has so long to be written.
 const CLOSE: Duration = Duration::from_secs(60);
 /// The client has so long to answer our close.
