@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, bail};
 use clap::{Arg, ArgMatches};
 
-use super::output::say;
 use super::client::{Client, called};
+use super::output::say;
 use super::{Command, Context, required, rest, string, strings};
 use crate::api::local;
 

@@ -5,8 +5,8 @@ use std::io::{IsTerminal, Read, Write};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches};
 
-use super::output::say;
 use super::client::{Client, called};
+use super::output::say;
 use super::{Command, Context, required, string};
 use crate::api::local;
 

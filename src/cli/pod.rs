@@ -6,8 +6,8 @@ use std::io::Write;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::{Arg, ArgMatches};
 
-use super::output::say;
 use super::client::{Client, called};
+use super::output::say;
 use super::{Command, Context, required, string};
 use crate::api::{local, v1};
 
@@ -51,11 +51,11 @@ impl Command for Pod {
         match verb.as_str() {
             "snapshot" => {
                 let request = local::SnapshotPodRequest { pod, name };
-                tell(&called(client.local.snapshot_pod(request).await)?.containers);
+                tell(&called(client.local.snapshot_pod(request).await)?.containers)?;
             }
             "rollback" => {
                 let request = local::SnapshotPodRequest { pod, name };
-                tell(&called(client.local.rollback_pod(request).await)?.containers);
+                tell(&called(client.local.rollback_pod(request).await)?.containers)?;
             }
             "snapshots" => {
                 let request = local::PodSnapshotsRequest { pod };
@@ -82,8 +82,8 @@ impl Command for Pod {
     }
 }
 
-fn tell(containers: &[String]) {
-    containers.iter().try_for_each(|c| say!("{c}"))?;
+fn tell(containers: &[String]) -> Result<()> {
+    containers.iter().try_for_each(|c| say!("{c}"))
 }
 
 async fn diff(client: &mut Client, pod: String, from: String) -> Result<()> {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use anyhow::Result;
 use clap::{Arg, ArgMatches};
 
-use super::output::say;
 use super::client::Client;
+use super::output::say;
 use super::{Command, Context, switch};
 use crate::api::v1;
 

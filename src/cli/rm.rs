@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use clap::{Arg, ArgMatches};
 
-use super::output::say;
 use super::client::{Client, called};
+use super::output::say;
 use super::run::remove_logs;
 use super::{Command, Context, strings, switch};
 use crate::api::v1;

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
 
-use super::output::say;
 use super::client::{Client, Keys, called};
 use super::crilog::Follower;
 use super::interrupts::Interrupts;
+use super::output::say;
 use super::stream::{self, Connected, Ended, Options};
 use super::{Command, Context, required, rest, string, strings, switch};
 use crate::api::v1;

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use clap::ArgMatches;
 
-use super::output::say;
 use super::client::{Client, called};
+use super::output::say;
 use super::{Command, Context, required, string};
 use crate::api::local;
 

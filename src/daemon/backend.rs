@@ -13,9 +13,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
-use crate::cli::output::say;
 use crate::backends::lxc::by_hand::{ByHand, Info, New, Source};
 use crate::cli::interrupts::unless_interrupted;
+use crate::cli::output::say;
 use crate::cli::{Command, Context};
 use crate::core::error::Error;
 

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches};
 
-use crate::cli::output::say;
 use super::{StateLock, images_config, storage};
+use crate::cli::output::say;
 use crate::cli::{self, Command, Context};
 use crate::core::blocking::blocking;
 use crate::core::config::{Config, LayerDriver};
-use crate::core::error::{Error, Result};
+use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, Digest};
 use crate::core::ports::{ImageStore, LayerStore, RootfsChanges, RootfsOptions};
 use crate::core::records::RecordStore;
@@ -68,7 +68,7 @@ async fn migrate(config: &Config) -> Result<u8> {
     let (root, state) = (&config.server.root, &config.server.state);
     let from = root.join("overlay");
     if !from.join("layers").is_dir() {
-        say!("nothing to move: {from} is not there")?;
+        say!("nothing to move: {from} is not there").map_err(untold)?;
         return Ok(0);
     }
     std::fs::create_dir_all(state).map_err(|e| Error::io(format!("make folder {state}"), e))?;
@@ -84,15 +84,21 @@ async fn migrate(config: &Config) -> Result<u8> {
     let done = mover.all(&*images, &claimed).await;
     // What was removed is destroyed in the background, which ends here.
     if !mover.to.settled(SETTLED).await {
-        say!("not all that was removed is destroyed yet: the daemon's next start goes on with it")?;
+        say!("not all that was removed is destroyed yet: the daemon's next start goes on with it").map_err(untold)?;
     }
     tasks.shutdown().await;
     let behind = done?;
     match behind {
-        0 => say!("all is in {}; {from} is not used any more", config.images.zfs.dataset)?,
-        n => say!("containers left behind: {n}; remove them, or go back to the overlay driver for them")?,
+        0 => say!("all is in {}; {from} is not used any more", config.images.zfs.dataset).map_err(untold)?,
+        n => say!("containers left behind: {n}; remove them, or go back to the overlay driver for them")
+            .map_err(untold)?,
     }
     Ok(u8::from(behind > 0))
+}
+
+/// Standard output can't be written. What was moved is moved: called again, it goes on.
+fn untold(error: anyhow::Error) -> Error {
+    Error::new(Kind::Internal, format!("{error:#}"))
 }
 
 /// All containers that there are; none of them may run.
@@ -139,7 +145,7 @@ impl Mover {
                 return Err(e.context(format!("image {name}")));
             }
             compared.extend(image.chains.iter().cloned());
-            say!("{name}: {moved} of {} layers moved, the same on both sides", image.chains.len())?;
+            say!("{name}: {moved} of {} layers moved, the same on both sides", image.chains.len()).map_err(untold)?;
         }
         let mut behind = 0;
         for id in self.overlay.list_rootfs().await? {
@@ -147,10 +153,10 @@ impl Mover {
                 continue;
             }
             match self.container(&id, &mut made).await {
-                Ok(()) => say!("container {}: moved, the same on both sides", id.short())?,
+                Ok(()) => say!("container {}: moved, the same on both sides", id.short()).map_err(untold)?,
                 Err(e) => {
                     behind += 1;
-                    say!("container {}: stays behind: {}", id.short(), e.chain())?;
+                    say!("container {}: stays behind: {}", id.short(), e.chain()).map_err(untold)?;
                 }
             }
         }

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgAction, ArgMatches};
 
-use crate::cli::output::say;
 use super::keychain;
+use crate::cli::output::say;
 use crate::cli::{Command, Context};
 use crate::core::error::Error;
 use crate::core::reference::Reference;

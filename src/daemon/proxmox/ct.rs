@@ -3,9 +3,9 @@
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
-use crate::cli::output::say;
 use super::guest::Make;
 use super::{Call, exec, guest, settings, text, texts, vmid};
+use crate::cli::output::say;
 use crate::integrations::proxmox_api::{CtSpec, Features, GuestId, GuestKind, Net, PropertyError, Vmid, Volume};
 
 pub(super) async fn run(call: &Call, matches: &ArgMatches) -> Result<u8> {

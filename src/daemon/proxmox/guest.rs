@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
-use crate::cli::output::say;
 use super::{Call, mib, settings, text, texts, vmid};
+use crate::cli::output::say;
 use crate::integrations::proxmox_api::{
     ApiError, CloneSpec, CtSpec, ErrorKind, GuestChange, GuestId, GuestKind, GuestStatus, Interface, Running, VmSpec,
     Vmid,

@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
-use crate::cli::output::say;
 use super::{Call, mib, text, texts};
+use crate::cli::output::say;
 use crate::integrations::proxmox_api::{Content, Upid, needs};
 
 pub(super) async fn run(call: &Call, verb: &str, matches: &ArgMatches) -> Result<u8> {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::ArgMatches;
 
-use crate::cli::output::say;
 use super::guest::Make;
 use super::{Call, guest, settings, text, texts, vmid};
+use crate::cli::output::say;
 use crate::integrations::proxmox_api::{ErrorKind, GuestId, GuestKind, PropertyError, VmNet, VmSpec, Vmid, Volume};
 
 /// Most bytes that are read from our standard input: one more than can be sent, so that too many are told.
