@@ -522,3 +522,62 @@ fn the_log_cannot_be_made() {
         });
     });
 }
+
+#[test]
+fn what_a_handlers_policy_forbids() {
+    isolated("what_a_handlers_policy_forbids", || {
+        let policy = "[handlers.crun.policy]\nrequire_seccomp = true\ndrop_capabilities = [\"NET_RAW\"]\nmax_memory = 67108864\n";
+        let node = Node::start(Options { more_config: policy.into(), ..Options::default() });
+        block_on(async {
+            let mut c = Client::connect(&node.socket()).await;
+            c.pull(BUSYBOX).await;
+            let config = pod("p", &node.dir.join("logs"));
+            let id = c.runtime.run_pod_sandbox(run_request(&config)).await.expect("RunPodSandbox").into_inner();
+            let id = id.pod_sandbox_id;
+            let with = |memory: i64, change: fn(&mut cri::LinuxContainerSecurityContext)| {
+                let mut made = container("c", BUSYBOX, "grep CapEff /proc/self/status; sleep 1000");
+                let linux = made.linux.as_mut().expect("linux");
+                linux.resources =
+                    Some(cri::LinuxContainerResources { memory_limit_in_bytes: memory, ..Default::default() });
+                let security = linux.security_context.as_mut().expect("a security context");
+                security.seccomp = Some(cri::SecurityProfile::default());
+                change(security);
+                create_request(&id, made, &config)
+            };
+            let code = &[Code::FailedPrecondition];
+            for (request, key) in [
+                (with(0, |_| ()), "handlers.crun.policy.max_memory"),
+                (with(1 << 27, |_| ()), "handlers.crun.policy.max_memory"),
+                (with(1 << 26, |s| s.seccomp = None), "handlers.crun.policy.require_seccomp"),
+                (with(1 << 26, |s| s.privileged = true), "handlers.crun.policy.require_seccomp"),
+                (
+                    with(1 << 26, |s| {
+                        let add_capabilities = vec!["NET_RAW".into()];
+                        s.capabilities = Some(cri::Capability { add_capabilities, ..Default::default() });
+                    }),
+                    "handlers.crun.policy.drop_capabilities",
+                ),
+            ] {
+                refused(c.runtime.create_container(request).await, code, &[key, "\"c\""]);
+            }
+            let made = c.runtime.create_container(with(1 << 26, |_| ())).await.expect("CreateContainer").into_inner();
+            let container_id = made.container_id;
+            let start = cri::StartContainerRequest { container_id: container_id.clone() };
+            c.runtime.start_container(start).await.expect("StartContainer");
+            let log = node.dir.join("logs/p/c.log");
+            let caps = loop {
+                let text = std::fs::read_to_string(&log).unwrap_or_default();
+                if let Some(word) = text.lines().find_map(|l| l.rsplit_once("CapEff:\t")) {
+                    break u64::from_str_radix(word.1, 16).expect("a number");
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            };
+            // CAP_NET_RAW is 13, CAP_CHOWN 0.
+            assert_eq!((caps >> 13 & 1, caps & 1), (0, 1), "{caps:x}");
+            let linux = cri::LinuxContainerResources { memory_limit_in_bytes: 1 << 27, ..Default::default() };
+            let update =
+                cri::UpdateContainerResourcesRequest { container_id, linux: Some(linux), ..Default::default() };
+            refused(c.runtime.update_container_resources(update).await, code, &["handlers.crun.policy.max_memory"]);
+        });
+    });
+}

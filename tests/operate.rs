@@ -107,6 +107,25 @@ fn the_configuration_is_checked_read_again_and_explained() {
         let from = reload(&good);
         logged(&node, from, "the configuration was read again");
 
+        // Levels by a command: those of modules, until SIGHUP puts the configured ones back; what makes none changes nothing.
+        let level = |levels: &[&str]| lxcri(&node, &[&["debug", "level"], levels].concat());
+        let configured = "info,proxmox_lxcri=debug\n";
+        assert_eq!(level(&[]).1, configured);
+        assert_eq!(level(&["warn,proxmox_lxcri::cri=trace"]).1, "warn,proxmox_lxcri::cri=trace\n");
+        let from = log_since(&node, 0).len();
+        crictl.try_run(&["inspectp", "0123"]);
+        assert!(!log_since(&node, from).contains("INFO"), "{}", log_since(&node, from));
+        for bad in ["proxmox_lxcri=loud", "", "a=b=c"] {
+            let (status, out, errors) = level(&[bad]);
+            assert!(status == Some(1) && out.is_empty() && errors.contains("level"), "{bad:?}: {out}{errors}");
+        }
+        assert_eq!(level(&[]).1, "warn,proxmox_lxcri::cri=trace\n");
+        reload(&good);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while level(&[]).1 != configured {
+            assert!(std::time::Instant::now() < until, "SIGHUP did not put the level back");
+        }
+
         // Where a rule sends a pod that names no handler.
         crictl.run(&["pull", BUSYBOX]);
         let pod = crictl.run_pod("here");

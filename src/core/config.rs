@@ -23,6 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
+use super::policy::Policy;
 
 pub use bfc::{BfcImages, PlainRootfs};
 pub use keys::{Key, keys as all_keys, schema};
@@ -262,6 +263,13 @@ pub struct Handlers {
     pub proxmox_lxc: ProxmoxLxcHandler,
 }
 
+impl Handlers {
+    /// The policies, each with its handler's name.
+    pub fn policies(&self) -> [(&'static str, &Policy); 3] {
+        [("crun", &self.crun.policy), ("lxc", &self.lxc.policy), ("proxmox-lxc", &self.proxmox_lxc.policy)]
+    }
+}
+
 /// Handler `crun`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -273,11 +281,13 @@ pub struct CrunHandler {
     pub timeout: u64,
     /// Longest time that a checkpoint's dump may take, in seconds.
     pub checkpoint_timeout: u64,
+    /// What its pods have to be like.
+    pub policy: Policy,
 }
 
 impl Default for CrunHandler {
     fn default() -> Self {
-        Self { path: "/usr/bin/crun".into(), timeout: 60, checkpoint_timeout: 1800 }
+        Self { path: "/usr/bin/crun".into(), timeout: 60, checkpoint_timeout: 1800, policy: Policy::default() }
     }
 }
 
@@ -296,11 +306,13 @@ pub struct LxcHandler {
     pub library: Option<Utf8PathBuf>,
     /// Longest time that one call of the helper may take, in seconds.
     pub timeout: u64,
+    /// What its pods have to be like.
+    pub policy: Policy,
 }
 
 impl Default for LxcHandler {
     fn default() -> Self {
-        Self { helper: None, init: None, library: None, timeout: 60 }
+        Self { helper: None, init: None, library: None, timeout: 60, policy: Policy::default() }
     }
 }
 

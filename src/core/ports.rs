@@ -713,6 +713,14 @@ pub trait Monitor: Send + Sync {
     async fn shutdown(&self, force: bool) -> Result<()>;
 }
 
+/// What the daemon logs.
+pub trait LogLevel: Send + Sync {
+    /// Levels as `log.level` has them.
+    fn get(&self) -> String;
+    /// Other ones from now on; refuses what makes none.
+    fn set(&self, levels: &str) -> Result<()>;
+}
+
 /// Keeps descriptors for the next daemon, where the node's service manager can. Names are letters, digits, dots and dashes.
 pub trait FdStore: Send + Sync {
     /// Keeps a duplicate, in place of what was kept under the name.

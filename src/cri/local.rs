@@ -280,6 +280,16 @@ impl local::local_service_server::LocalService for Front {
         });
         Ok(Response::new(local::DumpResponse { json: json.to_string() }))
     }
+
+    async fn set_log_level(&self, request: Request<local::SetLogLevelRequest>) -> Answer<local::SetLogLevelResponse> {
+        let level = request.into_inner().level;
+        if !level.is_empty() {
+            let before = self.level.get();
+            self.level.set(&level)?;
+            tracing::warn!(level, before, "the level of the log was changed by a command");
+        }
+        Ok(Response::new(local::SetLogLevelResponse { level: self.level.get() }))
+    }
 }
 
 /// What the kernel says of this process.

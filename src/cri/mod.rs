@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use crate::core::config::{CgroupDriver, Config};
 use crate::core::engine::{Engine, Scope};
+use crate::core::ports::LogLevel;
 use crate::core::spec::Owner;
 
 /// What the services of one socket stand on.
@@ -37,6 +38,8 @@ pub struct Front {
     pub config: Arc<Config>,
     /// Driver that the kubelet is told.
     pub cgroup_driver: CgroupDriver,
+    /// What is logged.
+    pub level: Arc<dyn LogLevel>,
     /// Extra facts for a verbose Status, as JSON values by name.
     pub info: Arc<serde_json::Map<String, serde_json::Value>>,
 }

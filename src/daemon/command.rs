@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{Layer, Registry};
 
-use super::reload::{self, LevelHandle};
+use super::reload::{self, Level};
 use super::traces::Traces;
 use super::wire;
 use crate::cli::{Command, Context};
@@ -52,7 +52,7 @@ impl Command for Serve {
         // Credentials and what is typed into containers are in memory: no core file has them. exec undoes it, so that
         // containers are as free as ever.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-        let served = serve(context.config.clone(), context.sources.clone(), level).await;
+        let served = serve(context.config.clone(), context.sources.clone(), Arc::new(level)).await;
         if let Some(traces) = traces {
             traces.shutdown().await;
         }
@@ -60,10 +60,8 @@ impl Command for Serve {
     }
 }
 
-fn start_logging(config: &Config, traces: Option<&Traces>) -> Result<LevelHandle> {
-    let filter = EnvFilter::try_new(&config.log.level)
-        .with_context(|| format!("log.level {:?} is not a filter", config.log.level))?;
-    let (filter, level) = tracing_subscriber::reload::Layer::new(filter);
+fn start_logging(config: &Config, traces: Option<&Traces>) -> Result<Level> {
+    let (filter, level) = Level::new(&config.log.level).map_err(plain)?;
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match config.log.format {
@@ -97,12 +95,12 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn serve(config: Config, sources: Sources, level: LevelHandle) -> Result<()> {
+async fn serve(config: Config, sources: Sources, level: Arc<Level>) -> Result<()> {
     raise_descriptor_limit();
     let stop = stop_on_signals()?;
     let hangups = reload::listen().map_err(plain)?;
     let wired = wire(&config).await.map_err(plain)?;
-    wired.tasks.spawn_cancellable("reload", reload::on_hangups(hangups, sources, config.clone(), level));
+    wired.tasks.spawn_cancellable("reload", reload::on_hangups(hangups, sources, config.clone(), level.clone()));
     let config = Arc::new(config);
     let streaming = Streaming::start(&config.server.stream, wired.engine.clone(), wired.tasks.clone());
     let streaming = streaming.await.map_err(plain)?;
@@ -117,6 +115,7 @@ async fn serve(config: Config, sources: Sources, level: LevelHandle) -> Result<(
         streaming: streaming.clone(),
         config: config.clone(),
         cgroup_driver: wired.cgroup_driver,
+        level: level.clone(),
         info: Arc::default(),
     };
     let (listen, local_listen) = (&config.server.listen, &config.server.local_listen);

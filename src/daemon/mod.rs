@@ -151,6 +151,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
             state: state.clone(),
             default_handler: config.runtime.default_handler.clone(),
             router: Router::new(&config.routing)?,
+            policies: config.handlers.policies().map(|(handler, policy)| (handler, policy.clone())).into(),
             container_quota: config.images.container_quota()?,
             exec_drain: Duration::from_secs(config.runtime.exec_sync_drain),
             boot_id: pidfd::boot_id().map_err(|e| Error::io("read the boot id", e))?,

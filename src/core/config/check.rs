@@ -86,6 +86,11 @@ impl Config {
         for fault in Router::faults(&self.routing) {
             faults.push(fault);
         }
+        for (handler, policy) in self.handlers.policies() {
+            for (key, why) in policy.faults() {
+                faults.add(format!("handlers.{handler}.policy.{key}"), why);
+            }
+        }
     }
 }
 

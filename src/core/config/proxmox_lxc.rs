@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::error::Result;
+use super::super::policy::Policy;
 use super::Span;
 use super::faults::{Fault, Faults};
 
@@ -39,6 +40,8 @@ pub struct ProxmoxLxcHandler {
     pub orphans_after: Span,
     /// The CTs' network.
     pub network: CtNetwork,
+    /// What its pods have to be like.
+    pub policy: Policy,
 }
 
 /// What becomes of CTs that carry this installation's identity and belong to no pod.
@@ -65,6 +68,7 @@ impl Default for ProxmoxLxcHandler {
             orphans: Orphans::default(),
             orphans_after: Span::from(Duration::from_secs(60)),
             network: CtNetwork::default(),
+            policy: Policy::default(),
         }
     }
 }

@@ -40,6 +40,7 @@ impl PodTask {
         }
         self.backend
             .adapt_container(&self.pod, &mut config)
+            .and_then(|()| self.policy().map_or(Ok(()), |(handler, policy)| policy.apply(handler, &mut config)))
             .and_then(|()| limits::check(&config.resources, &config.resources))
             .map_err(|e| e.context(format!("container {:?} in pod {}", config.name, self.pod.id)))?;
         if let Some(id) = self.taken(&config)? {

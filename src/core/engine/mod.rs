@@ -27,6 +27,7 @@ mod unclaimed;
 mod update;
 mod volumes;
 
+use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ use super::backend::Backend;
 use super::config::Router;
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, PodId};
+use super::policy::Policy;
 use super::ports::{Clock, FdStore, ImageStore, LayerStore, Supervisor};
 use super::records::{ContainerRecord, PodRecord, RecordStore};
 use super::spec::{ContainerConfig, Owner, SandboxConfig};
@@ -68,6 +70,8 @@ pub struct EngineConfig {
     pub default_handler: String,
     /// Which pods that name none get another.
     pub router: Router,
+    /// What pods have to be like, by handler.
+    pub policies: HashMap<&'static str, Policy>,
     /// Bytes that a container may write into its root file system if nobody says; 0: no limit.
     pub container_quota: u64,
     /// How long output of an exec is read after its end.
@@ -199,6 +203,9 @@ impl Engine {
         };
         let backend = self.shared.backend(routed)?;
         backend.adapt_pod(&mut config)?;
+        if let Some(policy) = self.shared.config.policies.get(backend.handler()) {
+            policy.check_pod(backend.handler(), &config)?;
+        }
         for (what, asked) in [("resources", &config.resources), ("overhead", &config.overhead)] {
             super::limits::check(asked, asked)
                 .map_err(|e| e.context(format!("the {what} of pod {}", config.metadata.name)))?;

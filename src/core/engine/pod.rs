@@ -30,6 +30,7 @@ use crate::core::backend::Backend;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, PodId};
+use crate::core::policy::Policy;
 use crate::core::ports::{Monitor, MonitorEvent, MonitorLink};
 use crate::core::records::{self, ContainerRecord, PodRecord};
 use crate::core::spec::{ContainerConfig, Resources};
@@ -170,6 +171,11 @@ pub(super) struct PodTask {
 }
 
 impl PodTask {
+    /// What the pod's containers have to be like, and the handler whose policy that is.
+    pub(super) fn policy(&self) -> Option<(&str, &Policy)> {
+        self.shared.config.policies.get(self.pod.handler.as_str()).map(|policy| (self.pod.handler.as_str(), policy))
+    }
+
     /// Puts a new pod into the index and starts its task.
     pub(super) fn start(
         shared: &Arc<Shared>,

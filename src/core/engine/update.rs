@@ -55,6 +55,9 @@ impl PodTask {
         }
         let merged = asked.over(&record.config.resources);
         limits::check(asked, &merged).map_err(named)?;
+        if let Some((handler, policy)) = self.policy() {
+            policy.check_limits(handler, &merged).map_err(named)?;
+        }
         let run_dir = self.shared.run_dir(&self.pod.id, id);
         let context = UpdateContext { pod: &self.pod, container: &record, run_dir: &run_dir, asked, merged: &merged };
         self.backend.update(context).await.map_err(named)?;

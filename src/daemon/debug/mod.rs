@@ -1,4 +1,4 @@
-//! `debug dump`: what the daemon is doing now. `debug bundle`: an archive for whoever is to find a fault, without secrets.
+//! `debug dump`: what the daemon is doing now. `debug level`: what it logs. `debug bundle`: an archive for whoever is to find a fault, without secrets.
 //!
 //! A bundle needs no daemon: where none answers, that is said in it. Exit codes: 0 done, 1 nothing could be written, or (`dump`) no
 //! daemon answers.
@@ -27,7 +27,7 @@ impl Command for Debug {
         "debug"
     }
     fn about(&self) -> &'static str {
-        "What the daemon is doing now; an archive for whoever is to find a fault"
+        "What the daemon is doing now, and logs; an archive for whoever is to find a fault"
     }
     fn reads_configuration(&self) -> bool {
         // What does not fit may be the fault.
@@ -38,6 +38,9 @@ impl Command for Debug {
             clap::Command::new("dump")
                 .about("Tasks, queues, pods and monitors of the daemon")
                 .arg(output::argument("json")),
+            clap::Command::new("level")
+                .about("What the daemon logs, or is to log until it ends or reads its configuration again (SIGHUP)")
+                .arg(Arg::new("LEVELS").help("As log.level: \"info,proxmox_lxcri::core::engine=debug\"")),
             clap::Command::new("bundle")
                 .about("Write an archive: the above, the doctor's findings, configuration, log and node. Secrets are blotted out")
                 .args([
@@ -67,6 +70,15 @@ impl Command for Debug {
                 let told = called(client.local.dump(local::DumpRequest {}).await)?.json;
                 let told: serde_json::Value = serde_json::from_str(&told).context("the daemon's answer")?;
                 output::structured(matches, &told)?;
+            }
+            Some(("level", matches)) => {
+                let level = matches.get_one::<String>("LEVELS").cloned();
+                if level.as_deref().is_some_and(|l| l.trim().is_empty()) {
+                    bail!("debug level: no levels");
+                }
+                let request = local::SetLogLevelRequest { level: level.unwrap_or_default() };
+                let mut client = Client::connect(&context.local_socket).await?;
+                output::print(&format!("{}\n", called(client.local.set_log_level(request).await)?.level))?;
             }
             Some(("bundle", matches)) => write_bundle(context, matches).await?,
             _ => bail!("debug: no verb"),

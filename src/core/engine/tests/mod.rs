@@ -32,6 +32,7 @@ fn engine_with(backends: Vec<Arc<dyn Backend>>, world: &Arc<World>, dir: &Utf8Pa
         state: dir.join("state"),
         default_handler: "fake".into(),
         router: Router::default(),
+        policies: Default::default(),
         container_quota: 0,
         exec_drain: Duration::from_secs(1),
         boot_id: boot.into(),
