@@ -155,6 +155,40 @@ fn cdi_devices_are_found_by_name() {
 }
 
 #[test]
+fn hooks_of_the_nodes_folders_run_for_the_containers_that_they_name() {
+    isolated("hooks_of_the_nodes_folders_run_for_the_containers_that_they_name", || {
+        std::fs::create_dir_all("/tmp/hooks.d").expect("folder");
+        let file = |name: &str, text: &str| std::fs::write(format!("/tmp/hooks.d/{name}"), text).expect("a file");
+        let hook = r#"{"version": "1.0.0", "stages": ["createRuntime"],
+            "hook": {"path": "/bin/sh", "args": ["sh", "-c", "echo $WHAT $(cat | tr -d '[:space:]') >> /tmp/hooked"], "env": ["WHAT=hooked", "PATH=/usr/bin:/bin"]},
+            "when": {"annotations": {"^example\\.com/hook$": "^yes$"}, "commands": ["^/bin/sh$"]}}"#;
+        file("10-hook.json", hook);
+        let node = Node::start(Options {
+            runtime: "hooks_dirs = [\"/tmp/none\", \"/tmp/hooks.d\"]\n".into(),
+            ..Options::default()
+        });
+        let pod = Pod::run(&node, "p1");
+        let annotated =
+            |value: &'static str| move |c: &mut Value| c["annotations"] = json!({"example.com/hook": value});
+        assert_eq!(pod.output("no", "echo ran", annotated("no")).0, 0);
+        assert!(!std::path::Path::new("/tmp/hooked").exists(), "a hook ran for a container that it does not name");
+        assert_eq!(pod.output("yes", "echo ran", annotated("yes")).0, 0);
+        let told = std::fs::read_to_string("/tmp/hooked").expect("the hook ran");
+        // The runtime gives it the container's state.
+        assert!(
+            told.starts_with("hooked {") && told.contains("\"status\":\"created\"") && told.lines().count() == 1,
+            "{told}"
+        );
+        // One that fails fails the container, by name; so does one that can't be understood.
+        file("10-hook.json", &hook.replace("echo $WHAT", "exit 3; echo"));
+        pod.refused("Internal", &["hook"], annotated("yes"));
+        file("20-broken.json", "{\"version\": \"1.0.0\"}");
+        pod.refused("FailedPrecondition", &["/tmp/hooks.d/20-broken.json", "missing field"], annotated("no"));
+        pod.crictl.run(&["rmp", "-f", &pod.id]);
+    });
+}
+
+#[test]
 fn what_cannot_be_had_is_named() {
     isolated("what_cannot_be_had_is_named", || {
         let node = Node::start(Options::default());

@@ -209,6 +209,9 @@ pub struct Runtime {
     /// Folders of CDI files (JSON, YAML), a later one wins.
     #[schemars(with = "Vec<String>")]
     pub cdi_spec_dirs: Vec<Utf8PathBuf>,
+    /// Folders of OCI hooks (oci-hooks(5)), a later one wins. What is in them runs as root, for the containers that it names.
+    #[schemars(with = "Vec<String>")]
+    pub hooks_dirs: Vec<Utf8PathBuf>,
     /// Pods with a network of their own may listen on ports below 1024 without a capability.
     pub enable_unprivileged_ports: bool,
     /// They may ping without a capability.
@@ -244,6 +247,7 @@ impl Default for Runtime {
             .to_vec(),
             seccomp_root: "/var/lib/kubelet/seccomp".into(),
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            hooks_dirs: Vec::new(),
             enable_unprivileged_ports: true,
             enable_unprivileged_icmp: true,
         }

@@ -12,6 +12,8 @@ use super::spec::{ContainerConfig, Profile, Resources, SandboxConfig};
 
 /// The kernel's, where a container names a quota without its period, in microseconds.
 const PERIOD: i64 = 100_000;
+/// With less memory, in bytes, no program starts.
+const LEAST: u64 = 1 << 20;
 /// cgroup v2 files that are limits as well.
 const LIMITS: [&str; 2] = ["memory.max", "cpu.max"];
 
@@ -41,6 +43,9 @@ impl Policy {
             if let Err(e) = caps::parse(name) {
                 faults.push(("drop_capabilities", e.chain()));
             }
+        }
+        if (1..LEAST).contains(&self.max_memory) {
+            faults.push(("max_memory", format!("is in bytes: with less than {LEAST} nothing starts")));
         }
         if !self.max_cpus.is_finite() || self.max_cpus < 0.0 {
             faults.push(("max_cpus", "is to be a number of CPUs, or 0".to_owned()));
@@ -176,9 +181,14 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense() {
-        let policy = Policy { drop_capabilities: vec!["NET_ROW".into()], max_cpus: f64::NAN, ..Policy::default() };
+        let policy = Policy {
+            drop_capabilities: vec!["NET_ROW".into()],
+            max_memory: 512,
+            max_cpus: f64::NAN,
+            ..Policy::default()
+        };
         let keys: Vec<_> = policy.faults().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["drop_capabilities", "max_cpus"]);
+        assert_eq!(keys, ["drop_capabilities", "max_memory", "max_cpus"]);
         assert_eq!(Policy::default().faults(), []);
     }
 }

@@ -222,6 +222,11 @@ impl RecordStore {
         Ok(())
     }
 
+    /// Whether all that was written so far outlives the machine.
+    pub fn is_synced(&self) -> bool {
+        !self.unsynced.load(Ordering::Acquire)
+    }
+
     /// Makes all that was written so far outlive the machine; nothing to do is no work. Blocks on the disk.
     pub fn sync(&self) -> Result<()> {
         if !self.unsynced.swap(false, Ordering::AcqRel) {

@@ -54,8 +54,12 @@ pub use lock::StateLock;
 
 /// Where `ip netns` and other tools look for network namespaces.
 const NETNS_FOLDER: &str = "/run/netns";
-/// How often records are synced and memory is given back, where there is any.
-const HOUSEKEEPING: Duration = Duration::from_secs(3);
+/// How often is looked whether there is something to sync or to give back.
+const LOOK: Duration = Duration::from_secs(1);
+/// Looks from one sync of the records to the next.
+const SYNC: u64 = 3;
+/// Looks after which memory is given back although the work goes on.
+const LONG: u32 = 10;
 /// Where a package puts the monitor.
 const LIBEXEC: &str = "/usr/libexec/proxmox-lxcri";
 /// The monitor's file name.
@@ -173,16 +177,25 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     Ok(Wired { engine, cgroup_driver, tasks, _lock: lock })
 }
 
-/// What is done a while after work and not on its path: records are synced, memory is given back.
+/// What is done a while after work and not on its path: records are synced, memory is given back when the work is over.
 async fn keep_house(engine: Engine) {
-    loop {
-        tokio::time::sleep(HOUSEKEEPING).await;
-        if let Err(e) = engine.sync_records().await {
+    // Looks since work was first seen that nothing was given back after: the start is work as well.
+    let mut untidy = 1;
+    for look in 1_u64.. {
+        tokio::time::sleep(LOOK).await;
+        if look.is_multiple_of(SYNC)
+            && let Err(e) = engine.sync_records().await
+        {
             tracing::error!(error = e.chain(), "records may not outlive a power cut");
         }
-        if engine.take_activity() {
-            crate::utils::memory::trim();
-        }
+        untidy = match (engine.take_activity(), untidy) {
+            (false, 0) => 0,
+            (true, n) if n < LONG => n + 1,
+            _ => {
+                crate::utils::memory::trim();
+                0
+            }
+        };
     }
 }
 
@@ -305,6 +318,7 @@ fn pods_config(
         pids_limit: config.runtime.pids_limit,
         default_caps: CapSet::of(&config.runtime.default_capabilities)?,
         cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
+        hooks_dirs: config.runtime.hooks_dirs.clone(),
         seccomp_root: config.runtime.seccomp_root.clone(),
         unprivileged_ports: config.runtime.enable_unprivileged_ports,
         unprivileged_icmp: config.runtime.enable_unprivileged_icmp,

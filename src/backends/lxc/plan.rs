@@ -114,7 +114,7 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
     let mut lines = Lines::default();
     let linux = input.spec.linux().clone().unwrap_or_default();
     if input.spec.hooks().as_ref().is_some_and(|hooks| *hooks != Hooks::default()) {
-        let why = "a CDI device's hooks: liblxc runs no OCI hooks (its own get no state of the container)";
+        let why = "hooks (of a CDI device, or of runtime.hooks_dirs): liblxc runs no OCI hooks (its own get no state of the container)";
         return Err(Error::new(Kind::Unimplemented, why));
     }
     if linux.intel_rdt().is_some() {

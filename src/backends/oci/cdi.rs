@@ -24,9 +24,7 @@ pub(super) fn apply(spec: &mut Spec, all: &[DeviceEdits], privileged: bool) -> R
         process(spec, edits);
         devices(spec, nodes, privileged)?;
         mounts(spec, &edits.mounts)?;
-        for hook in &edits.hooks {
-            add_hook(spec, hook)?;
-        }
+        add_hooks(spec, &edits.hooks)?;
         if let (Some(asked), Some(linux)) = (&edits.intel_rdt, spec.linux_mut()) {
             linux.set_intel_rdt(Some(rdt(asked)?));
         }
@@ -107,6 +105,11 @@ fn mounts(spec: &mut Spec, asked: &[cdi::Mount]) -> Result<()> {
     Ok(())
 }
 
+/// Adds programs that the OCI runtime calls.
+pub fn add_hooks(spec: &mut Spec, all: &[cdi::Hook]) -> Result<()> {
+    all.iter().try_for_each(|hook| add_hook(spec, hook))
+}
+
 fn add_hook(spec: &mut Spec, asked: &cdi::Hook) -> Result<()> {
     let mut hook = HookBuilder::default().path(&asked.path);
     if !asked.args.is_empty() {
@@ -129,7 +132,7 @@ fn add_hook(spec: &mut Spec, asked: &cdi::Hook) -> Result<()> {
         "startContainer" => drop(hooks.set_start_container(with(hooks.start_container()))),
         "poststart" => drop(hooks.set_poststart(with(hooks.poststart()))),
         "poststop" => drop(hooks.set_poststop(with(hooks.poststop()))),
-        other => return Err(Error::invalid(format!("CDI hook {other:?} is not known"))),
+        other => return Err(Error::invalid(format!("hook {other:?} is not known"))),
     }
     spec.set_hooks(Some(hooks));
     Ok(())

@@ -20,6 +20,7 @@ use crate::core::records::{PodRecord, ResolvedUser};
 use crate::core::spec::{ContainerConfig, Device, Mount, Profile, UserNamespace};
 use crate::integrations::cgroup::Parent;
 use crate::integrations::idmap::Maps;
+use crate::integrations::oci_hooks::{self, OciHook};
 use crate::integrations::{apparmor, cdi};
 use crate::utils::atomic::{self, Durability};
 use crate::utils::beneath;
@@ -78,10 +79,11 @@ impl NodePods {
             let (security, image_user) = (config.security.clone(), image.config.user.clone());
             let (mounts, devices) = (config.mounts.clone(), config.devices.clone());
             let names = cdi::wanted(&config.cdi_devices, &config.annotations)?;
-            let folders = self.config.cdi_spec_dirs.clone();
+            let (folders, hooks) = (self.config.cdi_spec_dirs.clone(), self.config.hooks_dirs.clone());
             blocking(move || {
                 let mut found = look_up(rootfs, &security, &image_user, &mounts, &devices)?;
                 found.cdi = devices::cdi(&folders, &names)?;
+                found.hooks = oci_hooks::read(&hooks)?;
                 Ok(found)
             })
             .await?
@@ -108,7 +110,8 @@ impl NodePods {
             host: &host,
         };
         input.seccomp = self.seccomp(&input).await?;
-        let spec = oci::plan(&input)?;
+        let mut spec = oci::plan(&input)?;
+        add_hooks(&mut spec, &found.hooks, pod, config)?;
         let kill_with_init = linux::shares_pids(&input);
         let spec = blocking(move || Ok(destinations::resolve_all(&beneath::Root::from_fd(again), spec))).await?;
         // FIFOs are the host's: inside, their owner is the container's user.
@@ -258,12 +261,24 @@ fn program_trouble(log: &str) -> Option<String> {
     Some(line[at..].chars().take(1000).collect())
 }
 
+/// Adds what the node's folders of hooks have for such a container.
+fn add_hooks(spec: &mut Spec, hooks: &[OciHook], pod: &PodRecord, config: &ContainerConfig) -> Result<()> {
+    let mut annotations = pod.config.annotations.clone();
+    annotations.extend(config.annotations.clone());
+    let args = spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
+    let command = args.first().map(String::as_str).unwrap_or_default();
+    let has_bind_mounts = config.mounts.iter().any(|m| m.image.is_none());
+    let wanted = oci_hooks::of(hooks, oci_hooks::Container { annotations: &annotations, command, has_bind_mounts });
+    oci::cdi::add_hooks(spec, &wanted)
+}
+
 /// What was looked up in the image and on the node.
 struct Found {
     user: crate::core::records::ResolvedUser,
     sources: Vec<String>,
     devices: Vec<(LinuxDevice, String)>,
     cdi: Vec<oci::cdi::DeviceEdits>,
+    hooks: Vec<OciHook>,
 }
 
 fn look_up(
@@ -295,7 +310,7 @@ fn look_up(
     for d in wanted_devices {
         devices::requested_device(d, &mut found)?;
     }
-    Ok(Found { user, sources, devices: found, cdi: Vec::new() })
+    Ok(Found { user, sources, devices: found, cdi: Vec::new(), hooks: Vec::new() })
 }
 
 /// Sources of all mounts: an image's is where the monitor puts it.

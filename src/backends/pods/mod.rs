@@ -62,6 +62,8 @@ pub struct PodsConfig {
     pub default_caps: CapSet,
     /// Folders of CDI files; a later one wins.
     pub cdi_spec_dirs: Vec<Utf8PathBuf>,
+    /// Folders of OCI hooks; a later one wins.
+    pub hooks_dirs: Vec<Utf8PathBuf>,
     /// Folder of Localhost seccomp profiles with relative names.
     pub seccomp_root: Utf8PathBuf,
     /// Pods with a network of their own may listen on ports below 1024 without a capability.

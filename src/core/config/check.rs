@@ -123,6 +123,7 @@ impl Runtime {
         faults.absolute("runtime.monitor_path", &self.monitor_path);
         faults.absolute("runtime.seccomp_root", [&self.seccomp_root]);
         faults.absolute("runtime.cdi_spec_dirs", &self.cdi_spec_dirs);
+        faults.absolute("runtime.hooks_dirs", &self.hooks_dirs);
         faults.range("runtime.log_line_max", self.log_line_max, 256..=16 << 20);
         faults.range("runtime.exec_sync_drain", self.exec_sync_drain, 0..=3600);
         faults.range("runtime.pids_limit", self.pids_limit, 0..=1 << 22);
