@@ -20,7 +20,7 @@ pub enum Owner {
 }
 
 /// Identity of a pod as its maker names it; unique among living sandboxes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodMetadata {
     /// Pod name.
     pub name: String,
@@ -241,7 +241,7 @@ impl Resources {
 }
 
 /// A pod as asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SandboxConfig {
     /// Identity.
     pub metadata: PodMetadata,
@@ -377,7 +377,7 @@ impl std::fmt::Debug for EnvVar {
 }
 
 /// A container as asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ContainerConfig {
     /// Name within the pod.
     pub name: String,
