@@ -91,7 +91,7 @@ def judge(aims, ours, best, floor):
         enough = "least" in aims and ours >= aims["least"]
         times = best is not None and best > 0 and ours >= aims["or_times"] * best
         met.append(enough or times)
-        told.append("aim " + " or ".join([str(aims["least"])] * ("least" in aims) + [f"{aims['or_times']} x"]))
+        told.append("aim " + " or ".join([str(aims[k]) for k in ("least",) if k in aims] + [f"{aims['or_times']} x"]))
     return "; ".join(told), all(met)
 
 
