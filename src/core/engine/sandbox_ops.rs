@@ -89,7 +89,8 @@ impl PodTask {
         let folder = pod_dir.clone();
         blocking(move || make_private_dir(&folder)).await?;
         fail_point!("sandbox.folder");
-        let link = self.shared.ports.supervisor.spawn(self.id(), records::encode(&self.pod)?).await?;
+        let link =
+            self.shared.ports.supervisor.spawn(self.id(), &self.pod.handler, records::encode(&self.pod)?).await?;
         self.set_monitor(Some(link));
         fail_point!("sandbox.monitor");
         let monitor = self.the_monitor()?;

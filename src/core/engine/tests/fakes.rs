@@ -298,7 +298,7 @@ impl FakeSupervisor {
 
 #[async_trait]
 impl Supervisor for FakeSupervisor {
-    async fn spawn(&self, pod: &PodId, pod_info: Vec<u8>) -> Result<MonitorLink> {
+    async fn spawn(&self, pod: &PodId, _handler: &str, pod_info: Vec<u8>) -> Result<MonitorLink> {
         self.0.step("spawn").await?;
         locked(&self.0.monitors).insert(pod.clone(), FakeMonitorState { info: pod_info, ..Default::default() });
         Ok(self.link(pod))
