@@ -4,19 +4,19 @@
 //! for there are networks that accept a connection before the guest listens. What the guest says is not trusted: every failure ends
 //! the connection, and the next one begins anew.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lxcri_guest_proto::Event;
 use lxcri_guest_proto::v1::{self, answer::Answer as Body, call::Call as Op};
-use lxcri_guest_proto::{Connection, Event, Side, StreamId, calls, mux::Mux};
 use lxcri_monitor_proto::v1 as monitor_v1;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
+use crate::session::{End, SILENCE, Session};
 use crate::target::Target;
 
 /// Time for a connection, until the guest has proved who it is.
@@ -25,16 +25,6 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const HELLO: Duration = Duration::from_secs(10);
 /// First and longest pause between attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A guest that says nothing for so long is asked whether it is there, and is given up after as much again without an answer.
-const SILENCE: Duration = Duration::from_secs(20);
-/// Bytes read at once, and so often before others have their turn.
-const BUFFER: usize = 16 * 1024;
-const READS: usize = 16;
-/// Bytes of calls that wait to be sent.
-const CALLS_MAX: usize = 16 * 1024 * 1024;
-
-/// Why a connection is over.
-pub type End = String;
 
 /// What a guest says of itself.
 pub struct Greeting {
@@ -136,10 +126,7 @@ impl Link {
         match &self.state {
             State::Off { .. } => None,
             State::Connecting { socket, .. } => Some((socket.as_fd(), PollFlags::OUT)),
-            State::Meeting { session, .. } | State::Ready(session) => {
-                let out = if session.done < session.out.len() { PollFlags::OUT } else { PollFlags::empty() };
-                Some((session.socket.as_fd(), PollFlags::IN | out))
-            }
+            State::Meeting { session, .. } | State::Ready(session) => Some(session.interest()),
         }
     }
 
@@ -148,7 +135,7 @@ impl Link {
         match &self.state {
             State::Off { again } => wanted.then_some(*again),
             State::Connecting { until, .. } | State::Meeting { until, .. } => Some(*until),
-            State::Ready(session) => Some(session.heard + if session.asked { 2 * SILENCE } else { SILENCE }),
+            State::Ready(session) => Some(session.timer()),
         }
     }
 
@@ -185,9 +172,9 @@ impl Link {
             self.state = State::Meeting { session, until, hello: None };
         }
         if let State::Meeting { session, until, hello } = &mut self.state {
-            let was_up = session.connection.is_up();
+            let was_up = session.is_up();
             session.receive(&mut Vec::new())?;
-            if session.connection.is_up() && !was_up {
+            if session.is_up() && !was_up {
                 *until = now + HELLO;
                 session.call(Op::Hello(v1::Hello {}))?;
                 session
@@ -282,153 +269,4 @@ fn is_connected(socket: &OwnedFd) -> rustix::io::Result<bool> {
 fn keep_alive(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_tcp_nodelay(socket, true)?;
     sockopt::set_tcp_user_timeout(socket, 3 * u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX / 3))
-}
-
-/// A connection to a guest.
-pub struct Session {
-    socket: OwnedFd,
-    connection: Connection,
-    /// A record on its way out, and how much of it is out.
-    out: Vec<u8>,
-    done: usize,
-    answers: calls::Reader,
-    /// Bytes of answers that came and are not taken yet.
-    held: u32,
-    calls: VecDeque<u8>,
-    last: u64,
-    heard: Instant,
-    /// It was asked whether it is there.
-    asked: bool,
-}
-
-impl Session {
-    fn new(socket: OwnedFd, target: &Target) -> Result<Self, End> {
-        Ok(Self {
-            socket,
-            connection: Connection::new(Side::Node, &target.secret).map_err(|e| e.to_string())?,
-            out: Vec::new(),
-            done: 0,
-            answers: calls::Reader::default(),
-            held: 0,
-            calls: VecDeque::new(),
-            last: 0,
-            heard: Instant::now(),
-            asked: false,
-        })
-    }
-
-    /// The streams.
-    pub fn mux(&mut self) -> &mut Mux {
-        self.connection.mux()
-    }
-
-    /// Whether more calls can wait.
-    pub fn has_room(&self) -> bool {
-        self.calls.len() < CALLS_MAX
-    }
-
-    /// Makes a call; its id.
-    pub fn call(&mut self, op: Op) -> Result<u64, End> {
-        let call = v1::Call { id: self.last + 1, call: Some(op) };
-        self.calls.extend(calls::frame(&call).map_err(|e| e.to_string())?);
-        self.last += 1;
-        Ok(self.last)
-    }
-
-    /// Asks the guest's monitor.
-    pub fn ask(&mut self, op: monitor_v1::request::Op) -> Result<u64, End> {
-        self.ask_with(op, Vec::new())
-    }
-
-    /// The same, with streams in the place of descriptors.
-    pub fn ask_with(&mut self, op: monitor_v1::request::Op, descriptors: Vec<u32>) -> Result<u64, End> {
-        let request = Some(monitor_v1::Request { id: self.last + 1, op: Some(op) });
-        self.call(Op::Monitor(v1::MonitorCall { request, descriptors }))
-    }
-
-    fn receive(&mut self, all: &mut Vec<Event>) -> Result<(), End> {
-        let mut buffer = [0; BUFFER];
-        for _ in 0..READS {
-            let count = match rustix::net::recv(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Err("closed by the guest".into()),
-                Ok((n, _)) => n,
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => continue,
-                Err(e) => return Err(e.to_string()),
-            };
-            (self.heard, self.asked) = (Instant::now(), false);
-            for event in self.connection.input(&buffer[..count]).map_err(|e| format!("{e}: {}", innermost(&e)))? {
-                match event {
-                    Event::Data(StreamId::CONTROL, data) => {
-                        self.held += u32::try_from(data.len()).unwrap_or_default();
-                        self.answers.input(&data);
-                    }
-                    // Only the node opens streams; each would have to be refused by a frame that waits to be sent.
-                    Event::Opened(..) => return Err("it opens a stream".into()),
-                    Event::Ended(StreamId::CONTROL) => return Err("it has nothing more to say".into()),
-                    event => all.push(event),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self) -> Result<Option<v1::Answer>, End> {
-        let answer = self.answers.take::<v1::Answer>().map_err(|e| e.to_string())?;
-        if answer.is_none() {
-            // One that is not whole yet is longer than what may be under way.
-            self.connection.mux().consumed(StreamId::CONTROL, std::mem::take(&mut self.held));
-        }
-        Ok(answer)
-    }
-
-    fn look_for_life(&mut self, now: Instant) -> Result<(), End> {
-        let silent = now.saturating_duration_since(self.heard);
-        if silent >= 2 * SILENCE {
-            return Err(format!("it says nothing for {} s", silent.as_secs()));
-        }
-        if silent >= SILENCE && !std::mem::replace(&mut self.asked, true) {
-            self.connection.mux().ping(1);
-        }
-        Ok(())
-    }
-
-    /// Whether something was sent.
-    fn send(&mut self) -> Result<bool, End> {
-        let mut sent = false;
-        loop {
-            while !self.calls.is_empty() {
-                let count = self.connection.mux().write(StreamId::CONTROL, self.calls.as_slices().0);
-                if count == 0 {
-                    break;
-                }
-                self.calls.drain(..count);
-            }
-            if self.calls.is_empty() && self.calls.capacity() > 0 {
-                self.calls = VecDeque::new();
-            }
-            if self.done == self.out.len() {
-                self.done = 0;
-                self.out = match self.connection.output().map_err(|e| e.to_string())? {
-                    Some(record) => record,
-                    None => {
-                        self.out = Vec::new();
-                        return Ok(sent);
-                    }
-                };
-            }
-            match rustix::net::send(&self.socket, &self.out[self.done..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(n) => self.done += n,
-                Err(Errno::AGAIN) => return Ok(sent),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.to_string()),
-            }
-            sent = true;
-        }
-    }
-}
-
-/// The innermost reason.
-fn innermost(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |e| e.source()).last().map(ToString::to_string).unwrap_or_default()
 }

@@ -15,10 +15,12 @@ mod group;
 mod lines;
 mod link;
 mod log;
+mod logs;
 mod meeting;
 mod pump;
 mod requests;
 mod server;
+mod session;
 mod store;
 mod target;
 

@@ -96,7 +96,7 @@ impl Relay {
                 Some(Phase::Created | Phase::Running) => self.ended(&id, lost_exit(why)),
                 _ => {}
             }
-            self.give_log_up(&id);
+            self.log_is_over(&id);
         }
         let failure = Failure::state(format!("the virtual machine does not run: {why}"));
         for waiting in std::mem::take(&mut self.waiting) {
