@@ -239,9 +239,11 @@ impl Relay {
         let (due, rest) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.until <= now);
         self.waiting = rest;
         let due: VecDeque<Waiting> = due;
-        for Waiting { asker, .. } in due {
+        for Waiting { asker, op, .. } in due {
+            // A signal that is answered too late would be taken for a monitor that hangs.
+            let code = if matches!(op, Op::Signal(_)) { ErrorCode::ErrorState } else { ErrorCode::ErrorDeadline };
             let why = format!("the guest can't be reached: {}", short(self.link.why()));
-            self.reply(asker, Err(Failure::new(ErrorCode::ErrorDeadline, why)));
+            self.reply(asker, Err(Failure::new(code, why)));
         }
     }
 

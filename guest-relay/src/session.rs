@@ -194,3 +194,26 @@ impl Session {
 fn innermost(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |e| e.source()).last().map(ToString::to_string).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_says_nothing_is_asked_and_then_given_up() {
+        let bytes = format!(r#"{{"address":"192.0.2.1:1","secret":"{}","log_dir":"/l"}}"#, "01".repeat(32));
+        let target = Target::parse(zeroize::Zeroizing::new(bytes.into_bytes())).expect("a target");
+        let (socket, _other) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("sockets");
+        let mut session = Session::new(socket, &target).expect("a session");
+        let heard = session.heard;
+        assert_eq!(session.timer(), heard + SILENCE);
+        session.look_for_life(heard + SILENCE / 2).expect("not yet");
+        assert!(!session.mux().has_output());
+        session.look_for_life(heard + SILENCE).expect("asked");
+        assert!(session.mux().has_output() && session.timer() == heard + 2 * SILENCE);
+        assert_eq!(session.look_for_life(heard + 2 * SILENCE).expect_err("given up"), "it says nothing for 40 s");
+    }
+}

@@ -76,7 +76,8 @@ impl Target {
         Self::parse(bytes).map(Some).map_err(|e| failed(&e))
     }
 
-    fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<Self, String> {
+    /// Of what is in the file.
+    pub fn parse(bytes: Zeroizing<Vec<u8>>) -> Result<Self, String> {
         // The library's own words may have a value in them.
         let text: Text = serde_json::from_slice(&bytes)
             .map_err(|e| format!("not as it has to be, in line {} at {}", e.line(), e.column()))?;

@@ -288,6 +288,8 @@ impl PodTask {
             if let Err(e) = self.signal(id, libc::SIGKILL, true).await {
                 tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "going on without the monitor");
                 self.set_monitor(None);
+                // It may answer, and only not reach what it is to kill.
+                self.shared.ports.supervisor.kill(self.id()).await?;
                 self.shared.ports.supervisor.cleanup(self.id()).await?;
             }
         }

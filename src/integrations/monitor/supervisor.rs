@@ -47,7 +47,7 @@ pub struct MonitorConfig {
 /// Starts monitors and finds those that run.
 #[derive(Debug)]
 pub struct MonitorSupervisor {
-    config: MonitorConfig,
+    pub(super) config: MonitorConfig,
 }
 
 impl MonitorSupervisor {

@@ -19,10 +19,14 @@ const HANDLER: &str = "crun";
 
 /// The monitor's binary, built into the same folder as this test.
 fn program() -> Utf8PathBuf {
+    built("proxmox-lxcri-monitor")
+}
+
+fn built(name: &str) -> Utf8PathBuf {
     let test = std::env::current_exe().expect("current_exe");
     let folder = test.parent().and_then(|deps| deps.parent()).expect("target folder");
-    let path = folder.join("proxmox-lxcri-monitor");
-    assert!(path.is_file(), "{}: build it first (cargo build -p proxmox-lxcri-monitor)", path.display());
+    let path = folder.join(name);
+    assert!(path.is_file(), "{}: build it first (cargo build -p {name})", path.display());
     Utf8PathBuf::from_path_buf(path).expect("UTF-8")
 }
 
@@ -282,6 +286,22 @@ async fn a_monitor_that_can_not_start_says_why() {
     let link = world.supervisor.spawn(&world.pod, "other", vec![]).await.expect("the monitor's own");
     assert_eq!(link.monitor.guest(vec![]).await.err().map(|e| e.kind()), Some(Kind::Unimplemented));
     link.monitor.shutdown(true).await.expect("shutdown");
+}
+
+#[tokio::test]
+async fn the_relay_of_a_guest_is_a_monitor_to_the_daemon() {
+    let mut world = World::new();
+    world.supervisor.config.others = [("vm".to_owned(), built("proxmox-lxcri-guest-relay"))].into();
+    let mut link = world.supervisor.spawn(&world.pod, "vm", b"its record".to_vec()).await.expect("spawn");
+    assert_eq!((link.hello.version, link.hello.pod_info.as_slice()), (1, &b"its record"[..]));
+    let failed = link.monitor.guest(vec![0; 100_000]).await.err().expect("no guest is known");
+    assert_eq!((failed.kind(), failed.to_string().as_str()), (Kind::FailedPrecondition, "the guest is not known yet"));
+    let id = ContainerId::new();
+    assert_eq!(link.monitor.lend(&id).await.err().map(|e| e.kind()), Some(Kind::Unimplemented));
+    assert_eq!(world.supervisor.list().await.expect("list"), std::slice::from_ref(&world.pod));
+    world.supervisor.kill(&world.pod).await.expect("killed, as any monitor");
+    assert_eq!(next(&mut link).await, MonitorEvent::Gone);
+    world.supervisor.cleanup(&world.pod).await.expect("cleanup");
 }
 
 #[tokio::test]
