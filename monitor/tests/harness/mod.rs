@@ -22,9 +22,8 @@ pub const LONG: Duration = Duration::from_secs(20);
 
 /// The monitor: as built for this test, or the one that MONITOR names (the static build).
 pub fn program() -> PathBuf {
-    let built =
-        option_env!("CARGO_BIN_EXE_proxmox-lxcri-monitor").expect("the monitor is built for its own tests alone");
-    std::env::var_os("MONITOR").map_or_else(|| built.into(), PathBuf::from)
+    let built = option_env!("CARGO_BIN_EXE_proxmox-lxcri-monitor").map(PathBuf::from);
+    std::env::var_os("MONITOR").map(PathBuf::from).or(built).expect("the monitor, built for its own tests alone")
 }
 
 /// A monitor and its folder.
