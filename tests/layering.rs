@@ -238,12 +238,21 @@ fn the_layer_check_sees_every_spelling() {
 
 /// Sources of the product and of the tests.
 fn all_sources() -> Vec<PathBuf> {
-    ["src", "guest-agent/src", "guest-proto/src", "monitor/src", "monitor-proto/src", "tests", "examples"]
-        .iter()
-        .map(|f| root().join(f))
-        .filter(|f| f.is_dir())
-        .flat_map(|f| rust_files(&f))
-        .collect()
+    [
+        "src",
+        "guest-agent/src",
+        "guest-proto/src",
+        "guest-relay/src",
+        "monitor/src",
+        "monitor-proto/src",
+        "tests",
+        "examples",
+    ]
+    .iter()
+    .map(|f| root().join(f))
+    .filter(|f| f.is_dir())
+    .flat_map(|f| rust_files(&f))
+    .collect()
 }
 
 #[test]

@@ -81,16 +81,28 @@ pub fn send(socket: impl AsFd, message: &impl Message, fds: &[BorrowedFd<'_>]) -
     if bytes.len() <= MAX_PACKET {
         return send_packet(socket.as_fd(), &bytes, fds);
     }
-    let memfd = rustix::fs::memfd_create(c"message", MemfdFlags::CLOEXEC)?;
-    let mut done = 0;
-    while done < bytes.len() {
-        done += rustix::io::pwrite(&memfd, &bytes[done..], done as u64)?;
-    }
+    let memfd = to_memfd(&bytes)?;
     let mut head = [IN_MEMFD; 9];
     head[1..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
     let mut all = fds.to_vec();
     all.push(memfd.as_fd());
     send_packet(socket.as_fd(), &head, &all)
+}
+
+/// A memfd that holds `bytes`.
+pub fn to_memfd(bytes: &[u8]) -> Result<OwnedFd, WireError> {
+    let memfd = rustix::fs::memfd_create(c"message", MemfdFlags::CLOEXEC)?;
+    let mut done = 0;
+    while done < bytes.len() {
+        done += rustix::io::pwrite(&memfd, &bytes[done..], done as u64)?;
+    }
+    Ok(memfd)
+}
+
+/// All bytes of a memfd that came with a message, at most [`MAX_MESSAGE`].
+pub fn from_memfd(memfd: impl AsFd) -> Result<Vec<u8>, WireError> {
+    let length = rustix::fs::fstat(&memfd)?.st_size;
+    read_memfd(memfd.as_fd(), usize::try_from(length).map_err(|_| WireError::Garbage)?)
 }
 
 fn send_packet(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
@@ -146,18 +158,22 @@ pub fn recv<M: Message + Default>(socket: impl AsFd) -> Result<(M, Vec<OwnedFd>)
 fn take_memfd(head: &[u8], fds: &mut Vec<OwnedFd>) -> Result<Vec<u8>, WireError> {
     let length: [u8; 8] = head.get(1..).and_then(|b| b.try_into().ok()).ok_or(WireError::Garbage)?;
     let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+    let memfd = fds.pop().ok_or(WireError::Garbage)?;
+    read_memfd(memfd.as_fd(), length)
+}
+
+fn read_memfd(memfd: BorrowedFd<'_>, length: usize) -> Result<Vec<u8>, WireError> {
     if length > MAX_MESSAGE {
         return Err(WireError::TooLong(length));
     }
-    let memfd = fds.pop().ok_or(WireError::Garbage)?;
     // Only a regular file answers at once; a pipe in its place could hold the reader up.
-    if !rustix::fs::fstat(&memfd).is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_file()) {
+    if !rustix::fs::fstat(memfd).is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_file()) {
         return Err(WireError::Garbage);
     }
     let mut bytes = vec![0u8; length];
     let mut done = 0;
     while done < length {
-        match rustix::io::pread(&memfd, &mut bytes[done..], done as u64)? {
+        match rustix::io::pread(memfd, &mut bytes[done..], done as u64)? {
             0 => return Err(WireError::Cut),
             n => done += n,
         }
@@ -215,6 +231,19 @@ mod tests {
         assert!(matches!(recv::<v1::Request>(&b), Err(WireError::Cut)));
         send(&a, &request(1, 5), &[]).expect("send");
         assert_eq!(recv::<v1::Request>(&b).expect("recv").0, request(1, 5));
+    }
+
+    #[test]
+    fn memfds_are_read_whole_and_nothing_else_is() {
+        for length in [0, 1, 100_000] {
+            let bytes = vec![7; length];
+            assert_eq!(from_memfd(to_memfd(&bytes).expect("a memfd")).expect("its bytes"), bytes);
+        }
+        let (a, _b) = pair();
+        assert!(matches!(from_memfd(&a), Err(WireError::Garbage)));
+        let sparse = to_memfd(b"x").expect("a memfd");
+        rustix::fs::ftruncate(&sparse, MAX_MESSAGE as u64 + 1).expect("longer");
+        assert!(matches!(from_memfd(&sparse), Err(WireError::TooLong(_))));
     }
 
     #[test]

@@ -1,24 +1,25 @@
 //! The monitor of one pod: keeps its containers' output, exit codes and main processes while daemons come and go.
 //!
-//! A library, so that the agent in a virtual machine has it inside; [`main`] is all of it there is to call. Started by the daemon with a listening socket as descriptor 3 and the pod's record as descriptor 4, or by itself
+//! A library, so that the agent in a virtual machine has it inside, by [`main`]. What the relay needs, which stands for the monitor on
+//! the node of such a machine, is public, too. Started by the daemon with a listening socket as descriptor 3 and the pod's record as descriptor 4, or by itself
 //! as the pod's init. Fails at once, with a line on stderr, or runs until Shutdown. A crash leaves the containers
 //! running: their output waits in the FIFOs and their exit codes are the kernel's to tell.
 
 mod attach;
 mod cgroup;
-mod clock;
-mod connection;
+pub mod clock;
+pub mod connection;
 mod container;
 mod crilog;
 mod exec;
 mod execgroup;
-mod exit_record;
+pub mod exit_record;
 mod failpoint;
 pub mod failure;
 mod held;
 mod init;
 mod lifecycle;
-mod logfile;
+pub mod logfile;
 mod mounts;
 mod ops;
 mod poll;
@@ -28,7 +29,7 @@ mod program;
 mod reaper;
 mod relay;
 mod server;
-mod setup;
+pub mod setup;
 mod stdio;
 mod takeover;
 mod trim;

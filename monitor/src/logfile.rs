@@ -1,14 +1,64 @@
 //! A container's log file, with what a failed write left unwritten.
 //!
-//! Used by the writer thread alone. A write that fails keeps the rest; while a rest is there nothing else may be
+//! Used by the writer thread alone, and by the relay of a guest. A write that fails keeps the rest; while a rest is there nothing else may be
 //! written, so that lines never mix. Fails with the I/O error; a crash may leave the last line cut.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// No line of a log is longer, in bytes: content and head.
 const MEND_MAX: u64 = 4 << 20;
+
+/// A file, wherever it is renamed to, and its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Of its file system.
+    pub device: u64,
+    /// Its number.
+    pub inode: u64,
+    /// In bytes.
+    pub length: u64,
+}
+
+impl Place {
+    fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self { device: meta.dev(), inode: meta.ino(), length: meta.len() })
+    }
+
+    /// Removes what was written to this log after it was as long as this. `path` is where it was; if it was renamed since, it is in
+    /// the same folder. One that is not found is nobody's to mend.
+    pub fn cut_back(self, path: &Path) -> io::Result<()> {
+        if self.cut(path)? {
+            return Ok(());
+        }
+        let Some(folder) = path.parent() else { return Ok(()) };
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.ino() == self.inode && self.cut(&entry.path())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this is the file.
+    fn cut(self, path: &Path) -> io::Result<bool> {
+        let file = match open(path, rustix::fs::OFlags::WRONLY) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let now = Self::of(&file)?;
+        let is = (now.device, now.inode) == (self.device, self.inode);
+        if is && now.length > self.length {
+            file.set_len(self.length)?;
+        }
+        Ok(is)
+    }
+}
 
 /// The file, open for appending; nothing, for output that is discarded (no path), or for a file that can't be opened yet.
 pub struct LogFile {
@@ -90,6 +140,14 @@ impl LogFile {
 }
 
 impl LogFile {
+    /// Which file it is, and where the next line goes; None: it is discarded.
+    pub fn place(&mut self) -> io::Result<Option<Place>> {
+        if self.discards() {
+            return Ok(None);
+        }
+        self.ready().and_then(|file| Place::of(file)).map(Some)
+    }
+
     fn ready(&mut self) -> io::Result<&mut File> {
         match &mut self.file {
             Some(file) => Ok(file),
@@ -165,6 +223,30 @@ fn write_from(file: &mut File, bytes: &[u8], done: &mut usize) -> io::Result<()>
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_came_after_a_place_is_taken_back_wherever_the_file_is() {
+        let dir = std::env::temp_dir().join(format!("lxcri-logfile-place-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("c")).expect("folders");
+        let log = dir.join("c/0.log");
+        let mut file = LogFile::open(log.clone()).expect("new");
+        file.write(b"one\n").expect("a line");
+        let place = file.place().expect("its place").expect("a file");
+        assert_eq!(place.length, 4);
+        file.write(b"two\n").expect("a line");
+        place.cut_back(&log).expect("cut");
+        assert_eq!(std::fs::read(&log).expect("the log"), b"one\n");
+        file.write(b"three\n").expect("a line");
+        std::fs::rename(&log, dir.join("c/0.log.1")).expect("renamed");
+        std::fs::write(&log, "another file").expect("written");
+        place.cut_back(&log).expect("cut");
+        assert_eq!(std::fs::read(dir.join("c/0.log.1")).expect("the log"), b"one\n");
+        assert_eq!(std::fs::read(&log).expect("the other"), b"another file");
+        std::fs::remove_file(dir.join("c/0.log.1")).expect("removed");
+        place.cut_back(&log).expect("nothing");
+        assert!(LogFile::open(PathBuf::new()).expect("none").place().expect("none").is_none());
+        std::fs::remove_dir_all(dir).expect("removed");
+    }
 
     #[test]
     fn links_and_fifos_in_its_place_are_refused() {

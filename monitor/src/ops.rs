@@ -33,9 +33,8 @@ impl Server {
         if request.id == 0 {
             return Err(Failure::invalid("a request needs an id"));
         }
-        let Some(op) = request.op else {
-            return Err(Failure::new(ErrorCode::ErrorUnknownOperation, "this monitor does not know the operation"));
-        };
+        let unknown = || Failure::new(ErrorCode::ErrorUnknownOperation, "this monitor does not know the operation");
+        let op = request.op.ok_or_else(unknown)?;
         if !matches!(op, Op::Hello(_)) && !self.greeted(asker.connection) {
             return Err(Failure::state("the first request is Hello"));
         }
@@ -82,6 +81,8 @@ impl Server {
                 self.close_stdin(&r.container_id)?;
                 return done;
             }
+            // There is no guest.
+            Op::GuestCall(_) => return Err(unknown()),
         }
         Ok(None)
     }

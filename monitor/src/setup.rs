@@ -23,8 +23,18 @@ const POD_INFO: RawFd = 4;
 /// Longest record in bytes.
 const POD_INFO_MAX: u64 = 2 * 1024 * 1024;
 
-/// A server, ready to run.
-pub fn server() -> Result<Server, String> {
+/// What the daemon gives to whatever it starts for a pod.
+pub struct Given {
+    /// The pod's folder.
+    pub run_dir: PathBuf,
+    /// Listens at `monitor.sock` in there.
+    pub listener: OwnedFd,
+    /// The pod's record.
+    pub pod_info: Vec<u8>,
+}
+
+/// Takes it, and makes the process one that outlives the daemon and is nobody's to look into. Once, before anything is opened.
+pub fn take(name: &std::ffi::CStr) -> Result<Given, String> {
     let run_dir = arguments()?;
     let listener = inherited(SOCKET)?;
     if rustix::net::sockopt::socket_acceptconn(&listener) != Ok(true) {
@@ -36,11 +46,17 @@ pub fn server() -> Result<Server, String> {
     // EPERM: it leads its session already.
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
-    let _ = rustix::thread::set_name(c"lxcri-monitor");
+    let _ = rustix::thread::set_name(name);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| format!("subreaper: {e}"))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| format!("dumpable: {e}"))?;
     set_oom_score("-999");
+    Ok(Given { run_dir, listener, pod_info })
+}
+
+/// A server, ready to run.
+pub(crate) fn server() -> Result<Server, String> {
+    let Given { run_dir, listener, pod_info } = take(c"lxcri-monitor")?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| format!("subreaper: {e}"))?;
     // Propagation stays as it is: what containers mount for the host must reach it.
     // SAFETY: no thread has been made yet and no descriptor table is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|e| format!("mount namespace: {e}"))?;

@@ -605,8 +605,9 @@ pub enum MonitorEvent {
 /// Starts monitors and finds those that run.
 #[async_trait]
 pub trait Supervisor: Send + Sync {
-    /// Starts the pod's monitor. `pod_info` is what it gives back in its Hello.
-    async fn spawn(&self, pod: &PodId, pod_info: Vec<u8>) -> Result<MonitorLink>;
+    /// Starts the pod's monitor, which is a program of the handler's. `pod_info` is what it gives back in its Hello. One that
+    /// finds out by itself what runs in the pod tells it in there.
+    async fn spawn(&self, pod: &PodId, handler: &str, pod_info: Vec<u8>) -> Result<MonitorLink>;
     /// Connects to the pod's running monitor; NotFound when there is none.
     async fn connect(&self, pod: &PodId) -> Result<MonitorLink>;
     /// Pods whose monitor's socket is there, alive or not.
@@ -702,6 +703,11 @@ pub trait Monitor: Send + Sync {
     /// Takes over the pod's init.
     async fn adopt_init(&self, pid: i32, _start_time: u64, _pidfd: BorrowedFd<'_>) -> Result<()> {
         Err(Error::new(Kind::Unimplemented, format!("init {pid}: this monitor takes nothing over")))
+    }
+    /// Has the agent in the pod's virtual machine carry out a call (encoded, as its answer is; see GuestCall in monitor.proto).
+    /// Waits for a guest that can't be reached for a while: DeadlineExceeded.
+    async fn guest(&self, _call: Vec<u8>) -> Result<Vec<u8>> {
+        Err(Error::new(Kind::Unimplemented, "this monitor is not that of a virtual machine"))
     }
     /// Whether it answers, within a few seconds.
     async fn ping(&self) -> Result<()> {

@@ -19,6 +19,7 @@ mod storage;
 mod traces;
 mod watchdog;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,6 +124,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         LocalImageStore::open(images_config(config, unpacker)?, layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
+        others: BTreeMap::new(),
         run_root: state.join("pods"),
         cgroup: monitors.clone(),
         tasks: tasks.clone(),

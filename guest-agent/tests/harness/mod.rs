@@ -27,10 +27,37 @@ pub const SERIAL: &str = "lxcri-image-1";
 /// What node and guest have in common.
 pub const SECRET: [u8; 32] = [7; 32];
 
-/// The agent: as built for this test, or the one that GUEST_AGENT names (the static build).
+/// The agent: the one that GUEST_AGENT names (the static build), or as built for this test; for another crate's test, into the same
+/// folder.
 pub fn program() -> PathBuf {
-    std::env::var_os("GUEST_AGENT")
-        .map_or_else(|| env!("CARGO_BIN_EXE_proxmox-lxcri-guest-agent").into(), PathBuf::from)
+    let built = option_env!("CARGO_BIN_EXE_proxmox-lxcri-guest-agent").map(PathBuf::from);
+    std::env::var_os("GUEST_AGENT").map(PathBuf::from).or(built).unwrap_or_else(|| beside("proxmox-lxcri-guest-agent"))
+}
+
+fn beside(name: &str) -> PathBuf {
+    let path = std::env::current_exe().unwrap().parent().unwrap().with_file_name(name);
+    assert!(path.is_file(), "{}: build it first (cargo build -p {name})", path.display());
+    path
+}
+
+/// Whoever has the guest carry out calls.
+pub trait Asks {
+    /// One that must not fail.
+    fn done(&mut self, op: Op) -> Body;
+
+    /// A file in the run folder.
+    fn write(&mut self, path: &str, content: &[u8]) {
+        self.done(Op::Write(v1::Write { path: path.into(), content: content.into(), mode: 0o600 }));
+    }
+}
+
+impl Asks for Node {
+    fn done(&mut self, op: Op) -> Body {
+        match self.call(op) {
+            Body::Error(error) => panic!("{error:?}"),
+            body => body,
+        }
+    }
 }
 
 pub fn run(program: &str, args: &[&str]) -> String {
@@ -177,7 +204,7 @@ impl Place {
     }
 
     /// Makes everything for a container that runs `script`, as the image's user 1000.
-    pub fn plan(&self, node: &mut Node, id: &str, script: &str, terminal: bool) -> monitor::CreateContainer {
+    pub fn plan(&self, node: &mut impl Asks, id: &str, script: &str, terminal: bool) -> monitor::CreateContainer {
         let call = v1::MakeRoot { container_id: id.into(), serial: SERIAL.into(), fs_type: "ext4".into() };
         let Body::Root(root) = node.done(Op::MakeRoot(call)) else { panic!("no root") };
         let cgroup = self.cgroup(id);
@@ -253,7 +280,7 @@ impl Place {
     }
 
     /// An exec's request; its process is written into the guest.
-    pub fn exec(&self, node: &mut Node, container: &str, id: &str, script: &str, terminal: bool) -> monitor::Exec {
+    pub fn exec(&self, node: &mut impl Asks, container: &str, id: &str, script: &str, terminal: bool) -> monitor::Exec {
         let path = format!("bundles/{container}/{id}.json");
         node.write(&path, process(script, terminal).to_string().as_bytes());
         let p = |name: &str| format!("{}/bundles/{container}/{id}.{name}", self.run);
@@ -484,14 +511,6 @@ impl Node {
         self.next + 1
     }
 
-    /// The same, which must not fail.
-    pub fn done(&mut self, op: Op) -> Body {
-        match self.call(op) {
-            Body::Error(error) => panic!("{error:?}"),
-            body => body,
-        }
-    }
-
     pub fn error(&mut self, op: Op) -> monitor::Error {
         match self.call(op) {
             Body::Error(error) => error,
@@ -537,10 +556,6 @@ impl Node {
         let call = Some(Op::Monitor(v1::MonitorCall { request, descriptors: Vec::new() }));
         let bytes = calls::frame(&v1::Call { id: self.next, call }).unwrap();
         self.send(StreamId::CONTROL, &bytes);
-    }
-
-    pub fn write(&mut self, path: &str, content: &[u8]) {
-        self.done(Op::Write(v1::Write { path: path.into(), content: content.into(), mode: 0o600 }));
     }
 
     /// The first event for which `wanted` has something to say.

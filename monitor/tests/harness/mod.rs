@@ -22,7 +22,8 @@ pub const LONG: Duration = Duration::from_secs(20);
 
 /// The monitor: as built for this test, or the one that MONITOR names (the static build).
 pub fn program() -> PathBuf {
-    std::env::var_os("MONITOR").map_or_else(|| env!("CARGO_BIN_EXE_proxmox-lxcri-monitor").into(), PathBuf::from)
+    let built = option_env!("CARGO_BIN_EXE_proxmox-lxcri-monitor").map(PathBuf::from);
+    std::env::var_os("MONITOR").map(PathBuf::from).or(built).expect("the monitor, built for its own tests alone")
 }
 
 /// A monitor and its folder.
@@ -40,6 +41,18 @@ impl Pod {
 
     pub fn start_with(info: &[u8], program: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let child = Self::spawn(&dir, info, program);
+        Self { dir, child, pids: RefCell::default(), clean: Cell::new(false) }
+    }
+
+    /// Another one in the place of one that was killed.
+    pub fn start_again(&mut self, info: &[u8], program: &Path) {
+        std::fs::remove_file(self.dir.path().join("monitor.sock")).unwrap();
+        self.child = Self::spawn(&self.dir, info, program);
+        self.clean.set(false);
+    }
+
+    fn spawn(dir: &tempfile::TempDir, info: &[u8], program: &Path) -> Child {
         let flags = SocketFlags::CLOEXEC;
         let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         rustix::net::bind(&listener, &SocketAddrUnix::new(dir.path().join("monitor.sock")).unwrap()).unwrap();
@@ -61,8 +74,7 @@ impl Pod {
                 Ok(())
             });
         }
-        let child = command.spawn().unwrap();
-        Self { dir, child, pids: RefCell::default(), clean: Cell::new(false) }
+        command.spawn().unwrap()
     }
 
     pub fn path(&self, name: &str) -> String {
@@ -236,7 +248,7 @@ pub struct Client {
     pub socket: OwnedFd,
     next: u64,
     pub events: Vec<Body>,
-    replies: Vec<Reply>,
+    replies: Vec<(Reply, Vec<OwnedFd>)>,
 }
 
 impl Client {
@@ -267,10 +279,16 @@ impl Client {
     }
 
     pub fn answer(&mut self, id: u64) -> Body {
-        let end = Instant::now() + LONG;
+        self.answer_in(id, LONG).0
+    }
+
+    /// With its descriptors.
+    pub fn answer_in(&mut self, id: u64, longest: Duration) -> (Body, Vec<OwnedFd>) {
+        let end = Instant::now() + longest;
         loop {
-            if let Some(at) = self.replies.iter().position(|r| r.id == id) {
-                return self.replies.remove(at).body.unwrap();
+            if let Some(at) = self.replies.iter().position(|(r, _)| r.id == id) {
+                let (reply, fds) = self.replies.remove(at);
+                return (reply.body.unwrap(), fds);
             }
             self.receive(end, "an answer");
         }
@@ -297,7 +315,7 @@ impl Client {
         poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)).unwrap();
         match wire::recv::<Reply>(&self.socket) {
             Ok((reply, _)) if reply.id == 0 => self.events.push(reply.body.unwrap()),
-            Ok((reply, _)) => self.replies.push(reply),
+            Ok(reply) => self.replies.push(reply),
             Err(WireError::NotReady) => {}
             Err(e) => panic!("waiting for {what}: {e}"),
         }

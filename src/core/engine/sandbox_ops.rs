@@ -89,7 +89,8 @@ impl PodTask {
         let folder = pod_dir.clone();
         blocking(move || make_private_dir(&folder)).await?;
         fail_point!("sandbox.folder");
-        let link = self.shared.ports.supervisor.spawn(self.id(), records::encode(&self.pod)?).await?;
+        let link =
+            self.shared.ports.supervisor.spawn(self.id(), &self.pod.handler, records::encode(&self.pod)?).await?;
         self.set_monitor(Some(link));
         fail_point!("sandbox.monitor");
         let monitor = self.the_monitor()?;
@@ -287,6 +288,8 @@ impl PodTask {
             if let Err(e) = self.signal(id, libc::SIGKILL, true).await {
                 tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "going on without the monitor");
                 self.set_monitor(None);
+                // It may answer, and only not reach what it is to kill.
+                self.shared.ports.supervisor.kill(self.id()).await?;
                 self.shared.ports.supervisor.cleanup(self.id()).await?;
             }
         }

@@ -142,9 +142,31 @@ fn lives(container: &ContainerRecord) -> bool {
 /// Whether the monitor has all that lives, containers and init: one that was interrupted while it took them over has not, and
 /// those would be nobody's.
 pub(super) fn knows_all(link: &MonitorLink, pod: &PodRecord, containers: &[ContainerRecord]) -> bool {
-    let known = |c: &ContainerRecord| link.hello.containers.iter().any(|r| r.id == c.id.as_str());
+    let known = |c: &ContainerRecord| report(link, c).is_some();
     let nobodys_init = init_of(pod).is_some_and(|i| i.pid != link.hello.init_pid && i.is_alive().unwrap_or(false));
     !nobodys_init && containers.iter().filter(|c| lives(c)).all(known)
+}
+
+fn report<'a>(link: &'a MonitorLink, container: &ContainerRecord) -> Option<&'a monitor_v1::ContainerReport> {
+    link.hello.containers.iter().find(|r| r.id == container.id.as_str())
+}
+
+/// Of containers that live by their records: those that were started, and those that have ended.
+fn news<'a>(
+    link: &MonitorLink,
+    containers: impl Iterator<Item = &'a ContainerRecord>,
+) -> (Vec<ContainerId>, Vec<(ContainerId, monitor_v1::Exit)>) {
+    let (mut started, mut ended) = (Vec::new(), Vec::new());
+    for container in containers {
+        match report(link, container).map(|r| (r.phase(), r.exit.clone())) {
+            Some((monitor_v1::ContainerPhase::PhaseExited, Some(exit))) => ended.push((container.id.clone(), exit)),
+            Some((monitor_v1::ContainerPhase::PhaseRunning, _)) if container.phase == ContainerPhase::Created => {
+                started.push(container.id.clone());
+            }
+            _ => {}
+        }
+    }
+    (started, ended)
 }
 
 /// Whether a monitor that [knows all](knows_all) has no init any more where there was one.
@@ -166,23 +188,9 @@ pub(super) async fn take_over(
 ) -> Result<TakenOver> {
     let supervisor = &shared.ports.supervisor;
     if let Ok(link) = supervisor.connect(&pod.id).await {
-        let report = |c: &ContainerRecord| link.hello.containers.iter().find(|r| r.id == c.id.as_str());
         if knows_all(&link, pod, containers) {
             let init_ended = has_lost_init(&link, pod);
-            let (mut started, mut ended) = (Vec::new(), Vec::new());
-            for container in containers.iter().filter(|c| lives(c)) {
-                match report(container).map(|r| (r.phase(), r.exit.clone())) {
-                    Some((monitor_v1::ContainerPhase::PhaseExited, Some(exit))) => {
-                        ended.push((container.id.clone(), exit));
-                    }
-                    Some((monitor_v1::ContainerPhase::PhaseRunning, _))
-                        if container.phase == ContainerPhase::Created =>
-                    {
-                        started.push(container.id.clone());
-                    }
-                    _ => {}
-                }
-            }
+            let (started, ended) = news(&link, containers.iter().filter(|c| lives(c)));
             return Ok(TakenOver { link, started, ended, init_ended });
         }
         drop(link);
@@ -210,8 +218,15 @@ pub(super) async fn take_over(
             }
         }
     }
-    let link = supervisor.spawn(&pod.id, records::encode(pod)?).await?;
+    let link = supervisor.spawn(&pod.id, &pod.handler, records::encode(pod)?).await?;
     fail_point!("takeover.spawned");
+    // One that finds out by itself what runs has nothing to be given.
+    if !plans.is_empty() && plans.iter().all(|(container, _)| report(&link, container).is_some()) {
+        let init_ended = has_lost_init(&link, pod);
+        let (started, more) = news(&link, plans.iter().map(|(container, _)| *container));
+        ended.extend(more);
+        return Ok(TakenOver { link, started, ended, init_ended });
+    }
     match adopt(shared, backend, pod, &link, plans, kept).await {
         Ok((started, init_ended)) => Ok(TakenOver { link, started, ended, init_ended }),
         Err(e) => {

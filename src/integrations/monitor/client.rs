@@ -32,6 +32,8 @@ use crate::utils::trace;
 const QUICK: Duration = Duration::from_secs(30);
 /// What has to be answered at once: a monitor that is not stuck does it in microseconds.
 const AT_ONCE: Duration = Duration::from_secs(10);
+/// A guest that is not there yet is waited for, and then it mounts a disk, or writes megabytes.
+const GUEST: Duration = Duration::from_secs(90);
 /// On top of the programs' own deadlines.
 const MARGIN: Duration = Duration::from_secs(60);
 /// An answer that takes longer than this has the monitor asked whether it is there.
@@ -476,6 +478,16 @@ impl Monitor for Client {
         match self.shared.call("AdoptInit", op, &[pidfd], AT_ONCE).await? {
             Body::Done(_) => Ok(()),
             _ => Err(self.shared.nonsense("AdoptInit").into()),
+        }
+    }
+
+    async fn guest(&self, call: Vec<u8>) -> Result<Vec<u8>> {
+        let call = wire::to_memfd(&call).map_err(|e| self.shared.wire(e))?;
+        let (body, fds) =
+            self.shared.call_for("GuestCall", Op::GuestCall(v1::GuestCall {}), &[call.as_fd()], GUEST).await?;
+        match (body, fds.as_slice()) {
+            (Body::GuestAnswered(_), [answer]) => Ok(wire::from_memfd(answer).map_err(|e| self.shared.wire(e))?),
+            _ => Err(self.shared.nonsense("GuestCall").into()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Wired by `main`. Fails with [`MonitorError`]. A crash leaves monitors running and their sockets in place; what a
 //! dead monitor leaves is removed by `cleanup`.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ const DEATH: Duration = Duration::from_secs(10);
 pub struct MonitorConfig {
     /// The monitor's program, absolute.
     pub program: Utf8PathBuf,
+    /// Programs in its place, by handler; absolute, and started as it is.
+    pub others: BTreeMap<String, Utf8PathBuf>,
     /// Folder with a folder per pod.
     pub run_root: Utf8PathBuf,
     /// cgroup v2 folder in which each monitor gets a cgroup named after its pod; None: they stay in the daemon's.
@@ -44,7 +47,7 @@ pub struct MonitorConfig {
 /// Starts monitors and finds those that run.
 #[derive(Debug)]
 pub struct MonitorSupervisor {
-    config: MonitorConfig,
+    pub(super) config: MonitorConfig,
 }
 
 impl MonitorSupervisor {
@@ -83,8 +86,9 @@ impl MonitorSupervisor {
         Ok(MonitorLink { monitor: client, hello, events })
     }
 
-    async fn launch(&self, pod: &PodId, pod_info: &[u8]) -> Result<MonitorLink, MonitorError> {
-        for path in [&self.config.program, &self.config.run_root] {
+    async fn launch(&self, pod: &PodId, handler: &str, pod_info: &[u8]) -> Result<MonitorLink, MonitorError> {
+        let program = self.config.others.get(handler).unwrap_or(&self.config.program);
+        for path in [program, &self.config.run_root] {
             if !path.is_absolute() {
                 return Err(MonitorError::Relative { path: path.clone() });
             }
@@ -98,7 +102,7 @@ impl MonitorSupervisor {
         spawn::make_folder(&folder)?;
         let listener = spawn::listen(&folder)?;
         fail_point!("monitor_spawn.bound");
-        let mut child = spawn::start(&self.config.program, pod, &folder, &listener, pod_info)?;
+        let mut child = spawn::start(program, pod, &folder, &listener, pod_info)?;
         // From here on only the monitor has it: when it dies, connecting is refused.
         drop(listener);
         fail_point!("monitor_spawn.started");
@@ -191,8 +195,8 @@ pub(super) fn running_below(root: &Utf8Path) -> Vec<Pid> {
 
 #[async_trait]
 impl Supervisor for MonitorSupervisor {
-    async fn spawn(&self, pod: &PodId, pod_info: Vec<u8>) -> Result<MonitorLink> {
-        Ok(self.launch(pod, &pod_info).await?)
+    async fn spawn(&self, pod: &PodId, handler: &str, pod_info: Vec<u8>) -> Result<MonitorLink> {
+        Ok(self.launch(pod, handler, &pod_info).await?)
     }
 
     async fn connect(&self, pod: &PodId) -> Result<MonitorLink> {

@@ -1,5 +1,6 @@
 //! The client and the supervisor with the real monitor, and a shell script in the place of the runtime.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,13 +15,18 @@ use crate::core::ports::{MonitorEvent, MonitorLink, Supervisor, monitor_v1 as v1
 use crate::utils::tasks::TaskSet;
 
 const LONG: Duration = Duration::from_secs(20);
+const HANDLER: &str = "crun";
 
 /// The monitor's binary, built into the same folder as this test.
 fn program() -> Utf8PathBuf {
+    built("proxmox-lxcri-monitor")
+}
+
+fn built(name: &str) -> Utf8PathBuf {
     let test = std::env::current_exe().expect("current_exe");
     let folder = test.parent().and_then(|deps| deps.parent()).expect("target folder");
-    let path = folder.join("proxmox-lxcri-monitor");
-    assert!(path.is_file(), "{}: build it first (cargo build -p proxmox-lxcri-monitor)", path.display());
+    let path = folder.join(name);
+    assert!(path.is_file(), "{}: build it first (cargo build -p {name})", path.display());
     Utf8PathBuf::from_path_buf(path).expect("UTF-8")
 }
 
@@ -37,7 +43,7 @@ impl World {
         let run_root =
             Utf8PathBuf::from_path_buf(dir.path().join("a-run-folder-with-a-long-name/pods")).expect("UTF-8");
         let tasks = TaskSet::new("test");
-        let config = MonitorConfig { program: program(), run_root, cgroup: None, tasks };
+        let config = MonitorConfig { program: program(), others: BTreeMap::new(), run_root, cgroup: None, tasks };
         Self { supervisor: MonitorSupervisor::new(config), pod: PodId::new(), dir }
     }
 
@@ -129,9 +135,9 @@ async fn a_pods_life() {
     let s = &world.supervisor;
     assert_eq!(s.connect(&world.pod).await.err().map(|e| e.kind()), Some(Kind::NotFound));
     assert_eq!(s.list().await.expect("list"), []);
-    let mut link = s.spawn(&world.pod, vec![9; 200_000]).await.expect("spawn");
+    let mut link = s.spawn(&world.pod, HANDLER, vec![9; 200_000]).await.expect("spawn");
     assert_eq!((link.hello.version, link.hello.pod_info.len()), (1, 200_000));
-    assert_eq!(s.spawn(&world.pod, vec![]).await.err().map(|e| e.kind()), Some(Kind::AlreadyExists));
+    assert_eq!(s.spawn(&world.pod, HANDLER, vec![]).await.err().map(|e| e.kind()), Some(Kind::AlreadyExists));
     assert_eq!(s.list().await.expect("list"), std::slice::from_ref(&world.pod));
     assert_eq!(s.cleanup(&world.pod).await.err().map(|e| e.kind()), Some(Kind::FailedPrecondition));
 
@@ -179,7 +185,7 @@ async fn a_pods_life() {
 #[tokio::test]
 async fn execs_end_time_out_and_are_dropped() {
     let world = World::new();
-    let link = world.supervisor.spawn(&world.pod, vec![]).await.expect("spawn");
+    let link = world.supervisor.spawn(&world.pod, HANDLER, vec![]).await.expect("spawn");
     let id = ContainerId::new();
     link.monitor.create(world.plan(&id, "exec sleep 1000"), vec![]).await.expect("create");
     link.monitor.start(&id).await.expect("start");
@@ -221,7 +227,7 @@ async fn execs_end_time_out_and_are_dropped() {
 #[tokio::test]
 async fn attached_clients_get_output_and_a_slow_one_is_cut() {
     let world = World::new();
-    let mut link = world.supervisor.spawn(&world.pod, vec![]).await.expect("spawn");
+    let mut link = world.supervisor.spawn(&world.pod, HANDLER, vec![]).await.expect("spawn");
     let id = ContainerId::new();
     let mut plan = world.plan(&id, "cat; echo err >&2; seq 100000; read never");
     // The container's own stdin: kept open by the script for its child.
@@ -265,22 +271,43 @@ async fn attached_clients_get_output_and_a_slow_one_is_cut() {
 async fn a_monitor_that_can_not_start_says_why() {
     let mut world = World::new();
     let config = MonitorConfig {
-        program: "/bin/false".into(),
+        program: program(),
+        others: [(HANDLER.to_owned(), "/bin/false".into())].into(),
         run_root: Utf8PathBuf::from(world.path("pods")),
         cgroup: None,
         tasks: TaskSet::new("test"),
     };
     world.supervisor = MonitorSupervisor::new(config);
-    let error = world.supervisor.spawn(&world.pod, vec![]).await.err().expect("fails");
+    let error = world.supervisor.spawn(&world.pod, HANDLER, vec![]).await.err().expect("fails");
     assert!(error.chain().contains("exit status: 1"), "{}", error.chain());
     assert_eq!(world.supervisor.connect(&world.pod).await.err().map(|e| e.kind()), Some(Kind::NotFound));
+    world.supervisor.cleanup(&world.pod).await.expect("cleanup");
+    // The program is the handler's: others have theirs.
+    let link = world.supervisor.spawn(&world.pod, "other", vec![]).await.expect("the monitor's own");
+    assert_eq!(link.monitor.guest(vec![]).await.err().map(|e| e.kind()), Some(Kind::Unimplemented));
+    link.monitor.shutdown(true).await.expect("shutdown");
+}
+
+#[tokio::test]
+async fn the_relay_of_a_guest_is_a_monitor_to_the_daemon() {
+    let mut world = World::new();
+    world.supervisor.config.others = [("vm".to_owned(), built("proxmox-lxcri-guest-relay"))].into();
+    let mut link = world.supervisor.spawn(&world.pod, "vm", b"its record".to_vec()).await.expect("spawn");
+    assert_eq!((link.hello.version, link.hello.pod_info.as_slice()), (1, &b"its record"[..]));
+    let failed = link.monitor.guest(vec![0; 100_000]).await.err().expect("no guest is known");
+    assert_eq!((failed.kind(), failed.to_string().as_str()), (Kind::FailedPrecondition, "the guest is not known yet"));
+    let id = ContainerId::new();
+    assert_eq!(link.monitor.lend(&id).await.err().map(|e| e.kind()), Some(Kind::Unimplemented));
+    assert_eq!(world.supervisor.list().await.expect("list"), std::slice::from_ref(&world.pod));
+    world.supervisor.kill(&world.pod).await.expect("killed, as any monitor");
+    assert_eq!(next(&mut link).await, MonitorEvent::Gone);
     world.supervisor.cleanup(&world.pod).await.expect("cleanup");
 }
 
 #[tokio::test]
 async fn a_monitor_that_does_not_answer_is_killed_by_cleanup() {
     let world = World::new();
-    let mut link = world.supervisor.spawn(&world.pod, vec![]).await.expect("spawn");
+    let mut link = world.supervisor.spawn(&world.pod, HANDLER, vec![]).await.expect("spawn");
     let pid = rustix::process::Pid::from_raw(link.monitor.pid()).expect("pid");
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stop");
     world.supervisor.cleanup(&world.pod).await.expect("cleanup");

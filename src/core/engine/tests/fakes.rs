@@ -59,6 +59,8 @@ pub(super) struct World {
     pub(super) clock: AtomicI64,
     /// Init of the pods that are made.
     pub(super) init: Mutex<Option<ProcessId>>,
+    /// Containers that the next monitor finds out by itself.
+    pub(super) found: Mutex<BTreeMap<String, FakeContainer>>,
     /// Containers that the backend was told to remove without a monitor.
     pub(super) removed: Mutex<BTreeSet<ContainerId>>,
 }
@@ -298,9 +300,11 @@ impl FakeSupervisor {
 
 #[async_trait]
 impl Supervisor for FakeSupervisor {
-    async fn spawn(&self, pod: &PodId, pod_info: Vec<u8>) -> Result<MonitorLink> {
+    async fn spawn(&self, pod: &PodId, _handler: &str, pod_info: Vec<u8>) -> Result<MonitorLink> {
         self.0.step("spawn").await?;
-        locked(&self.0.monitors).insert(pod.clone(), FakeMonitorState { info: pod_info, ..Default::default() });
+        let containers = std::mem::take(&mut *locked(&self.0.found));
+        let state = FakeMonitorState { info: pod_info, containers, ..Default::default() };
+        locked(&self.0.monitors).insert(pod.clone(), state);
         Ok(self.link(pod))
     }
     async fn connect(&self, pod: &PodId) -> Result<MonitorLink> {
@@ -313,8 +317,10 @@ impl Supervisor for FakeSupervisor {
         Ok(locked(&self.0.monitors).keys().cloned().collect())
     }
     async fn cleanup(&self, pod: &PodId) -> Result<()> {
-        locked(&self.0.monitors).remove(pod);
-        Ok(())
+        match locked(&self.0.monitors).contains_key(pod) {
+            true => Err(Error::precondition("its monitor runs")),
+            false => Ok(()),
+        }
     }
     async fn kill(&self, pod: &PodId) -> Result<()> {
         locked(&self.0.monitors).remove(pod);

@@ -1,6 +1,7 @@
 //! What a daemon finds that starts after its predecessor, a monitor, or both have died at a bad moment.
 
 use super::*;
+use crate::core::ports::monitor_v1;
 use crate::utils::pidfd::ProcessId;
 
 /// A process that lives until this is dropped.
@@ -157,4 +158,35 @@ async fn a_take_over_that_fails_at_the_start_is_tried_again() {
     b.world.end(&pod, &c, 4).await;
     b.until(&c, ContainerPhase::Exited).await;
     assert_eq!(b.engine.container(Scope::Cri, c.as_str()).expect("known").exit.clone().expect("ended").code, 4);
+}
+
+#[tokio::test]
+async fn a_monitor_that_finds_out_what_runs_is_given_nothing() {
+    let mut b = Bench::new();
+    let pod = b.pod("a").await;
+    let (lives, started, ended) = (b.running(&pod, "c").await, b.running(&pod, "d").await, b.running(&pod, "e").await);
+    b.tasks.shutdown().await;
+    // Its start was not on record yet.
+    let path = Utf8Path::from_path(b.dir.path()).expect("utf8").join("root");
+    let store = RecordStore::open(&path).expect("records");
+    let (_, mut containers) = store.load_one(&pod).expect("readable").expect("there");
+    let record = containers.iter_mut().find(|r| r.id == started).expect("on record");
+    record.phase = ContainerPhase::Created;
+    store.save_container(record).expect("saved");
+    drop(store);
+    // They run where this node has no processes of theirs.
+    let mut found = locked(&b.world.monitors).remove(&pod).expect("a monitor").containers;
+    let told = found.get_mut(ended.as_str()).expect("there");
+    told.phase = monitor_v1::ContainerPhase::PhaseExited.into();
+    told.exit = Some(monitor_v1::Exit { code: 7, finished_at: b.world.now_ns(), ..Default::default() });
+    *locked(&b.world.found) = found;
+    *locked(&b.world.broken) = Some("adopt");
+    b.restart("boot-1").await;
+    assert_eq!(b.pod_phase(&pod), PodPhase::Ready);
+    assert_eq!((b.phase(&lives), b.phase(&started)), (ContainerPhase::Running, ContainerPhase::Running));
+    let exit = b.engine.container(Scope::Cri, ended.as_str()).expect("known").exit.clone().expect("ended");
+    assert_eq!(exit.code, 7);
+    b.world.end(&pod, &lives, 4).await;
+    b.until(&lives, ContainerPhase::Exited).await;
+    assert_eq!(b.engine.container(Scope::Cri, lives.as_str()).expect("known").exit.clone().expect("ended").code, 4);
 }
