@@ -11,6 +11,7 @@ pub mod legacy;
 mod load;
 mod proxmox;
 mod proxmox_lxc;
+mod proxmox_vm;
 mod routing;
 mod storage;
 mod stream;
@@ -29,6 +30,7 @@ pub use keys::{Key, keys as all_keys, schema};
 pub use load::{Loaded, Origin, Problem, Problems, Sources};
 pub use proxmox::Proxmox;
 pub use proxmox_lxc::{Addresses, CtNetwork, NetworkKind, Orphans, ProxmoxLxcHandler};
+pub use proxmox_vm::{ProxmoxVmHandler, VmNetwork};
 pub use routing::{Condition, Route, Router};
 pub use storage::{LayerDriver, UnpackSandbox, ZfsImages};
 pub use stream::{Span, Stream};
@@ -260,6 +262,9 @@ pub struct Handlers {
     /// Handler `proxmox-lxc`.
     #[serde(rename = "proxmox-lxc")]
     pub proxmox_lxc: ProxmoxLxcHandler,
+    /// Handler `proxmox-vm`.
+    #[serde(rename = "proxmox-vm")]
+    pub proxmox_vm: ProxmoxVmHandler,
 }
 
 /// Handler `crun`.
