@@ -1,7 +1,7 @@
 # Two commands are enough: `make run` (build, start, run a first pod) and `make test`.
 # On a fresh Debian machine, as root, both install what is missing. `make help` lists the rest.
 
-.PHONY: help run test check deb test-unit test-node test-critest test-kubelet test-lxc test-proxmox-lxc test-zfs test-images test-bfc test-faults fuzz soak bench bench-load build sbom setup fmt clean-caches
+.PHONY: help run test check deb test-unit test-node test-critest test-kubelet test-lxc test-proxmox-lxc test-proxmox-vm test-zfs test-images test-bfc test-faults fuzz soak bench bench-load build sbom setup fmt clean-caches
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -52,6 +52,10 @@ test-lxc: ## the handler lxc: its own suite, crictl's verbs, killed daemons, and
 test-proxmox-lxc: ## the handler proxmox-lxc with the tests' Proxmox: its own suite, crictl's verbs, killed daemons, and all of critest on it
 	@scripts/setup test
 	@scripts/test-proxmox-lxc
+
+test-proxmox-vm: ## the handler proxmox-vm with the tests' Proxmox, which runs virtual machines by QEMU
+	@scripts/setup test
+	@scripts/test-proxmox-vm
 
 test-zfs: ## the image, crictl and conformance suites, and ZFS's own, on the ZFS driver over zfs-fuse
 	@scripts/setup test

@@ -9,7 +9,7 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use serde_json::json;
@@ -50,62 +50,6 @@ fn exec_over_both_transports() {
             println!("\nfigure: {transport}: 100 MiB through `crictl exec -i cat` in {:?}", start.elapsed());
         }
     });
-}
-
-/// crictl on a terminal of its own, which is `width` by `height`.
-struct OnTerminal {
-    child: Running,
-    master: std::fs::File,
-}
-
-impl OnTerminal {
-    fn start(command: &Command, width: u16, height: u16) -> Self {
-        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("openpt");
-        grantpt(&master).and_then(|()| unlockpt(&master)).expect("unlockpt");
-        let name = ptsname(&master, Vec::new()).expect("ptsname");
-        let slave =
-            || std::fs::File::options().read(true).write(true).open(name.to_str().expect("UTF-8")).expect("pts");
-        Self::resize_of(&master, width, height);
-        let child = Command::new("setsid")
-            .args(["--ctty", "--wait"])
-            .arg(command.get_program())
-            .args(command.get_args())
-            .stdin(slave())
-            .stdout(slave())
-            .stderr(slave())
-            .spawn()
-            .expect("setsid");
-        Self { child: Running(child), master: master.into() }
-    }
-
-    fn resize_of(master: impl std::os::fd::AsFd, width: u16, height: u16) {
-        let size = rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(master, size).expect("a size");
-    }
-
-    fn resize(&self, width: u16, height: u16) {
-        Self::resize_of(&self.master, width, height);
-    }
-
-    fn type_in(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).expect("typed");
-    }
-
-    /// Reads until the screen has shown `text`.
-    fn until(&mut self, text: &str) -> String {
-        let mut seen = String::new();
-        let mut buffer = [0; 4096];
-        while !seen.contains(text) {
-            let n = self.master.read(&mut buffer).unwrap_or_else(|e| panic!("{e} before {text:?}: {seen:?}"));
-            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
-        }
-        seen
-    }
-
-    fn status(&mut self) -> std::process::ExitStatus {
-        wait_for("crictl's end", LONG, || self.child.0.try_wait().expect("its status"))
-    }
 }
 
 #[test]
@@ -296,7 +240,7 @@ fn our_own_command_line() {
         let (_pod, id) = sleeper(&node.crictl());
         let config = node.dir.join("config.toml");
         let verb = |args: &[&str]| {
-            let mut command = Command::new(support::daemon_program());
+            let mut command = std::process::Command::new(support::daemon_program());
             command.arg(args[0]).arg("--config").arg(&config).args(&args[1..]).stdin(Stdio::null());
             command
         };

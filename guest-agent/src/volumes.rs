@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lxcri_guest_proto::v1;
 use proxmox_lxcri_monitor::failure::{Failure, Result};
@@ -38,6 +38,12 @@ pub fn remove(settings: &Settings, volume: &str) -> Result<()> {
 
 /// Sync.
 pub fn sync(settings: &Settings, call: &v1::Sync) -> Result<()> {
+    if let Some(folder) = &call.folder {
+        if !call.files.is_empty() {
+            return Err(Failure::invalid(format!("volume {}: a folder to write into, and files", call.volume)));
+        }
+        return make_folder(&path(settings, &call.volume)?, folder);
+    }
     let mut names = BTreeSet::new();
     for file in &call.files {
         let (folders, name) = beneath::relative(&file.path)?;
@@ -78,6 +84,21 @@ pub fn sync(settings: &Settings, call: &v1::Sync) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A folder that containers write into. One that is there is theirs.
+fn make_folder(path: &Path, folder: &v1::Folder) -> Result<()> {
+    let failed = |e| Failure::io(path.display(), &e);
+    if path.try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    // Whole when it has its name.
+    let new = path.with_extension("new");
+    beneath::remove(&new)?;
+    std::fs::create_dir_all(&new).map_err(failed)?;
+    std::os::unix::fs::chown(&new, Some(folder.uid), Some(folder.gid)).map_err(failed)?;
+    rustix::fs::chmod(&new, (folder.mode & 0o7777).into()).map_err(|e| Failure::errno(new.display(), e))?;
+    std::fs::rename(&new, path).map_err(failed)
 }
 
 /// Makes a folder with these files; its name.
@@ -149,8 +170,6 @@ fn remove_link(folder: &OwnedFd, name: &str) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn settings(dir: &Path) -> Settings {
@@ -182,8 +201,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let settings = settings(dir.path());
         let volume = dir.path().join("data/volumes/config");
-        let sync =
-            |files: &[v1::File]| super::sync(&settings, &v1::Sync { volume: "config".into(), files: files.into() });
+        let sync = |files: &[v1::File]| {
+            super::sync(&settings, &v1::Sync { volume: "config".into(), files: files.into(), folder: None })
+        };
         let read = |name: &str| std::fs::read_to_string(volume.join(name)).ok();
         sync(&[file("a", "1"), file("deep/b", "2")]).expect("the first");
         assert_eq!(names(&volume), ["..1", "..data", "a", "deep"]);
@@ -214,5 +234,24 @@ mod tests {
         remove(&settings, "config").expect("removed");
         remove(&settings, "config").expect("gone already");
         assert!(std::fs::symlink_metadata(&volume).is_err() && remove(&settings, "..").is_err());
+    }
+    #[test]
+    fn a_folder_to_write_into_is_made_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let settings = settings(dir.path());
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let sync = |mode, files| {
+            let folder = Some(v1::Folder { mode, uid, gid });
+            super::sync(&settings, &v1::Sync { volume: "scratch".into(), files, folder })
+        };
+        sync(0o2777, Vec::new()).expect("made");
+        let volume = dir.path().join("data/volumes/scratch");
+        std::fs::create_dir(volume.join("a")).expect("written into");
+        sync(0o700, Vec::new()).expect("it is there");
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&volume).expect("the folder"));
+        assert_eq!((mode & 0o7777, names(&volume)), (0o2777, vec!["a".to_owned()]));
+        assert!(sync(0o700, vec![file("a", "1")]).is_err());
+        remove(&settings, "scratch").expect("removed");
+        assert!(!volume.exists());
     }
 }

@@ -289,7 +289,7 @@ fn a_volume_changes_at_once_in_a_running_container() {
         uid: 0,
         gid: 0,
     };
-    let sync = |files: Vec<v1::File>| Op::Sync(v1::Sync { volume: "config".into(), files });
+    let sync = |files: Vec<v1::File>| Op::Sync(v1::Sync { volume: "config".into(), files, folder: None });
     node.done(sync(vec![file("key", b"one\n"), file("deep/other", b"1\n")]));
     guest.volume.set(true);
     let log = node.log("c1", 0);

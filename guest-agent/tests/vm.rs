@@ -177,7 +177,8 @@ fn a_container_runs_in_a_virtual_machine() {
     let place = Place { run: hello.run_dir, data: hello.data_dir, cgroups: "/sys/fs/cgroup", volume: Cell::new(true) };
     let monitor = node.greet().pid;
     let file = |content: &[u8]| v1::File { path: "key".into(), content: content.into(), mode: 0o444, uid: 0, gid: 0 };
-    let sync = |content: &[u8]| Op::Sync(v1::Sync { volume: "config".into(), files: vec![file(content)] });
+    let sync =
+        |content: &[u8]| Op::Sync(v1::Sync { volume: "config".into(), files: vec![file(content)], folder: None });
     node.done(sync(b"one\n"));
     // The image's disk comes while the guest runs, as a node brings it; the kernel takes a moment to see it.
     vm.plug("image.ext4", SERIAL);

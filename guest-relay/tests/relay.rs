@@ -129,7 +129,11 @@ fn calls_of_the_guests() {
         mode: 0o444,
         ..Default::default()
     };
-    daemon.done(Call::Sync(guest_v1::Sync { volume: "config".into(), files: (0..4).map(file).collect() }));
+    daemon.done(Call::Sync(guest_v1::Sync {
+        volume: "config".into(),
+        files: (0..4).map(file).collect(),
+        folder: None,
+    }));
     assert_eq!(std::fs::read(world.guest.path("data/volumes/config/f3")).unwrap(), vec![3; 900_000]);
     (0..20).for_each(|n| daemon.write(&format!("files/{n}"), &[n; 60_000]));
     let paths = (0..20).map(|n| world.guest.text(&format!("run/files/{n}"))).chain(["/proc/none".into()]).collect();

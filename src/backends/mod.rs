@@ -6,3 +6,4 @@ pub mod lxc;
 pub mod oci;
 pub mod pods;
 pub mod proxmox_lxc;
+pub mod proxmox_vm;

@@ -2,6 +2,7 @@
 //! pod's monitor runs. The engine decides when; a backend never does.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -183,6 +184,32 @@ pub trait Backend: Send + Sync {
     }
     /// As `launch_plan`, for an exec.
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec>;
+    /// The pod has another monitor from now on, or none. Called for each, those of an earlier daemon's pods included; what it
+    /// does takes no time.
+    fn monitor_changed(&self, pod: &PodRecord, monitor: Option<&Arc<dyn Monitor>>) {
+        let _ = (pod, monitor);
+    }
+    /// A container's processes have ended; what its caller is to find on the node then is there when this returns. A failure is
+    /// told in the log.
+    async fn container_ended(&self, pod: &PodRecord, container: &ContainerRecord) -> Result<()> {
+        let _ = (pod, container);
+        Ok(())
+    }
+    /// Removes what the unit has of a container that its monitor has forgotten; a failure is told in the log. The unit may be gone.
+    async fn container_removed(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {
+        let _ = (pod, container);
+        Ok(())
+    }
+    /// Waits for the end of a ready pod's unit, of whose containers then nobody tells any more; says what has become of it. Never
+    /// where monitors see it themselves. May be dropped and asked again.
+    async fn unit_ended(&self, pod: &PodId) -> String {
+        let _ = pod;
+        std::future::pending().await
+    }
+    /// Whether what containers write is in the root file systems that the node makes for them.
+    fn has_rootfs(&self) -> bool {
+        true
+    }
     /// Removes the files of an exec that is over.
     fn end_exec(&self, pod: &PodRecord, container: &ContainerId, run_dir: &Utf8Path, exec_id: &str);
     /// Kills all execs of a container whose monitor is gone: nobody else could end them any more.

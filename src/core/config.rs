@@ -11,6 +11,7 @@ pub mod legacy;
 mod load;
 mod proxmox;
 mod proxmox_lxc;
+mod proxmox_vm;
 mod routing;
 mod storage;
 mod stream;
@@ -30,6 +31,7 @@ pub use keys::{Key, keys as all_keys, schema};
 pub use load::{Loaded, Origin, Problem, Problems, Sources};
 pub use proxmox::Proxmox;
 pub use proxmox_lxc::{Addresses, CtNetwork, NetworkKind, Orphans, ProxmoxLxcHandler};
+pub use proxmox_vm::{ProxmoxVmHandler, VmNetwork};
 pub use routing::{Condition, Route, Router};
 pub use storage::{LayerDriver, UnpackSandbox, ZfsImages};
 pub use stream::{Span, Stream};
@@ -265,12 +267,20 @@ pub struct Handlers {
     /// Handler `proxmox-lxc`.
     #[serde(rename = "proxmox-lxc")]
     pub proxmox_lxc: ProxmoxLxcHandler,
+    /// Handler `proxmox-vm`.
+    #[serde(rename = "proxmox-vm")]
+    pub proxmox_vm: ProxmoxVmHandler,
 }
 
 impl Handlers {
     /// The policies, each with its handler's name.
-    pub fn policies(&self) -> [(&'static str, &Policy); 3] {
-        [("crun", &self.crun.policy), ("lxc", &self.lxc.policy), ("proxmox-lxc", &self.proxmox_lxc.policy)]
+    pub fn policies(&self) -> [(&'static str, &Policy); 4] {
+        [
+            ("crun", &self.crun.policy),
+            ("lxc", &self.lxc.policy),
+            ("proxmox-lxc", &self.proxmox_lxc.policy),
+            ("proxmox-vm", &self.proxmox_vm.policy),
+        ]
     }
 }
 

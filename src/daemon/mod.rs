@@ -29,6 +29,7 @@ use crate::backends::crun::{CrunBackend, CrunConfig};
 use crate::backends::lxc::{LxcBackend, LxcConfig};
 use crate::backends::pods::{NodePods, PodsConfig};
 use crate::backends::proxmox_lxc::{CtNets, CtNetwork, ProxmoxLxcBackend, ProxmoxLxcConfig};
+use crate::backends::proxmox_vm::{ProxmoxVmBackend, ProxmoxVmConfig};
 use crate::core::backend::Backend;
 use crate::core::caps::CapSet;
 use crate::core::config::{CgroupDriver, Config, NetworkKind, Router};
@@ -65,6 +66,8 @@ const LONG: u32 = 10;
 const LIBEXEC: &str = "/usr/libexec/proxmox-lxcri";
 /// The monitor's file name.
 const MONITOR: &str = "proxmox-lxcri-monitor";
+/// That of what stands for the monitor of a pod in a virtual machine.
+const RELAY: &str = "proxmox-lxcri-guest-relay";
 /// File names of what the handler `lxc` runs.
 const LXC_HELPER: &str = "proxmox-lxcri-lxc";
 const LXC_INIT: &str = "proxmox-lxcri-lxc-init";
@@ -124,7 +127,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         LocalImageStore::open(images_config(config, unpacker)?, layers.clone(), tasks.clone()).await?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
-        others: BTreeMap::new(),
+        others: other_monitors(config),
         run_root: state.join("pods"),
         cgroup: monitors.clone(),
         tasks: tasks.clone(),
@@ -140,7 +143,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let in_cts = (in_cts, hierarchy.clone(), pins.clone(), network.clone());
     let pods = Arc::new(NodePods::new(pods, hierarchy, pins, network, tasks.clone()).await?);
     let crun = CrunBackend::new(crun_config(config), pods.clone()).await;
-    let lxc = LxcBackend::new(lxc_config(config, holders), pods);
+    let lxc = LxcBackend::new(lxc_config(config, holders), pods.clone());
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(crun), Arc::new(lxc)];
     if config.handlers.proxmox_lxc.enabled {
         let (settings, hierarchy, pins, cni) = in_cts;
@@ -151,6 +154,10 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         let pods = Arc::new(NodePods::new(settings, hierarchy, pins, network, tasks.clone()).await?);
         let api = Proxmox::new(&config.proxmox)?;
         backends.push(Arc::new(ProxmoxLxcBackend::new(proxmox_lxc_config(config, &api)?, api, pods)));
+    }
+    if config.handlers.proxmox_vm.enabled {
+        let api = Proxmox::new(&config.proxmox)?;
+        backends.push(Arc::new(ProxmoxVmBackend::new(proxmox_vm_config(config, &api)?, api, pods, tasks.clone())));
     }
     let engine = Engine::new(
         EngineConfig {
@@ -285,6 +292,43 @@ fn proxmox_lxc_config(config: &Config, api: &Proxmox) -> Result<ProxmoxLxcConfig
         orphans_after: handler.orphans_after.get(),
         network: ct_nets(config)?,
     })
+}
+
+fn proxmox_vm_config(config: &Config, api: &Proxmox) -> Result<ProxmoxVmConfig> {
+    let handler = &config.handlers.proxmox_vm;
+    let (first, last) = handler.vmids()?;
+    let vmid = |n: u32| Vmid::new(n.into()).map_err(|e| Error::invalid(format!("handlers.proxmox-vm: {e}")));
+    Ok(ProxmoxVmConfig {
+        node: api.node(),
+        installation: storage::installation(&config.server.root)?,
+        vmids: (vmid(first)?, vmid(last)?),
+        template: vmid(handler.template)?,
+        storage: handler.storage.clone(),
+        pool: handler.pool.clone(),
+        memory: handler.memory,
+        guest_memory: handler.guest_memory,
+        relay: relay_program(config),
+        cores: handler.cores,
+        port: handler.port,
+        start_timeout: handler.start_timeout.get(),
+        kubelet_root: handler.kubelet_root.clone(),
+        orphans: handler.orphans,
+        orphans_after: handler.orphans_after.get(),
+        images_after: handler.images_after.get(),
+        network: handler.network.clone(),
+        addresses: handler.network.addresses(u128::from(last - first) + 1)?,
+    })
+}
+
+fn relay_program(config: &Config) -> Utf8PathBuf {
+    let given = config.handlers.proxmox_vm.relay_path.clone();
+    given.or_else(|| beside_us(RELAY)).unwrap_or_else(|| Utf8Path::new(LIBEXEC).join(RELAY))
+}
+
+/// Programs in place of the monitor, by handler.
+fn other_monitors(config: &Config) -> BTreeMap<String, Utf8PathBuf> {
+    let of_vms = config.handlers.proxmox_vm.enabled.then(|| ("proxmox-vm".to_owned(), relay_program(config)));
+    of_vms.into_iter().collect()
 }
 
 /// What Proxmox connects CTs with; None: CNI does.

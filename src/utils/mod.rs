@@ -16,3 +16,4 @@ pub mod tasks;
 pub mod time;
 pub mod trace;
 pub mod turns;
+pub mod watched;

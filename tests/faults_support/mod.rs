@@ -65,8 +65,8 @@ impl Point {
     /// Whether pods of that handler meet it.
     pub fn is_met_by(&self, handler: &str) -> bool {
         match handler {
-            "proxmox-lxc" => !OF_THE_NODE.contains(&self.name),
-            _ => !self.name.starts_with("ct."),
+            "proxmox-lxc" => !OF_THE_NODE.contains(&self.name) && !self.name.starts_with("vm."),
+            _ => !self.name.starts_with("ct.") && !self.name.starts_with("vm."),
         }
     }
 
@@ -121,6 +121,10 @@ pub const POINTS: &[Point] = &[
     at(Step::Run, "ct.pinned"),
     at(Step::Run, "ct.watched"),
     at(Step::Run, "ct.connected"),
+    at(Step::Run, "vm.noted_number"),
+    at(Step::Run, "vm.cloned"),
+    at(Step::Run, "vm.configured"),
+    at(Step::Run, "vm.started"),
     at(Step::Run, "sandbox.made"),
     at(Step::Run, "sandbox.ready"),
     at(Step::Run, "sandbox.told"),
@@ -132,6 +136,10 @@ pub const POINTS: &[Point] = &[
     at(Step::Create, "overlay.rootfs.renamed"),
     at(Step::Create, "create.rootfs"),
     at(Step::Create, "create.mounted"),
+    at(Step::Create, "vm.image_made"),
+    at(Step::Create, "vm.image_filled"),
+    at(Step::Create, "vm.attached"),
+    at(Step::Create, "vm.root_made"),
     at(Step::Create, "create.bundle"),
     at(Step::Create, "create.planned"),
     at(Step::Create, "monitor.create.fifos"),
@@ -179,6 +187,7 @@ pub const POINTS: &[Point] = &[
     at(Step::StopPod, "stop_pod.monitor"),
     often(Step::StopPod, "teardown.step", 4),
     at(Step::StopPod, "ct.stopped"),
+    at(Step::StopPod, "vm.stopped"),
     at(Step::StopPod, "stop_pod.torn"),
     at(Step::StopPod, "stop_pod.saved"),
     at(Step::RemovePod, "remove_pod.marked"),

@@ -31,6 +31,18 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
 
 /// The same with a monitor of the test's choice.
 pub fn isolated_with(name: &str, monitor: impl FnOnce() -> PathBuf, body: impl FnOnce()) {
+    let root = std::env::var("LXCRI_TEST_ROOT").unwrap_or_else(|_| "trixie".into());
+    isolated_in(&root, name, monitor, &[], body);
+}
+
+/// The same in a Debian root of the test's choice, with more paths for [`given`].
+pub fn isolated_in(
+    release: &str,
+    name: &str,
+    monitor: impl FnOnce() -> PathBuf,
+    more: &[(&str, fn() -> PathBuf)],
+    body: impl FnOnce(),
+) {
     if std::env::var_os("LXCRI_TEST_ENV").is_some() {
         // After the words "test NAME ... ": a figure begins its line.
         println!();
@@ -47,7 +59,7 @@ pub fn isolated_with(name: &str, monitor: impl FnOnce() -> PathBuf, body: impl F
     let test = std::env::current_exe().expect("the test's own program");
     let status = Command::new(root.join("tests/env/enter"))
         .arg("--root")
-        .arg(std::env::var_os("LXCRI_TEST_ROOT").unwrap_or_else(|| "trixie".into()))
+        .arg(release)
         .args(["--net", "--"])
         .arg(&test)
         .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"])
@@ -59,6 +71,7 @@ pub fn isolated_with(name: &str, monitor: impl FnOnce() -> PathBuf, body: impl F
         .env("LXCRI_IMAGES", tool("images", &[]))
         .env("LXCRI_ZFS_FUSE", tool("zfs-fuse", &[]))
         .env("LXCRI_LOGS", &logs)
+        .envs(more.iter().map(|(variable, path)| (variable, path())))
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .output()
@@ -100,6 +113,21 @@ pub fn example(name: &str) -> PathBuf {
 /// The monitor: `LXCRI_MONITOR`, else built now.
 pub fn monitor_program() -> PathBuf {
     static_program("LXCRI_MONITOR", "proxmox-lxcri-monitor", "proxmox-lxcri-monitor")
+}
+
+/// The relay of a pod's virtual machine: `LXCRI_RELAY`, else built now.
+pub fn relay_program() -> PathBuf {
+    static_program("LXCRI_RELAY", "proxmox-lxcri-guest-relay", "proxmox-lxcri-guest-relay")
+}
+
+/// The disk of the template of virtual machines: `GUEST_TEMPLATE`, else made now, of the agent that `GUEST_AGENT` names or that is
+/// built now.
+pub fn guest_template() -> PathBuf {
+    if let Some(path) = std::env::var_os("GUEST_TEMPLATE") {
+        return path.into();
+    }
+    let agent = static_program("GUEST_AGENT", "proxmox-lxcri-guest-agent", "proxmox-lxcri-guest-agent");
+    run(Command::new(repository().join("tests/tools/guest-template")).arg(agent)).trim().into()
 }
 
 /// What becomes the first process of a liblxc container: `LXCRI_LXC_INIT`, else built now.

@@ -49,7 +49,7 @@ pub struct Options {
     pub pool_size: String,
     /// File that says at which named point the daemon or a monitor dies.
     pub failpoint_file: Option<PathBuf>,
-    /// More lines of the tables `[proxmox]` and `[handlers.proxmox-lxc]`.
+    /// More lines of the tables `[proxmox]` and `[handlers.proxmox-lxc]` or `[handlers.proxmox-vm]`.
     pub proxmox_lines: [String; 2],
     /// The programs `zfs` and `zpool`.
     pub zfs_programs: [String; 2],
@@ -99,7 +99,7 @@ pub struct Node {
     failpoint_file: Option<PathBuf>,
     /// Starts the daemon as systemd does, with what an earlier one has parked.
     pub manager: Option<super::manager::Manager>,
-    /// The Proxmox that it is a node of, with handler proxmox-lxc.
+    /// The Proxmox that it is a node of, with handlers proxmox-lxc and proxmox-vm.
     pub pve: Option<Pve>,
     registry: i32,
     /// `127.0.0.1:<port>` of the registry.
@@ -144,8 +144,11 @@ impl Node {
             );
             std::fs::write(folder.join("hosts.toml"), hosts).expect("hosts.toml");
         }
-        let pve =
-            (options.handler == "proxmox-lxc").then(|| start_proxmox(&mut options.more_config, &options.proxmox_lines));
+        let pve = match options.handler.as_str() {
+            "proxmox-lxc" => Some(start_proxmox(&mut options.more_config, &options.proxmox_lines)),
+            "proxmox-vm" => Some(start_vm_proxmox(&mut options.more_config, &options.proxmox_lines)),
+            _ => None,
+        };
         std::fs::write(dir.join("cni/10-test.conflist"), &options.network).expect("the network list");
         std::fs::write(dir.join("config.toml"), config(&dir, &options)).expect("config.toml");
         let failpoint_file = options.failpoint_file;
@@ -302,6 +305,28 @@ pub fn start_proxmox(config: &mut String, lines: &[String; 2]) -> Pve {
         pve.file("token"),
         pve.file("ca.pem"),
         lines[0],
+        lines[1],
+    ));
+    pve
+}
+
+/// A Proxmox that runs virtual machines by QEMU, with a bridge and a template; adds what the daemon has to know of it, and more lines of
+/// the tables `[proxmox]` and `[handlers.proxmox-vm]`.
+pub fn start_vm_proxmox(config: &mut String, lines: &[String; 2]) -> Pve {
+    let pve = Pve::start(pve::Options { runner: pve::Runner::Qemu, ..pve::Options::default() });
+    pve.add_bridge("vmbr0", "10.90.0.1/24");
+    pve.add_template(8000, &given("LXCRI_GUEST_TEMPLATE"));
+    config.push_str(&format!(
+        "[proxmox]\nendpoints = [\"{}\"]\nnode = \"pve1\"\ntoken_id = \"{}\"\ntoken_file = \"{}\"\nca_file = \"{}\"\n{}\n\
+         [handlers.proxmox-vm]\nenabled = true\ntemplate = 8000\nvmids = \"9000-9099\"\nstorage = \"local\"\npool = \"k8s\"\n\
+         memory = 192\nstart_timeout = \"240s\"\nkubelet_root = \"/tmp/node/kubelet\"\nrelay_path = \"{}\"\n{}\n\
+         [handlers.proxmox-vm.network]\nbridge = \"vmbr0\"\naddress = \"10.90.0.100-10.90.0.199/24\"\ngateway = \"10.90.0.1\"\n",
+        pve.url(),
+        pve::TOKEN,
+        pve.file("token"),
+        pve.file("ca.pem"),
+        lines[0],
+        given("LXCRI_RELAY").display(),
         lines[1],
     ));
     pve

@@ -2,7 +2,7 @@
 //! looked for by their command lines.
 
 use std::io::{Read, Write};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use k8s_cri::v1::ExecRequest;
@@ -106,4 +106,64 @@ pub async fn exec_url(client: &mut Client, id: &str, cmd: &[&str], stdin: bool) 
 pub fn log_lines(node: &Node, container: &str, stream: &str) -> Vec<String> {
     let path = node.pod_logs("p").join(container).join("0.log");
     stream_lines(&read_log(&path), stream)
+}
+
+/// crictl on a terminal of its own, which is `width` by `height`.
+pub struct OnTerminal {
+    child: Running,
+    master: std::fs::File,
+}
+
+impl OnTerminal {
+    /// Starts it.
+    pub fn start(command: &Command, width: u16, height: u16) -> Self {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("openpt");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("unlockpt");
+        let name = ptsname(&master, Vec::new()).expect("ptsname");
+        let slave =
+            || std::fs::File::options().read(true).write(true).open(name.to_str().expect("UTF-8")).expect("pts");
+        Self::resize_of(&master, width, height);
+        let child = Command::new("setsid")
+            .args(["--ctty", "--wait"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(slave())
+            .stdout(slave())
+            .stderr(slave())
+            .spawn()
+            .expect("setsid");
+        Self { child: Running(child), master: master.into() }
+    }
+
+    fn resize_of(master: impl std::os::fd::AsFd, width: u16, height: u16) {
+        let size = rustix::termios::Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(master, size).expect("a size");
+    }
+
+    /// Gives the terminal another size.
+    pub fn resize(&self, width: u16, height: u16) {
+        Self::resize_of(&self.master, width, height);
+    }
+
+    /// Types.
+    pub fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).expect("typed");
+    }
+
+    /// Reads until the screen has shown `text`.
+    pub fn until(&mut self, text: &str) -> String {
+        let mut seen = String::new();
+        let mut buffer = [0; 4096];
+        while !seen.contains(text) {
+            let n = self.master.read(&mut buffer).unwrap_or_else(|e| panic!("{e} before {text:?}: {seen:?}"));
+            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+        seen
+    }
+
+    /// Its end.
+    pub fn status(&mut self) -> std::process::ExitStatus {
+        wait_for("crictl's end", LONG, || self.child.0.try_wait().expect("its status"))
+    }
 }

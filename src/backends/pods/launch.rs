@@ -216,7 +216,7 @@ impl NodePods {
         Ok(Some(name.to_string()))
     }
 
-    async fn seccomp(&self, input: &SpecInput<'_>) -> Result<Option<LinuxSeccomp>> {
+    pub(in crate::backends) async fn seccomp(&self, input: &SpecInput<'_>) -> Result<Option<LinuxSeccomp>> {
         if input.config.security.privileged {
             return Ok(None);
         }
@@ -248,7 +248,8 @@ pub async fn cannot_run(log: Utf8PathBuf) -> Option<String> {
     program_trouble(&text)
 }
 
-fn program_trouble(log: &str) -> Option<String> {
+/// The same in its log's text.
+pub(in crate::backends) fn program_trouble(log: &str) -> Option<String> {
     // How such a line begins, after time and level, and what it says.
     const WORDS: [(&str, &str); 3] = [
         ("executable file `", "` not found"),
@@ -262,7 +263,7 @@ fn program_trouble(log: &str) -> Option<String> {
 }
 
 /// Adds what the node's folders of hooks have for such a container.
-fn add_hooks(spec: &mut Spec, hooks: &[OciHook], pod: &PodRecord, config: &ContainerConfig) -> Result<()> {
+pub fn add_hooks(spec: &mut Spec, hooks: &[OciHook], pod: &PodRecord, config: &ContainerConfig) -> Result<()> {
     let mut annotations = pod.config.annotations.clone();
     annotations.extend(config.annotations.clone());
     let args = spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
@@ -281,14 +282,12 @@ struct Found {
     hooks: Vec<OciHook>,
 }
 
-fn look_up(
-    rootfs: OwnedFd,
+/// Whom a container runs as, by the files of its image. Blocks.
+pub(in crate::backends) fn find_user(
+    root: &beneath::Root,
     security: &crate::core::spec::ContainerSecurity,
     image_user: &str,
-    mounts: &[Mount],
-    wanted_devices: &[Device],
-) -> Result<Found> {
-    let root = beneath::Root::from_fd(rootfs);
+) -> Result<ResolvedUser> {
     let text = |path: &str| match root.read_file(path, USERS_MAX) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
@@ -300,7 +299,17 @@ fn look_up(
         }
         Err(e) => Err(Error::io(format!("read /{path} of the image"), e)),
     };
-    let user = users::resolve(security, image_user, &text("etc/passwd")?, &text("etc/group")?)?;
+    users::resolve(security, image_user, &text("etc/passwd")?, &text("etc/group")?)
+}
+
+fn look_up(
+    rootfs: OwnedFd,
+    security: &crate::core::spec::ContainerSecurity,
+    image_user: &str,
+    mounts: &[Mount],
+    wanted_devices: &[Device],
+) -> Result<Found> {
+    let user = find_user(&beneath::Root::from_fd(rootfs), security, image_user)?;
     let sources = mounts.iter().map(mount_source).collect::<Result<Vec<_>>>()?;
     try_idmaps(mounts, &sources)?;
     let mut found = Vec::new();
@@ -365,7 +374,7 @@ fn try_idmaps(mounts: &[Mount], sources: &[String]) -> Result<()> {
 }
 
 /// The request's, else the image's, else SIGTERM.
-fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
+pub(in crate::backends) fn stop_signal(config: &ContainerConfig, image: &str) -> i32 {
     config.stop_signal.or_else(|| crate::core::signals::number(image)).unwrap_or(libc::SIGTERM)
 }
 

@@ -11,7 +11,7 @@ mod launch;
 mod network;
 mod orphans;
 mod owner;
-mod plan;
+pub(in crate::backends) mod plan;
 mod template;
 mod unit;
 

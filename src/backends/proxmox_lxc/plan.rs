@@ -51,7 +51,7 @@ pub fn limits(resources: &Resources, overhead: &Resources, node: u64) -> Limits 
 }
 
 /// Letters, digits and hyphens, as DNS has them; the pod's name where it is one.
-fn host_name(pod: &SandboxConfig) -> String {
+pub(in crate::backends) fn host_name(pod: &SandboxConfig) -> String {
     let wanted = if pod.hostname.is_empty() { &pod.metadata.name } else { &pod.hostname };
     let name: String = wanted
         .chars()
@@ -62,7 +62,8 @@ fn host_name(pod: &SandboxConfig) -> String {
     if name.is_empty() { "pod".to_owned() } else { name }
 }
 
-fn tags(pod: &SandboxConfig) -> Tags {
+/// Words for the GUI's lists.
+pub(in crate::backends) fn tags(pod: &SandboxConfig) -> Tags {
     let word = |text: &str| {
         text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect::<String>()
     };
@@ -70,7 +71,7 @@ fn tags(pod: &SandboxConfig) -> Tags {
 }
 
 /// What is to be seen in the GUI's notes; the identity comes below it.
-fn words(pod: &SandboxConfig) -> String {
+pub(in crate::backends) fn words(pod: &SandboxConfig) -> String {
     let m = &pod.metadata;
     let line = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect::<String>();
     format!("Pod {}/{}\n\nuid {}", line(&m.namespace), line(&m.name), line(&m.uid))

@@ -54,7 +54,8 @@ impl Config {
     /// Handlers that there are.
     pub fn handler_names(&self) -> Vec<&'static str> {
         let proxmox_lxc = self.handlers.proxmox_lxc.enabled.then_some("proxmox-lxc");
-        ["crun", "lxc"].into_iter().chain(proxmox_lxc).collect()
+        let proxmox_vm = self.handlers.proxmox_vm.enabled.then_some("proxmox-vm");
+        ["crun", "lxc"].into_iter().chain(proxmox_lxc).chain(proxmox_vm).collect()
     }
 
     fn check_handlers(&self, faults: &mut Faults) {
@@ -68,12 +69,18 @@ impl Config {
         faults.range("handlers.lxc.timeout", lxc.timeout, 1..=DAY);
         self.handlers.proxmox_lxc.check(faults);
         let enabled = "handlers.proxmox-lxc.enabled";
-        if self.handlers.proxmox_lxc.enabled && self.proxmox.endpoints.is_empty() {
-            faults.with(enabled, "proxmox.endpoints", "proxmox.endpoints says how Proxmox is reached, and is empty");
+        self.handlers.proxmox_vm.check(faults);
+        let on = [
+            (enabled, self.handlers.proxmox_lxc.enabled),
+            ("handlers.proxmox-vm.enabled", self.handlers.proxmox_vm.enabled),
+        ];
+        for (key, _) in on.into_iter().filter(|(_, on)| *on && self.proxmox.endpoints.is_empty()) {
+            faults.with(key, "proxmox.endpoints", "proxmox.endpoints says how Proxmox is reached, and is empty");
         }
         let unknown = |name: &str| {
-            (!self.handler_names().contains(&name))
-                .then(|| format!("{name:?} is not a handler (crun, lxc, and proxmox-lxc where it is enabled)"))
+            (!self.handler_names().contains(&name)).then(|| {
+                format!("{name:?} is not a handler (crun, lxc, and proxmox-lxc and proxmox-vm where they are enabled)")
+            })
         };
         if let Some(why) = unknown(&self.runtime.default_handler) {
             faults.with("runtime.default_handler", enabled, why);

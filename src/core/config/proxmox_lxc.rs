@@ -14,7 +14,7 @@ use super::Span;
 use super::faults::{Fault, Faults};
 
 /// Longest name of an interface of the kernel's (IFNAMSIZ without its end).
-const NAME_MAX: usize = 15;
+pub(super) const NAME_MAX: usize = 15;
 
 /// Handler `proxmox-lxc`. Uses `[proxmox]`, the OCI runtime of `crun`, and the programs of `lxc`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -80,14 +80,7 @@ impl ProxmoxLxcHandler {
     }
 
     fn range(&self) -> Result<(u32, u32), Fault> {
-        let range = self.vmids.split_once('-').and_then(|(first, last)| {
-            let range: (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-            (100 <= range.0 && range.0 <= range.1 && range.1 <= 999_999_999).then_some(range)
-        });
-        range.ok_or_else(|| {
-            let what = format!("{:?}: FIRST-LAST is needed, of 100 to 999999999", self.vmids);
-            Fault::new("handlers.proxmox-lxc.vmids", what)
-        })
+        parse_range("handlers.proxmox-lxc", &self.vmids)
     }
 
     pub(super) fn check(&self, faults: &mut Faults) {
@@ -113,6 +106,17 @@ impl ProxmoxLxcHandler {
             Err(fault) => faults.push(fault),
         }
     }
+}
+
+/// `FIRST-LAST` of the key `vmids` of a handler's table.
+pub(super) fn parse_range(table: &str, vmids: &str) -> Result<(u32, u32), Fault> {
+    let range = vmids.split_once('-').and_then(|(first, last)| {
+        let range: (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (100 <= range.0 && range.0 <= range.1 && range.1 <= 999_999_999).then_some(range)
+    });
+    range.ok_or_else(|| {
+        Fault::new(format!("{table}.vmids"), format!("{vmids:?}: FIRST-LAST is needed, of 100 to 999999999"))
+    })
 }
 
 /// Who connects pods.
@@ -206,17 +210,17 @@ fn full(key: &str) -> String {
     format!("handlers.proxmox-lxc.network.{key}")
 }
 
-fn bad<T>(key: &str, why: impl std::fmt::Display) -> Result<T, Fault> {
-    Err(Fault::new(full(key), why))
-}
-
-/// The two keys of a family.
-struct Family<'a> {
-    key: &'static str,
-    address: &'a str,
-    gateway_key: &'static str,
-    gateway: &'a str,
-    width: u8,
+/// The two keys of a family, in a handler's table `network`.
+pub(super) struct Family<'a> {
+    /// The handler's table: "handlers.proxmox-lxc".
+    pub(super) table: &'static str,
+    /// Key of the addresses.
+    pub(super) key: &'static str,
+    pub(super) address: &'a str,
+    pub(super) gateway_key: &'static str,
+    pub(super) gateway: &'a str,
+    /// Bits of an address.
+    pub(super) width: u8,
 }
 
 impl Family<'_> {
@@ -224,19 +228,24 @@ impl Family<'_> {
         address.is_ipv4() == (self.width == 32)
     }
 
+    fn bad<T>(&self, key: &str, why: impl std::fmt::Display) -> Result<T, Fault> {
+        Err(Fault::new(format!("{}.network.{key}", self.table), why))
+    }
+
     /// `count`: how many CTs there may be.
-    fn parse(&self, count: u128) -> Result<Option<Addresses>, Fault> {
+    pub(super) fn parse(&self, count: u128) -> Result<Option<Addresses>, Fault> {
         let none = match self.address {
             "" => Some(None),
             "dhcp" => Some(Some(Addresses::Dhcp)),
             "auto" => {
-                return bad(self.key, "addresses of router advertisements can't be had: Proxmox sets none for its CTs");
+                return self
+                    .bad(self.key, "addresses of router advertisements can't be had: Proxmox sets none for its CTs");
             }
             _ => None,
         };
         if let Some(found) = none {
             let why = format!("only with a range in `{}`", self.key);
-            return if self.gateway.is_empty() { Ok(found) } else { bad(self.gateway_key, why) };
+            return if self.gateway.is_empty() { Ok(found) } else { self.bad(self.gateway_key, why) };
         }
         self.range(count).map(Some)
     }
@@ -252,35 +261,34 @@ impl Family<'_> {
             self.is_of(*first) && self.is_of(*last) && (1..=self.width).contains(prefix)
         }) else {
             let what = format!("{:?} is neither \"dhcp\" nor FIRST-LAST/PREFIX of IPv{version}", self.address);
-            return bad(self.key, what);
+            return self.bad(self.key, what);
         };
         let network = |a: IpAddr| bits(a).checked_shr(u32::from(self.width - prefix)).unwrap_or(0);
         let (from, to) = (bits(first), bits(last));
         if from > to || network(first) != network(last) {
-            return bad(self.key, format!("{first} to {last} is no range within one network of {prefix} bits"));
+            return self.bad(self.key, format!("{first} to {last} is no range within one network of {prefix} bits"));
         }
         // IPv4 has two that are nobody's, but in networks that are too small for them.
         let host = u128::MAX.checked_shr(128 - u32::from(self.width - prefix)).unwrap_or(0);
         let nobodys = |b: u128| self.width == 32 && prefix < 31 && [0, host].contains(&(b & host));
         if nobodys(from) || nobodys(to) {
-            return bad(self.key, "the network's own address and its broadcast address are nobody's");
+            return self.bad(self.key, "the network's own address and its broadcast address are nobody's");
         }
         if to - from + 1 < count {
-            let what =
-                format!("{} addresses are too few for {count} numbers of handlers.proxmox-lxc.vmids", to - from + 1);
-            return bad(self.key, what);
+            let what = format!("{} addresses are too few for {count} numbers of {}.vmids", to - from + 1, self.table);
+            return self.bad(self.key, what);
         }
         let gateway = match self.gateway {
             "" => None,
             text => match text.parse::<IpAddr>() {
                 Ok(g) if self.is_of(g) && network(g) == network(first) && !(from..=to).contains(&bits(g)) => Some(g),
                 Ok(g) if self.is_of(g) => {
-                    return bad(
+                    return self.bad(
                         self.gateway_key,
                         format!("{g} is not in the network of `{}`, or in its range", self.key),
                     );
                 }
-                _ => return bad(self.gateway_key, format!("{text:?} is no IPv{version} address")),
+                _ => return self.bad(self.gateway_key, format!("{text:?} is no IPv{version} address")),
             },
         };
         Ok(Addresses::Range { first, prefix, gateway })
@@ -289,7 +297,9 @@ impl Family<'_> {
 
 impl CtNetwork {
     fn families(&self) -> [Family<'_>; 2] {
+        let table = "handlers.proxmox-lxc";
         let four = Family {
+            table,
             key: "address",
             address: &self.address,
             gateway_key: "gateway",
@@ -297,6 +307,7 @@ impl CtNetwork {
             width: 32,
         };
         let six = Family {
+            table,
             key: "address6",
             address: &self.address6,
             gateway_key: "gateway6",

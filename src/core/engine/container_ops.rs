@@ -199,7 +199,9 @@ impl PodTask {
         if let Base::Restore { from } = base {
             return self.prepare_restore(record, config, plan, from).await;
         }
-        let mounts = std::iter::once(rootfs).chain(volume_mounts).collect();
+        // A plan without a place for it is of a container that has another.
+        let rootfs = Some(rootfs).filter(|_| !plan.rootfs_mount_point.is_empty());
+        let mounts = rootfs.into_iter().chain(volume_mounts).collect();
         let made = tokio::select! {
             made = monitor.create(plan, mounts) => made,
             () = self.cancel.cancelled() => {
@@ -375,6 +377,13 @@ impl PodTask {
             reason = info.reason,
             "container ended"
         );
+        if let Err(e) = self.backend.container_ended(&self.pod, &record).await {
+            tracing::warn!(
+                container = id.as_str(),
+                error = e.chain(),
+                "a part of what a container has left is not on the node"
+            );
+        }
         self.finish(&mut record, exit.finished_at, info).await;
     }
 
@@ -539,6 +548,13 @@ impl PodTask {
             tracing::error!(container = id.as_str(), error = e.chain(), "a step is taken that is not on record");
         }
         fail_point!("remove.marked");
+        if let Err(e) = self.backend.container_removed(&self.pod, id).await {
+            tracing::warn!(
+                container = id.as_str(),
+                error = e.chain(),
+                "its pod's unit keeps a part of a removed container"
+            );
+        }
         self.drop_files(id).await?;
         self.let_go(id);
         self.containers.remove(id);

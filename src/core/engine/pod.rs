@@ -200,6 +200,7 @@ impl PodTask {
         index.insert(&pod, &containers, handle.clone());
         let (monitor, events) = link.map_or((None, None), |l| (Some(l.monitor), Some(l.events)));
         index.set_monitor(&pod.id, monitor.clone());
+        backend.monitor_changed(&pod, monitor.as_ref());
         let id = pod.id.clone();
         let task = Self {
             shared: shared.clone(),
@@ -239,6 +240,7 @@ impl PodTask {
             let next = tokio::select! {
                 biased;
                 event = next_event(&mut self.events) => { self.on_event(event).await; Next::GoOn }
+                why = unit_end(&*self.backend, &self.pod) => { Box::pin(self.on_unit_end(why)).await; Next::GoOn }
                 () = sleep_until(deadline) => self.on_deadline().await,
                 command = self.commands.recv() => match command {
                     Some(asked) => {
@@ -371,6 +373,7 @@ impl PodTask {
     pub(super) fn set_monitor(&mut self, link: Option<MonitorLink>) {
         let (monitor, events) = link.map_or((None, None), |l| (Some(l.monitor), Some(l.events)));
         self.shared.index_mut().set_monitor(&self.pod.id, monitor.clone());
+        self.backend.monitor_changed(&self.pod, monitor.as_ref());
         (self.monitor, self.events) = (monitor, events);
     }
 
@@ -393,6 +396,14 @@ pub(super) async fn next_event(events: &mut Option<mpsc::Receiver<MonitorEvent>>
     match events {
         Some(receiver) => receiver.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+/// The end of a ready pod's unit.
+async fn unit_end(backend: &dyn Backend, pod: &PodRecord) -> String {
+    match pod.phase {
+        PodPhase::Ready => backend.unit_ended(&pod.id).await,
+        _ => std::future::pending().await,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::{MonitorEvent, monitor_v1};
-use crate::core::records::{self, PodRecord, RecordStore, Resource};
+use crate::core::records::{self, ContainerRecord, PodRecord, RecordStore, Resource};
 use crate::core::state::{ContainerPhase, PodPhase, PodRequest, Verdict};
 use crate::fail_point;
 
@@ -306,6 +306,32 @@ impl PodTask {
             if let Err(e) = self.stop_sandbox().await {
                 tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "a pod without init can't be stopped");
             }
+        }
+    }
+
+    /// The pod's unit has ended by somebody else's doing, and all that ran in it: the pod becomes NOTREADY.
+    pub(super) async fn on_unit_end(&mut self, why: String) {
+        if self.pod.phase != PodPhase::Ready {
+            return;
+        }
+        tracing::error!(pod = self.pod.id.as_str(), why, "the pod's unit has ended: the pod is not ready any more");
+        // Its monitor would wait for what is gone.
+        self.set_monitor(None);
+        if let Err(e) = self.shared.ports.supervisor.kill(self.id()).await {
+            tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "its monitor can't be ended");
+        }
+        let lives = |c: &&ContainerRecord| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Created);
+        for id in self.containers.values().filter(lives).map(|c| c.id.clone()).collect::<Vec<_>>() {
+            let finished_at = self.shared.ports.clock.now_ns();
+            let exit = monitor_v1::Exit { code: 255, finished_at, note: why.clone(), ..Default::default() };
+            self.on_exit(&id, exit).await;
+        }
+        if let Err(e) = self.stop_sandbox().await {
+            tracing::error!(
+                pod = self.pod.id.as_str(),
+                error = e.chain(),
+                "a pod without its unit can't be stopped yet"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Engine, Scope};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::ids::{ContainerId, Digest};
+use crate::core::ids::{ContainerId, Digest, PodId};
 use crate::core::ports::{FileChange, Image, ImageEdit, SendImage, StorageReport};
 use crate::core::records::ContainerRecord;
 use crate::core::state::ContainerPhase;
@@ -48,6 +48,7 @@ impl Engine {
     /// The pod's containers that have a root file system, oldest first.
     pub(super) fn cut_of(&self, scope: Scope, pod: &str) -> Result<Vec<Arc<ContainerRecord>>> {
         let record = self.pod(scope, pod)?;
+        self.on_node(&record.id)?;
         let mut all = self.shared.index().containers_of(&record.id);
         all.retain(|c| !matches!(c.phase, ContainerPhase::Creating | ContainerPhase::Removing));
         all.sort_by_key(|c| c.created_at);
@@ -55,6 +56,16 @@ impl Engine {
             true => Err(Error::precondition(format!("pod {}: it has no container", record.id))),
             false => Ok(all),
         }
+    }
+
+    /// Refuses a pod whose containers' files the node has not.
+    fn on_node(&self, pod: &PodId) -> Result<()> {
+        let Some(record) = self.shared.index().pod(pod) else { return Ok(()) };
+        if self.shared.backend(&record.handler)?.has_rootfs() {
+            return Ok(());
+        }
+        let what = format!("pod {pod}: its containers' files are not on the node (handler {})", record.handler);
+        Err(Error::new(Kind::Unimplemented, what))
     }
 
     /// Runs `work` to its end even when the caller goes away: nobody else would thaw what it has frozen.
@@ -147,6 +158,7 @@ impl Engine {
         edit: &ImageEdit,
     ) -> Result<Arc<Image>> {
         let named = |e: Error| e.context(format!("commit of container {}", container.id.short()));
+        self.on_node(&container.pod).map_err(named)?;
         let (layers, images) = (self.shared.ports.layers.clone(), self.shared.ports.images.clone());
         if images.resolve(&container.image_id.to_string()).is_none() {
             let message = format!("its image {} is not here any more", container.image_id);

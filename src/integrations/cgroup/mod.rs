@@ -22,7 +22,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub use limits::set_oom_score_adj;
 pub use manage::kill;
 pub use path::{Driver, Parent, expand_slice};
-pub use stats::{Depth, StatsReader};
+pub use stats::{Depth, StatsReader, V2_FILES};
 
 use super::mounts::{self, MountError, MountInfo};
 use crate::core::error::{Error, Kind};

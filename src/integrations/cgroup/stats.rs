@@ -4,6 +4,7 @@
 //! those that are wanted are read. A group that is gone has no readings; a file that is missing (no such controller, an
 //! older kernel) is a reading that is not told. Nothing fails, nothing is left behind.
 
+use std::collections::HashMap;
 use std::io::Read;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -35,7 +36,28 @@ pub struct StatsReader {
     blkio: Option<Utf8PathBuf>,
     pids: Option<Utf8PathBuf>,
     buffer: String,
+    /// In place of files: those of another kernel, by path.
+    given: Option<HashMap<Utf8PathBuf, String>>,
 }
+
+/// Files of a v2 group that are looked at.
+pub const V2_FILES: [&str; 15] = [
+    "cpu.stat",
+    "cpu.pressure",
+    "memory.current",
+    "memory.stat",
+    "memory.max",
+    "memory.swap.current",
+    "memory.swap.max",
+    "memory.pressure",
+    "memory.peak",
+    "memory.events",
+    "io.pressure",
+    "io.stat",
+    "pids.current",
+    "pids.max",
+    "cgroup.procs",
+];
 
 impl Hierarchy {
     /// A reader for this host.
@@ -49,11 +71,27 @@ impl Hierarchy {
             blkio: v1("blkio"),
             pids: v1("pids"),
             buffer: String::with_capacity(8 << 10),
+            given: None,
         }
     }
 }
 
 impl StatsReader {
+    /// A reader of texts that were read elsewhere: [`V2_FILES`] of groups below `root`, by their whole paths.
+    pub fn of_texts(root: &Utf8Path, texts: HashMap<Utf8PathBuf, String>) -> Self {
+        let (cpuacct, cpu, memory, blkio, pids) = (None, None, None, None, None);
+        Self {
+            unified: Some(root.to_owned()),
+            cpuacct,
+            cpu,
+            memory,
+            blkio,
+            pids,
+            buffer: String::new(),
+            given: Some(texts),
+        }
+    }
+
     /// What the group at `relative` (from the hierarchy's root) and all below it use. `now`: Unix time in nanoseconds.
     /// None: it is gone.
     pub fn read(&mut self, relative: &Utf8Path, depth: Depth, now: impl Fn() -> i64) -> Option<UnitSample> {
@@ -71,7 +109,9 @@ impl StatsReader {
         sample.memory = self.memory_v2(folder, depth.details);
         let mut io = IoSample { pressure: self.with(folder, "io.pressure", pressure).flatten(), ..Default::default() };
         if depth.details {
-            io.devices = named(self.with(folder, "io.stat", io_stat_v2).unwrap_or_default());
+            let devices = self.with(folder, "io.stat", io_stat_v2).unwrap_or_default();
+            // Their numbers are this kernel's.
+            io.devices = if self.given.is_none() { named(devices) } else { devices };
         }
         sample.io = (io != IoSample::default()).then_some(io);
         if depth.details || depth.tasks {
@@ -200,6 +240,9 @@ impl StatsReader {
         while let Some(folder) = folders.pop() {
             count += self.text(&folder, "cgroup.procs").map_or(0, |text| text.lines().count() as u64);
             looked_at += 1;
+            if self.given.is_some() {
+                break;
+            }
             let room = GROUPS_MAX.saturating_sub(looked_at + folders.len());
             folders.extend(super::manage::children(&folder).unwrap_or_default().into_iter().take(room));
         }
@@ -212,6 +255,9 @@ impl StatsReader {
 
     /// The file's text; None: there is none, or it can't be read now.
     fn text(&mut self, folder: &Utf8Path, name: &str) -> Option<&str> {
+        if let Some(given) = &self.given {
+            return given.get(&folder.join(name)).map(String::as_str);
+        }
         self.buffer.clear();
         let mut file = std::fs::File::open(folder.join(name)).ok()?.take(FILE_MAX);
         // No read_to_string of the file itself: it would ask for the size first, which is always 0 here.
@@ -310,6 +356,25 @@ mod tests {
         write(&root.join("bare"), "cpu.stat", "usage_usec 1\n");
         let bare = reader.read("bare".into(), Depth::default(), || 1).expect("there");
         assert!(bare.memory.is_none() && bare.io.is_none() && bare.cpu.expect("cpu").pressure.is_none());
+    }
+
+    #[test]
+    fn texts_that_were_read_elsewhere() {
+        let files = [
+            ("cpu.stat", "usage_usec 5\n"),
+            ("memory.current", "4096\n"),
+            ("memory.stat", "anon 1\n"),
+            ("pids.current", "3\n"),
+        ];
+        let texts = files.map(|(name, text)| (Utf8Path::new("/cg/a/b").join(name), text.to_owned())).into();
+        let mut reader = StatsReader::of_texts("/cg".into(), texts);
+        let depth = Depth { details: true, tasks: true };
+        let sample = reader.read("a/b".into(), depth, || 7).expect("a reading");
+        assert_eq!((sample.at, sample.cgroup.as_str()), (7, "/a/b"));
+        assert_eq!(sample.cpu.map(|c| c.usage_ns), Some(5000));
+        assert_eq!(sample.memory.map(|m| (m.usage, m.limit)), Some((4096, None)));
+        assert_eq!(sample.tasks.map(|t| t.threads), Some(3));
+        assert!(reader.read("a/c".into(), depth, || 7).is_none());
     }
 
     #[test]

@@ -21,12 +21,12 @@ use tokio::time::timeout;
 use tracing::{Instrument, Span};
 
 use super::error::MonitorError;
-use super::watched::watch;
 use crate::core::error::Result;
 use crate::core::ids::{ContainerId, PodId};
 use crate::core::ports::{AttachEnd, ExecExit, Lent, Monitor, MonitorEvent};
 use crate::utils::tasks::TaskSet;
 use crate::utils::trace;
+use crate::utils::watched::watch;
 
 /// Most calls are answered from memory.
 const QUICK: Duration = Duration::from_secs(30);

@@ -10,7 +10,6 @@ mod client;
 mod error;
 mod spawn;
 mod supervisor;
-mod watched;
 
 pub use error::MonitorError;
 pub use supervisor::{MonitorConfig, MonitorSupervisor};

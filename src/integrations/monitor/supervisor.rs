@@ -17,12 +17,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::client::Client;
 use super::error::MonitorError;
 use super::spawn;
-use super::watched::watch;
 use crate::core::error::{Error, Result};
 use crate::core::ids::PodId;
 use crate::core::ports::{MonitorLink, Supervisor};
 use crate::fail_point;
 use crate::utils::tasks::TaskSet;
+use crate::utils::watched::watch;
 
 /// A monitor says Hello in this time, or does not answer.
 const HELLO: Duration = Duration::from_secs(10);

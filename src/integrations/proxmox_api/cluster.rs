@@ -2,7 +2,7 @@
 //!
 //! Called by the command line and the backend. Fails with [`ApiError`].
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -191,6 +191,16 @@ impl Proxmox {
         let upid = serde_json::from_value::<Upid>(answer);
         let upid = upid.map_err(|e| ApiError::new(ErrorKind::Protocol, &call, format!("no task: {e}")))?;
         Ok(Running::new(self.clone(), upid, vec![lane]))
+    }
+
+    /// Where a node has a volume: a file or a block device. What its plug-in has not as either has a path that is none.
+    pub async fn volume_path(&self, node: &str, storage: &str, volid: &str) -> Result<Utf8PathBuf, ApiError> {
+        #[derive(Deserialize)]
+        struct Info {
+            path: Utf8PathBuf,
+        }
+        let info: Info = self.get(&path(&["nodes", node, "storage", storage, "content", volid]), Form::new()).await?;
+        Ok(info.path)
     }
 
     /// Frees a volume or deletes a template.

@@ -56,6 +56,17 @@ impl Disk {
         self.rest.iter().any(|r| r == "ro=1")
     }
 
+    /// Its serial number.
+    pub fn serial(&self) -> Option<&str> {
+        self.rest.iter().find_map(|r| r.strip_prefix("serial="))
+    }
+
+    /// The VM whose volume it is, by its name; None: one that is to be made, or something else.
+    pub fn owner(&self) -> Option<u32> {
+        let file = self.volume.rsplit('/').next()?;
+        file.split('-').nth(1)?.parse().ok().filter(|_| self.new_gib().is_none())
+    }
+
     /// Format by its file's name.
     pub fn kind(&self) -> &'static str {
         if self.volume.ends_with(".qcow2") { "qcow2" } else { "raw" }
@@ -112,6 +123,12 @@ impl Server {
     fn disks(&self, vmid: u32) -> Result<Vec<(String, Disk)>, String> {
         let state = self.lock();
         Ok(of(&state.guests.get(&vmid).ok_or_else(|| missing(Kind::Vm, vmid))?.config))
+    }
+
+    /// A VM's disk.
+    pub fn disk(&self, vmid: u32, key: &str) -> Result<Disk, String> {
+        let found = self.disks(vmid)?.into_iter().find(|(k, _)| k == key);
+        found.map(|(_, disk)| disk).ok_or_else(|| format!("disk '{key}' does not exist"))
     }
 
     fn set_disk(&self, vmid: u32, key: &str, disk: &Disk) {

@@ -105,7 +105,7 @@ impl Kind {
         let numbered = key.trim_end_matches(|c: char| c.is_ascii_digit());
         match self {
             Self::Ct => INSTANT.contains(&key) || numbered == "net",
-            // Hot-plugging of disks is not what this server can.
+            // Disks that are new; that one changes or goes waits here.
             Self::Vm => VM_INSTANT.contains(&key) || numbered == "net",
         }
     }
@@ -249,8 +249,18 @@ impl Server {
             ("PUT", ["config"]) => self.change(call, kind, vmid).await,
             ("POST", ["config"]) => {
                 // Checks come before the task, of which disks are the work.
+                let before = self.with(kind, vmid, |g| g.config.clone())?;
                 self.change(call, kind, vmid).await?;
-                Ok(self.start(call, "qmconfig", &id, fault, async move { server.allocate(vmid) }))
+                Ok(self.start(call, "qmconfig", &id, fault, async move {
+                    server.allocate(vmid)?;
+                    let now = server.lock().guests.get(&vmid).filter(|g| g.running.is_some()).map(|g| g.config.clone());
+                    for (key, _) in super::disks::of(&now.unwrap_or_default()) {
+                        if !before.contains_key(&key) && matches!(server.runner, Runner::Qemu) {
+                            server.plug(vmid, &key)?;
+                        }
+                    }
+                    Ok(())
+                }))
             }
             ("POST", ["status", "start"]) => {
                 self.writable()?;
@@ -458,7 +468,9 @@ impl Server {
         let instant = |key: &str| kind.is_instant(key);
         for (key, value) in call.params.iter().filter(|(k, _)| !matches!(k.as_str(), "delete" | "digest")) {
             let value = written.get(key).unwrap_or(value);
-            if guest.running.is_some() && !instant(key) {
+            let plugged =
+                kind == Kind::Vm && key.starts_with("scsi") && key != "scsihw" && !guest.config.contains_key(key);
+            if guest.running.is_some() && !instant(key) && !plugged {
                 guest.pending.insert(key.clone(), Some(value.clone()));
             } else {
                 guest.config.insert(key.clone(), value.clone());

@@ -45,7 +45,7 @@ pub fn parse(text: &str) -> Net {
     text.split(',').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
-fn nets(config: &BTreeMap<String, String>) -> impl Iterator<Item = (u32, Net)> {
+pub fn nets(config: &BTreeMap<String, String>) -> impl Iterator<Item = (u32, Net)> {
     config.iter().filter_map(|(key, value)| Some((key.strip_prefix("net")?.parse().ok()?, parse(value))))
 }
 
@@ -54,7 +54,7 @@ fn is_host_managed(net: &Net) -> bool {
 }
 
 /// The bridge that a net is connected with.
-fn link(net: &Net) -> Option<String> {
+pub fn link(net: &Net) -> Option<String> {
     let bridge = net.get("bridge")?;
     Some(net.get("tag").map_or_else(|| bridge.clone(), |tag| format!("{bridge}v{tag}")))
 }

@@ -48,6 +48,31 @@ fn ask(socket: &Path, command: &str, arguments: Value) -> Result<Value, String> 
     answer(Some(json!({ "execute": command, "arguments": arguments })))
 }
 
+fn ip(args: &str) -> Result<(), String> {
+    let out = Command::new("ip").args(args.split(' ')).output().map_err(|e| format!("ip: {e}"))?;
+    if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()) }
+}
+
+/// A VM's end of its network on a bridge; None: it is on none.
+fn make_tap(vmid: u32, n: u32, net: &super::nets::Net) -> Result<Option<String>, String> {
+    let Some(link) = super::nets::link(net) else { return Ok(None) };
+    if !Path::new("/sys/class/net").join(&link).exists() {
+        return Err(format!("bridge '{link}' does not exist"));
+    }
+    let tap = format!("tap{vmid}i{n}");
+    ip(&format!("tuntap add dev {tap} mode tap"))?;
+    ip(&format!("link set {tap} master {link} up"))?;
+    Ok(Some(tap))
+}
+
+fn remove_taps(vmid: u32) {
+    for n in 0..8 {
+        if Path::new(&format!("/sys/class/net/tap{vmid}i{n}")).exists() {
+            let _ = ip(&format!("link delete tap{vmid}i{n}"));
+        }
+    }
+}
+
 impl Server {
     /// Folder with a VM's sockets and its console's file.
     pub fn vm_folder(&self, vmid: u32) -> PathBuf {
@@ -113,15 +138,41 @@ impl Server {
             let ro = if disk.is_read_only() { ",readonly=on" } else { "" };
             let drive = format!("file={},if=none,id=drive-{key},format={}{ro}", image.display(), disk.kind());
             let index = order.iter().position(|k| *k == key).map(|n| format!(",bootindex={}", 100 + n));
-            let device = match key.split_at(key.len() - 1) {
+            let device = match key.split_at(key.trim_end_matches(|c: char| c.is_ascii_digit()).len()) {
                 ("scsi", n) => format!("scsi-hd,bus=scsihw0.0,scsi-id={n},drive=drive-{key},id={key}"),
                 ("virtio", _) => format!("virtio-blk-pci,drive=drive-{key},id={key}"),
                 _ => return Err(format!("{key}: not what this server can")),
             };
-            let device = format!("{device}{}", index.unwrap_or_default());
+            let serial = disk.serial().map(|s| format!(",serial={s}")).unwrap_or_default();
+            let device = format!("{device}{}{serial}", index.unwrap_or_default());
             all.extend(["-drive".into(), drive, "-device".into(), device]);
         }
+        for (n, net) in super::nets::nets(&config) {
+            let Some(tap) = make_tap(vmid, n, &net)? else { continue };
+            let mac = ["virtio", "macaddr"].into_iter().find_map(|k| net.get(k)).cloned().unwrap_or_default();
+            all.extend(["-netdev".into(), format!("tap,id=net{n},ifname={tap},script=no,downscript=no")]);
+            all.extend(["-device".into(), format!("virtio-net-pci,netdev=net{n},mac={mac}")]);
+        }
         Ok(all)
+    }
+
+    /// Gives a running VM a disk.
+    pub fn plug(&self, vmid: u32, key: &str) -> Result<(), String> {
+        let disk = self.disk(vmid, key)?;
+        let file = self.disk_file(&disk.volume).filter(|f| f.exists());
+        let file = file.ok_or_else(|| format!("volume '{}' does not exist", disk.volume))?;
+        let node = format!("drive-{key}");
+        let drive = json!({
+            "node-name": node, "driver": disk.kind(), "read-only": disk.is_read_only(),
+            "file": { "driver": "file", "filename": file },
+        });
+        self.qmp(vmid, "blockdev-add", drive)?;
+        let id: u32 = key.trim_start_matches("scsi").parse().map_err(|_| format!("{key}: no SCSI disk"))?;
+        let mut device = json!({ "driver": "scsi-hd", "bus": "scsihw0.0", "scsi-id": id, "drive": node, "id": key });
+        if let Some(serial) = disk.serial() {
+            device["serial"] = json!(serial);
+        }
+        self.qmp(vmid, "device_add", device).map(drop)
     }
 
     /// Runs a VM; its end is noted whoever has brought it about.
@@ -155,6 +206,7 @@ impl Server {
             }
             let _ = tell.send(Ok(()));
             let _ = child.wait();
+            remove_taps(vmid);
             if let Some(guest) = server.lock().guests.get_mut(&vmid).filter(|g| g.pid == pid) {
                 (guest.running, guest.pid, guest.paused) = (None, 0, false);
             }

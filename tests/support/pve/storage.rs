@@ -118,6 +118,20 @@ impl Server {
                 }
                 Ok(list.into_iter().filter(|v| content.is_empty() || v["content"] == content.as_str()).collect())
             }
+            ("GET", ["content", volid]) => {
+                let disk = super::disks::Disk::parse(volid).unwrap_or_default();
+                if let Some(owner) = disk.owner() {
+                    state.need(&call.user, &path, "Datastore.Audit")?;
+                    state.need(&call.user, &format!("/vms/{owner}"), "VM.Config.Disk")?;
+                } else {
+                    state.need(&call.user, &path, "Datastore.Allocate")?;
+                }
+                drop(state);
+                let file = self.disk_file(volid).filter(|f| f.exists());
+                let file = file.ok_or_else(|| Failure::die(format!("volume '{volid}' does not exist")))?;
+                let size = file.metadata().map(|m| m.len()).unwrap_or_default();
+                Ok(json!({ "path": file, "size": size.to_string(), "used": size, "format": disk.kind() }))
+            }
             ("POST", ["upload"]) => {
                 state.need(&call.user, &path, "Datastore.AllocateTemplate")?;
                 drop(state);

@@ -92,6 +92,12 @@ impl Server {
             if !state.stores.contains_key(store) {
                 return Err(Failure::die(format!("storage '{store}' does not exist")));
             }
+            // Somebody's volume is for those who may change his disks.
+            let own = call.parts.get(3).and_then(|id| id.parse().ok());
+            if let Some(owner) = disk.owner().filter(|owner| Some(*owner) != own) {
+                state.need(&call.user, &format!("/storage/{store}"), "Datastore.Audit")?;
+                state.need(&call.user, &format!("/vms/{owner}"), "VM.Config.Disk")?;
+            }
             if disk.new_gib().is_some() {
                 state.need(&call.user, &format!("/storage/{store}"), "Datastore.AllocateSpace")?;
             }
@@ -289,6 +295,38 @@ impl Server {
             };
             server.made(new, work, half, false).await
         }))
+    }
+}
+
+/// What tests do to it.
+impl super::Pve {
+    /// A template of a raw disk, in our pool.
+    pub fn add_template(&self, vmid: u32, disk: &std::path::Path) {
+        let folder = self.state.folder.join(format!("local/images/{vmid}"));
+        std::fs::create_dir_all(&folder).expect("the folder of its disk");
+        let name = format!("base-{vmid}-disk-0.raw");
+        std::os::unix::fs::symlink(disk, folder.join(&name)).expect("its disk");
+        let config = [
+            ("name", "guest".to_owned()),
+            ("memory", "512".into()),
+            ("scsihw", "virtio-scsi-single".into()),
+            ("scsi0", format!("local:{vmid}/{name},size=2G")),
+            ("boot", "order=scsi0".into()),
+            ("serial0", "socket".into()),
+            ("template", "1".into()),
+        ];
+        let config = config.map(|(k, v)| (k.to_owned(), v)).into();
+        self.state.lock().guests.insert(vmid, Guest::new(Kind::Vm, config, "k8s".into()));
+    }
+}
+
+/// What tests do to it.
+impl super::Pve {
+    /// Somebody's VM in our pool, without disks.
+    pub fn add_vm_with_notes(&self, vmid: u32, notes: &str) {
+        let config = [("name", "made-elsewhere"), ("description", notes)];
+        let config = config.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        self.state.lock().guests.insert(vmid, Guest::new(Kind::Vm, config, "k8s".into()));
     }
 }
 
