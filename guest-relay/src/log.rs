@@ -72,9 +72,7 @@ impl Log {
         }
         let mut log = Self::new(folder, id, LogFile::take_up(path.to_owned()), position);
         // It may be another file by now, or one that can't be opened now.
-        if log.write_down(0).is_err() {
-            log.stuck = Some(Stuck { lines: false, count: 0, own: false, again: Instant::now() });
-        }
+        log.note_place();
         Ok(log)
     }
 
@@ -183,7 +181,17 @@ impl Log {
                 stuck.again = Instant::now();
                 Ok(())
             }
-            None => self.write_down(0),
+            None => {
+                self.note_place();
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes down which file it is now; what can't be written now is tried again before the next lines are written.
+    fn note_place(&mut self) {
+        if self.write_down(0).is_err() {
+            self.stuck = Some(Stuck { lines: false, count: 0, own: false, again: Instant::now() });
         }
     }
 }
@@ -264,6 +272,16 @@ mod tests {
         assert!(log.has_refused() && !log.has_refused());
         let log = Log::take_up(&test.state(), "c", &test.path()).expect("taken up");
         assert_eq!((log.position(), test.text()), ((line(1).len() + line(2).len() + 8) as u64, line(2)));
+        // Opened anew where that can't be written down: nothing is written until it can be.
+        let mut log = log;
+        std::fs::rename(test.state(), test.dir.path().join("away")).expect("renamed");
+        log.reopen().expect("opened anew");
+        log.input(line(3).as_bytes());
+        assert!(matches!(log.flush(Instant::now()), Wrote::Trouble(_)));
+        assert_eq!(test.text(), line(2));
+        std::fs::rename(test.dir.path().join("away"), test.state()).expect("renamed");
+        assert_eq!(log.flush(Instant::now() + RETRY), Wrote::Good(line(3).len()));
+        assert_eq!(test.text(), line(2) + &line(3));
     }
 
     #[test]

@@ -160,6 +160,38 @@ fn what_can_not_be_reached_has_its_time() {
 }
 
 #[test]
+fn a_relay_that_starts_without_its_guest_knows_what_ran() {
+    let fake = Fake::start();
+    let (mut node, daemon, mut agent) = started(&fake, "c1");
+    let (log, _) = agent.log("c1");
+    agent.say(log, line(1).as_bytes());
+    until("the line is there", || node.log_text("c1") == line(1));
+    drop((daemon, agent));
+    node.kill_relay();
+    // Nobody accepts: the first Hello has its time, and then says what was known.
+    let mut daemon = node.daemon();
+    let report = daemon.report("c1");
+    assert_eq!((report.phase(), report.info.as_slice()), (ContainerPhase::PhaseRunning, &b"the record of c1"[..]));
+    let ended = ContainerReport {
+        id: "c1".into(),
+        phase: ContainerPhase::PhaseExited.into(),
+        exit: Some(v1::Exit { code: 3, ..Default::default() }),
+        ..Default::default()
+    };
+    let mut agent = fake.meet(BOOT, vec![ended]);
+    let (log, from) = agent.log("c1");
+    assert_eq!(from, line(1).len() as u64);
+    agent.say(log, line(2).as_bytes());
+    agent.next(|op| matches!(op, Call::EndLog(_)));
+    // Not before its log is at its end.
+    assert_eq!(daemon.report("c1").phase(), ContainerPhase::PhaseRunning);
+    agent.connection.mux().end(log);
+    agent.flush();
+    assert_eq!(daemon.0.exited("c1").code, 3);
+    assert_eq!(node.log_text("c1"), line(1) + &line(2));
+}
+
+#[test]
 fn another_secret() {
     let fake = Fake::start();
     let node = Node::start();

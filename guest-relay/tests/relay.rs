@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use harness::agent::{Asks, LONG, SECRET, SERIAL, output};
+use harness::agent::{Asks, LONG, SECRET, SERIAL, output, run};
 use harness::monitor::{pipe, read_all, until};
 use harness::proxy::Proxy;
 use harness::{Daemon, Node, RECORD, World};
@@ -342,6 +342,51 @@ fn logs_are_rotated() {
     assert!(output(&all, "stdout") == lines(3000));
     world.delete(&mut daemon, "c1");
     assert_eq!(daemon.0.error(reopen()).code(), ErrorCode::ErrorNotFound);
+}
+
+/// A small file system, unmounted whatever becomes of the test.
+struct Small(String);
+
+impl Small {
+    fn mount(path: String) -> Self {
+        run("mount", &["-t", "tmpfs", "-o", "size=64k", "lxcri-test", &path]);
+        Self(path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_holds_the_log_up_and_loses_nothing() {
+    let mut world = World::start();
+    let small = Small::mount(world.node.pod.path("logs"));
+    let mut daemon = world.node.daemon();
+    world.launch(&mut daemon, "c1", "for n in $(seq 10000); do echo line $n; done; exit 4");
+    let trouble = |daemon: &mut Daemon, wanted: bool| {
+        daemon.0.event("what is told of the log", |e| match e {
+            Body::LogTrouble(t) if t.message.is_empty() != wanted => Some(t.message.clone()),
+            _ => None,
+        })
+    };
+    let told = trouble(&mut daemon, true);
+    assert!(told.contains("No space left"), "{told}");
+    // A relay that is killed meanwhile makes it no worse.
+    world.node.kill_relay();
+    let mut daemon = world.node.daemon();
+    assert!(trouble(&mut daemon, true).contains("No space left"));
+    run("mount", &["-o", "remount,size=64m", &small.0]);
+    assert_eq!(trouble(&mut daemon, false), "");
+    let exit = match daemon.report("c1") {
+        v1::ContainerReport { exit: Some(exit), .. } => exit,
+        _ => daemon.0.exited("c1"),
+    };
+    assert_eq!(exit.code, 4);
+    assert!(output(&world.node.log_text("c1"), "stdout") == lines(10000), "every line, once, in order");
+    world.delete(&mut daemon, "c1");
 }
 
 #[test]
