@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use support::{daemon_program, lxc_helper, lxc_init, monitor_program, repository, run};
+use support::{daemon_program, lxc_helper, lxc_init, monitor_program, relay_program, repository, run};
 
 /// The package of this build's programs, and its unpacked files with `DEBIAN`.
 struct Package {
@@ -33,6 +33,7 @@ fn make(out: &Path, version: &str) -> PathBuf {
     let mut command = Command::new(repository().join("scripts/deb"));
     command.args(["--version", version, "--out"]).arg(out).env("DEB_COMPRESSION", "none");
     command.env("LXCRI_BIN", daemon_program()).env("LXCRI_MONITOR", monitor_program());
+    command.env("LXCRI_RELAY", relay_program());
     command.env("LXCRI_LXC", lxc_helper()).env("LXCRI_LXC_INIT", lxc_init());
     run(&mut command).trim().into()
 }
@@ -46,6 +47,7 @@ fn programs() -> Vec<PathBuf> {
     [
         "usr/bin/proxmox-lxcri".into(),
         format!("{libexec}-monitor"),
+        format!("{libexec}-guest-relay"),
         format!("{libexec}-lxc"),
         format!("{libexec}-lxc-init"),
     ]
@@ -71,6 +73,7 @@ fn every_file_is_where_it_belongs_and_is_roots() {
     for (path, mode) in [
         ("usr/bin/proxmox-lxcri", "-rwxr-xr-x"),
         ("usr/libexec/proxmox-lxcri/proxmox-lxcri-monitor", "-rwxr-xr-x"),
+        ("usr/libexec/proxmox-lxcri/proxmox-lxcri-guest-relay", "-rwxr-xr-x"),
         ("usr/libexec/proxmox-lxcri/proxmox-lxcri-lxc", "-rwxr-xr-x"),
         ("usr/libexec/proxmox-lxcri/proxmox-lxcri-lxc-init", "-rwxr-xr-x"),
         ("usr/lib/systemd/system/proxmox-lxcri.service", "-rw-r--r--"),
@@ -140,7 +143,8 @@ fn its_programs_need_what_it_says_and_no_newer_processor() {
     for program in programs() {
         let (name, told) = (program.display(), run(Command::new("objdump").arg("-p").arg(&program)));
         let needed: Vec<&str> = told.lines().filter_map(|l| l.trim().strip_prefix("NEEDED")).map(str::trim).collect();
-        if program.ends_with("proxmox-lxcri-monitor") || program.ends_with("proxmox-lxcri-lxc-init") {
+        let fixed = ["proxmox-lxcri-monitor", "proxmox-lxcri-guest-relay", "proxmox-lxcri-lxc-init"];
+        if fixed.iter().any(|name| program.ends_with(name)) {
             assert!(needed.is_empty(), "{name} is to be static: {needed:?}");
         } else {
             // Of libc6 and libgcc-s1.

@@ -25,7 +25,7 @@ use support::{describe, wait_for};
 const LONG: Duration = Duration::from_secs(60);
 
 fn in_vms(name: &str, body: impl FnOnce()) {
-    let more: &[(&str, fn() -> PathBuf)] =
+    let more: &[support::Given] =
         &[("LXCRI_RELAY", support::relay_program), ("LXCRI_GUEST_TEMPLATE", support::guest_template)];
     support::isolated_in("trixie-vm", name, support::monitor_program, more, body);
 }

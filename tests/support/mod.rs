@@ -35,14 +35,11 @@ pub fn isolated_with(name: &str, monitor: impl FnOnce() -> PathBuf, body: impl F
     isolated_in(&root, name, monitor, &[], body);
 }
 
+/// A variable of the environment, and who makes the path that is in it.
+pub type Given = (&'static str, fn() -> PathBuf);
+
 /// The same in a Debian root of the test's choice, with more paths for [`given`].
-pub fn isolated_in(
-    release: &str,
-    name: &str,
-    monitor: impl FnOnce() -> PathBuf,
-    more: &[(&str, fn() -> PathBuf)],
-    body: impl FnOnce(),
-) {
+pub fn isolated_in(release: &str, name: &str, monitor: impl FnOnce() -> PathBuf, more: &[Given], body: impl FnOnce()) {
     if std::env::var_os("LXCRI_TEST_ENV").is_some() {
         // After the words "test NAME ... ": a figure begins its line.
         println!();

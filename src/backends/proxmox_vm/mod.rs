@@ -41,7 +41,7 @@ use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
 use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use crate::utils::tasks::TaskSet;
 
-/// How long a look at the API may take.
+/// How long a look at the API, or at what a container has left, may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a port of a pod is waited for.
 const DIAL: Duration = Duration::from_secs(10);
@@ -309,7 +309,13 @@ impl Backend for ProxmoxVmBackend {
     }
 
     async fn container_ended(&self, pod: &PodRecord, container: &ContainerRecord) -> Result<()> {
-        self.fetch_messages(pod, container).await
+        // Whoever waits for the end is not kept by a guest that is away.
+        match tokio::time::timeout(PATIENCE, self.fetch_messages(pod, container)).await {
+            Ok(fetched) => fetched,
+            Err(_) => {
+                Err(Error::new(Kind::DeadlineExceeded, format!("the guest has not answered within {PATIENCE:?}")))
+            }
+        }
     }
 
     async fn container_removed(&self, pod: &PodRecord, container: &ContainerId) -> Result<()> {

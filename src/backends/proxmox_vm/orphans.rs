@@ -44,7 +44,10 @@ impl ProxmoxVmBackend {
                 let in_use = self.is_used(vmid, used.as_ref()).await?;
                 let orphan = self.orphan(vmid, of);
                 let due = orphan.since.elapsed() >= self.config.images_after;
-                if !in_use && !(due && self.drop_image(vmid, &orphan.of).await) {
+                if in_use {
+                    continue;
+                }
+                if !due || !self.drop_image(vmid, &orphan.of).await {
                     seen.insert(vmid.get(), orphan);
                 }
                 continue;

@@ -294,7 +294,7 @@ async fn the_relay_of_a_guest_is_a_monitor_to_the_daemon() {
     world.supervisor.config.others = [("vm".to_owned(), built("proxmox-lxcri-guest-relay"))].into();
     let mut link = world.supervisor.spawn(&world.pod, "vm", b"its record".to_vec()).await.expect("spawn");
     assert_eq!((link.hello.version, link.hello.pod_info.as_slice()), (1, &b"its record"[..]));
-    let failed = link.monitor.guest(vec![0; 100_000]).await.err().expect("no guest is known");
+    let failed = link.monitor.guest(vec![0; 100_000]).await.expect_err("no guest is known");
     assert_eq!((failed.kind(), failed.to_string().as_str()), (Kind::FailedPrecondition, "the guest is not known yet"));
     let id = ContainerId::new();
     assert_eq!(link.monitor.lend(&id).await.err().map(|e| e.kind()), Some(Kind::Unimplemented));
