@@ -153,7 +153,9 @@ impl ProxmoxVmBackend {
         let folders = self.pods.config.hooks_dirs.clone();
         add_hooks(spec, &blocking(move || oci_hooks::read(&folders)).await?, pod, config)?;
         match spec.hooks() {
-            Some(hooks) if *hooks != Hooks::default() => Err(refused("OCI hooks (runtime.hooks_dirs) can't run in a VM")),
+            Some(hooks) if *hooks != Hooks::default() => {
+                Err(refused("OCI hooks (runtime.hooks_dirs) can't run in a VM"))
+            }
             _ => Ok(()),
         }
     }
