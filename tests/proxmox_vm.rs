@@ -204,6 +204,16 @@ fn two_containers_and_their_volumes(node: &mut Node, pod: &str) {
         (crictl.try_run(&["exec", "-s", &server, "true"]).0 && relays() != relay).then_some(())
     });
     assert_eq!(crictl.container_state(&writer), "CONTAINER_RUNNING");
+    // One that can't be started: only it would know what runs, so nothing is taken for ended. Then it goes on.
+    let program = std::env::var("LXCRI_RELAY").expect("the relay's program");
+    rustix::mount::mount_bind("/dev/null", &program).expect("nothing in its place");
+    rustix::process::kill_process(relays()[0], rustix::process::Signal::KILL).expect("kill -9");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(crictl.container_state(&writer), "CONTAINER_RUNNING");
+    assert!(!crictl.try_run(&["exec", "-s", &server, "true"]).0, "an exec without a relay");
+    rustix::mount::unmount(&program, rustix::mount::UnmountFlags::DETACH).expect("the relay's program again");
+    wait_for("a relay again", LONG, || crictl.try_run(&["exec", "-s", &server, "true"]).0.then_some(()));
+    assert_eq!(crictl.container_state(&writer), "CONTAINER_RUNNING");
     kubelet.write(&config, "..3", &[("color", "green", 0o644)]);
     wait_for("the change", LONG, || (inside(&writer, "cat /config/color") == "green").then_some(()));
     inside(&server, "touch /shared/end");

@@ -22,8 +22,7 @@ const READ_FILES: usize = 256;
 /// Write.
 pub fn write(settings: &Settings, call: &v1::Write) -> Result<()> {
     let root = beneath::folder(&settings.run_dir)?;
-    let access =
-        Access { mode: call.mode, uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    let access = Access { mode: call.mode, uid: call.uid, gid: call.gid };
     beneath::write(root, &call.path, &call.content, access, 0o700)
 }
 
@@ -93,7 +92,8 @@ mod tests {
             block_devices: "/".into(),
         };
         let own = dir.path().join("a/b");
-        write(&settings, &v1::Write { path: "a/b".into(), content: b"1".to_vec(), mode: 0o600 }).expect("written");
+        write(&settings, &v1::Write { path: "a/b".into(), content: b"1".to_vec(), mode: 0o600, ..Default::default() })
+            .expect("written");
         let all = paths(&["/proc/uptime", "/proc/none", "/proc", own.to_str().expect("text")]);
         let read = super::read(&settings, &all).expect("read").contents;
         assert!(read[0].errno == 0 && !read[0].content.is_empty());

@@ -56,8 +56,10 @@ impl Relay {
         });
         match pending {
             Pending::Nobody | Pending::Call(..) => {}
-            Pending::EndLog(id) => {
-                if said.is_err() {
+            Pending::EndLog(id, stream) => {
+                let is = |c: &Container| c.stream.is_some_and(|s| s.number() == stream);
+                // One that was opened anew meanwhile is asked by itself.
+                if said.is_err() && self.containers.get(&id).is_some_and(is) {
                     self.log_has_no_end(&id);
                 }
             }

@@ -57,6 +57,8 @@ pub struct Container {
 
 impl Container {
     fn new(record: Record, log: Option<Log>) -> Self {
+        // Of one that has ended already, an earlier relay had no time to tell it.
+        let until = (record.phase() == Phase::Ended).then(|| Instant::now() + DRAIN);
         Self {
             record,
             log,
@@ -64,7 +66,7 @@ impl Container {
             ending: false,
             ended: false,
             again: None,
-            until: None,
+            until,
             deleters: Vec::new(),
             asked: false,
             deleted: false,

@@ -49,7 +49,8 @@ impl Relay {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (Some(stream), false) = (container.stream, container.ending) else { return };
         container.ending = true;
-        let _ = self.call(Call::EndLog(EndLog { stream: stream.number() }), Pending::EndLog(id.into()));
+        let stream = stream.number();
+        let _ = self.call(Call::EndLog(EndLog { stream }), Pending::EndLog(id.into(), stream));
     }
 
     /// Bytes of a stream that is no descriptor.

@@ -10,7 +10,7 @@ use proxmox_lxcri_monitor::connection::Asker;
 use proxmox_lxcri_monitor::failure::Failure;
 
 use crate::link::Greeting;
-use crate::requests::Pending;
+use crate::requests::{Pending, Waiting};
 use crate::server::Relay;
 use crate::store::Phase;
 
@@ -74,13 +74,14 @@ impl Relay {
         let failure = Failure::state(format!("the connection to the guest was lost: {why}"));
         for (_, pending) in std::mem::take(&mut self.pending) {
             match pending {
-                Pending::Nobody | Pending::EndLog(_) => {}
+                Pending::Nobody | Pending::EndLog(..) => {}
+                // Whether it runs is known when the guest is met again: what runs must not be called failed.
+                Pending::Start(asker, id) => self.waiting.push_back(Waiting::start(asker, id)),
                 Pending::Delete(id) => self.deleted(&id, Err(failure.clone())),
                 Pending::Done(asker)
                 | Pending::Unknown(asker)
                 | Pending::Init(asker)
                 | Pending::Create(asker, _)
-                | Pending::Start(asker, _)
                 | Pending::Group { asker, .. }
                 | Pending::Call(asker, _) => self.refuse(asker, &failure),
             }

@@ -41,6 +41,16 @@ pub struct Waiting {
     pub until: Instant,
     op: Op,
     fds: Vec<OwnedFd>,
+    /// It was asked once, and the connection lost before it was answered.
+    again: bool,
+}
+
+impl Waiting {
+    /// StartContainer, of which is not known whether it was done.
+    pub fn start(asker: Asker, id: String) -> Self {
+        let (op, until) = (Op::Start(v1::StartContainer { id }), Instant::now() + PATIENCE);
+        Self { asker, until, op, fds: Vec::new(), again: true }
+    }
 }
 
 /// What `guest.json` says now.
@@ -57,8 +67,8 @@ pub enum Whereabouts {
 pub enum Pending {
     /// The daemon is done with it, or never asked.
     Nobody,
-    /// EndLog, of this container.
-    EndLog(String),
+    /// EndLog, of this container's stream of that number.
+    EndLog(String, u32),
     /// Done.
     Done(Asker),
     /// InitStarted.
@@ -220,13 +230,21 @@ impl Relay {
             return Err(Failure::state("too many requests wait for the guest"));
         }
         let patience = if matches!(op, Op::Signal(_)) { SIGNAL } else { PATIENCE };
-        self.waiting.push_back(Waiting { asker, until: Instant::now() + patience, op, fds });
+        self.waiting.push_back(Waiting { asker, until: Instant::now() + patience, op, fds, again: false });
         Ok(None)
     }
 
     /// The guest is there: asks it what waits.
     pub fn pass_waiting(&mut self) {
-        for Waiting { asker, op, fds, .. } in std::mem::take(&mut self.waiting) {
+        for Waiting { asker, op, fds, again, .. } in std::mem::take(&mut self.waiting) {
+            if let (Op::Start(r), true) = (&op, again)
+                && let Some(container) = self.containers.get(&r.id)
+                && container.record.phase() >= Phase::Running
+            {
+                let started_at = container.record.started_at;
+                self.reply(asker, Ok(Body::Started(v1::Started { started_at })));
+                continue;
+            }
             if let Err(failure) = self.pass(asker, op, fds) {
                 self.reply(asker, Err(failure));
             }

@@ -108,6 +108,34 @@ fn a_guest_that_was_started_again_has_ended_what_it_had() {
 }
 
 #[test]
+fn a_start_whose_answer_was_lost_is_no_failure() {
+    let fake = Fake::start();
+    let (node, mut daemon, mut agent) = started(&fake, "c1");
+    for id in ["c2", "c3"] {
+        let create = daemon.0.send(Op::Create(plan(&node, id)), &[]);
+        let (call, _) = agent.asked(|op| matches!(op, Op::Create(_)));
+        agent.reply(call, Body::Created(v1::Created::default()));
+        assert!(matches!(daemon.0.answer(create), Body::Created(_)));
+    }
+    let starts = ["c2", "c3"].map(|id| daemon.0.send(Op::Start(v1::StartContainer { id: id.into() }), &[]));
+    for _ in starts {
+        agent.asked(|op| matches!(op, Op::Start(_)));
+    }
+    drop(agent);
+    let report = |id: &str, started_at: i64| {
+        let phase = if started_at == 0 { ContainerPhase::PhaseCreated } else { ContainerPhase::PhaseRunning };
+        ContainerReport { id: id.into(), phase: phase.into(), started_at, ..Default::default() }
+    };
+    let mut agent = fake.meet(BOOT, vec![report("c1", 1), report("c2", 5), report("c3", 0)]);
+    assert!(matches!(daemon.0.answer(starts[0]), Body::Started(_)));
+    // Of the other one the guest had not heard.
+    let (call, op) = agent.asked(|op| matches!(op, Op::Start(_)));
+    assert!(matches!(op, Op::Start(start) if start.id == "c3"));
+    agent.reply(call, Body::Started(v1::Started { started_at: 9 }));
+    assert!(matches!(daemon.0.answer(starts[1]), Body::Started(_)));
+}
+
+#[test]
 fn a_machine_that_is_gone_has_ended_what_it_had() {
     let fake = Fake::start();
     let (mut node, mut daemon, agent) = started(&fake, "c1");

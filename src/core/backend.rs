@@ -206,8 +206,9 @@ pub trait Backend: Send + Sync {
         let _ = pod;
         std::future::pending().await
     }
-    /// Whether what containers write is in the root file systems that the node makes for them.
-    fn has_rootfs(&self) -> bool {
+    /// Whether containers are the node's own: what they write is in the root file systems that it makes for them, and their processes
+    /// are among its. Of others only their monitor knows whether they run.
+    fn on_node(&self) -> bool {
         true
     }
     /// Removes the files of an exec that is over.

@@ -2,11 +2,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 use rustix::fs::FlockOperation;
 
 use crate::core::error::{Error, Kind, Result};
+
+/// How long a daemon that was killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two tries.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The locks of root and state folder.
 #[derive(Debug)]
@@ -23,7 +29,7 @@ impl StateLock {
             let failed = |e: std::io::Error| Error::io(format!("lock {path}"), e);
             let mut file =
                 OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match lock(&file) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let mut pid = String::new();
@@ -40,6 +46,17 @@ impl StateLock {
             files.push(file);
         }
         Ok(Self { _files: files })
+    }
+}
+
+/// Waits a moment for one who has it: of a daemon that was killed the kernel first closes all that it held for its pods.
+fn lock(file: &File) -> rustix::io::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(LOOK),
+            locked => return locked,
+        }
     }
 }
 

@@ -113,12 +113,12 @@ impl OciHook {
             container.annotations.iter().any(|(n, v)| name.is_match(n) && value.is_match(v))
         };
         self.always != Some(false)
-            && (self.has_bind_mounts != Some(true) || container.has_bind_mounts)
+            && self.has_bind_mounts.is_none_or(|wanted| wanted && container.has_bind_mounts)
             && self.annotations.iter().all(annotated)
             && (self.commands.is_empty() || self.commands.iter().any(|c| c.is_match(container.command)))
             // `false` forbids nothing by itself; without another condition nothing asks for it.
             && (self.always.is_some()
-                || self.has_bind_mounts == Some(true)
+                || self.has_bind_mounts.is_some()
                 || !self.annotations.is_empty()
                 || !self.commands.is_empty())
     }
@@ -190,6 +190,7 @@ mod tests {
             (r#"{"commands": ["^/bin/", "python"]}"#, true, true),
             (r#"{"hasBindMounts": true}"#, true, false),
             (r#"{"hasBindMounts": false}"#, false, false),
+            (r#"{"hasBindMounts": false, "commands": ["^/bin/"]}"#, false, false),
             (r#"{"hasBindMounts": true, "commands": ["^/bin/"]}"#, false, false),
         ] {
             let (_dir, path) = folder(&[("a.json", &file("/bin/a", when))]);

@@ -74,8 +74,19 @@ mod tests {
         sum
     }
 
+    /// In a process of its own: tests beside it need code.
     #[test]
+    #[allow(clippy::disallowed_methods)] // the test itself, again
     fn code_that_is_not_needed_is_not_in_memory() {
+        const ALONE: &str = "LXCRI_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let name = "utils::memory::tests::code_that_is_not_needed_is_not_in_memory";
+            let this = std::env::current_exe().expect("this program");
+            let again = std::process::Command::new(this).args(["--exact", name]).env(ALONE, "1").output();
+            let again = again.expect("this program runs");
+            assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+            return;
+        }
         let before = resident();
         trim();
         let after = resident();

@@ -47,7 +47,12 @@ pub trait Asks {
 
     /// A file in the run folder.
     fn write(&mut self, path: &str, content: &[u8]) {
-        self.done(Op::Write(v1::Write { path: path.into(), content: content.into(), mode: 0o600 }));
+        self.done(Op::Write(v1::Write {
+            path: path.into(),
+            content: content.into(),
+            mode: 0o600,
+            ..Default::default()
+        }));
     }
 }
 

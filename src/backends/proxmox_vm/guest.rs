@@ -64,9 +64,18 @@ pub async fn remove_root(monitor: &dyn Monitor, container: &str) -> Result<()> {
     done(monitor, Op::RemoveRoot(v1::RemoveRoot { container_id: container.into() })).await
 }
 
-/// A file in the run folder.
-pub async fn write(monitor: &dyn Monitor, path: String, content: Vec<u8>, mode: u32) -> Result<()> {
-    done(monitor, Op::Write(v1::Write { path, content, mode })).await
+/// Owner and group of what is the agent's.
+pub const ROOT: (u32, u32) = (0, 0);
+
+/// A file in the run folder, with its owner and group.
+pub async fn write(
+    monitor: &dyn Monitor,
+    path: String,
+    content: Vec<u8>,
+    mode: u32,
+    (uid, gid): (u32, u32),
+) -> Result<()> {
+    done(monitor, Op::Write(v1::Write { path, content, mode, uid, gid })).await
 }
 
 /// Removes a file or folder of the run folder.

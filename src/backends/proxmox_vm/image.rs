@@ -5,16 +5,16 @@
 //! its name, our identity in its notes, and Proxmox's protection from the moment on that its disk is whole. A crash leaves one without
 //! protection, which is made anew, and [`ProxmoxVmBackend::drop_images`] removes what no pod has used for a while.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use camino::Utf8Path;
 
-use super::ProxmoxVmBackend;
 use super::plan::{IMAGE_SLOTS, property};
+use super::{ProxmoxVmBackend, locked};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::Image;
@@ -57,9 +57,14 @@ fn whole(config: &VmConfig, identity: &Identity) -> Option<String> {
 impl ProxmoxVmBackend {
     /// Gives a pod's VM the image's disk; its serial number. `rootfs`: a root file system of the image that nobody has written to.
     pub(super) async fn give_image(&self, vmid: Vmid, image: &Image, rootfs: BorrowedFd<'_>) -> Result<String> {
-        // Whoever needs the same one waits for it, and nobody takes it away before it is attached.
-        let mut images = self.images.lock().await;
-        let disk = self.image_disk(&mut images, image, rootfs).await?;
+        // Nobody takes it away before it is attached, and whoever needs the same one waits for it.
+        let _giving = self.giving.read().await;
+        let digits: String = image.id.hex().chars().take(DIGITS).collect();
+        let disk = {
+            let one = locked(&self.images).entry(digits.clone()).or_default().clone();
+            let mut known = one.lock().await;
+            self.image_disk(&mut known, &digits, image, rootfs).await?
+        };
         self.attach(vmid, &disk).await?;
         Ok(disk.serial)
     }
@@ -67,21 +72,23 @@ impl ProxmoxVmBackend {
     /// The image's disk, which is whole when this returns.
     async fn image_disk(
         &self,
-        images: &mut HashMap<String, Vmid>,
+        known: &mut Option<Vmid>,
+        digits: &str,
         image: &Image,
         rootfs: BorrowedFd<'_>,
     ) -> Result<Disk> {
-        let digits: String = image.id.hex().chars().take(DIGITS).collect();
         let (name, serial) = (format!("{OF_IMAGE}{digits}"), format!("lxcri-{digits}"));
         let identity =
             Identity { installation: self.config.installation.clone(), pod: format!("{OF_IMAGE}{}", image.id.hex()) };
         let node = &self.config.node;
-        let known = images.get(&name).copied();
-        let candidates: Vec<Vmid> = match known {
+        let (first, last) = self.config.vmids;
+        let candidates: Vec<Vmid> = match *known {
             Some(vmid) => vec![vmid],
             None => {
                 let all = self.api.guest_list(GuestKind::Vm, node).await.map_err(Error::from)?;
-                all.into_iter().filter(|g| g.name == name).map(|g| g.vmid).collect()
+                // Notes can be copied with their VM: what is beyond our numbers is somebody's.
+                let ours = all.into_iter().filter(|g| g.name == name && (first..=last).contains(&g.vmid));
+                ours.map(|g| g.vmid).collect()
             }
         };
         for vmid in candidates {
@@ -91,7 +98,7 @@ impl ProxmoxVmBackend {
                 Err(e) => return Err(e.into()),
             };
             if let Some(volume) = whole(&config, &identity) {
-                images.insert(name, vmid);
+                *known = Some(vmid);
                 return Ok(Disk { volume, serial });
             }
             if Identity::find(config.description()).as_ref() == Some(&identity) {
@@ -100,9 +107,9 @@ impl ProxmoxVmBackend {
                 self.release(vmid);
             }
         }
-        images.remove(&name);
+        *known = None;
         let (vmid, volume) = self.make_disk(image, &name, &identity, rootfs).await?;
-        images.insert(name, vmid);
+        *known = Some(vmid);
         Ok(Disk { volume, serial })
     }
 
@@ -176,7 +183,7 @@ impl ProxmoxVmBackend {
             };
             match made {
                 Ok(()) => return Ok(vmid),
-                Err(e) if *e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) if *e.kind() == ErrorKind::AlreadyExists => self.release(vmid),
                 Err(e) => {
                     // What may come of it yet is found by its name.
                     self.failed(vmid, &e);
@@ -236,8 +243,28 @@ impl Content {
 
     /// MiB of a disk that it fits on.
     fn mib(self) -> u64 {
-        let bytes = self.bytes + self.bytes / 20 + self.inode_count() * 256;
+        let bytes = self.bytes.saturating_add(self.bytes / 20).saturating_add(self.inode_count() * 256);
         bytes.div_ceil(1 << 20) + 8
+    }
+}
+
+/// Bytes of a file that are not holes, which take no room. (Blocks tell it not: a compressing file system has fewer.)
+fn data_of(path: &Path, meta: &std::fs::Metadata) -> std::io::Result<u64> {
+    use rustix::fs::{SeekFrom, seek};
+    if meta.blocks().saturating_mul(512) >= meta.size() {
+        return Ok(meta.size());
+    }
+    let file = std::fs::File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let (mut at, mut sum) = (0, 0_u64);
+    loop {
+        let start = match seek(&file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(sum),
+            Err(e) => return Err(e.into()),
+        };
+        at = seek(&file, SeekFrom::Hole(start))?;
+        // Of a piece its first and last block count as a whole.
+        sum = sum.saturating_add(at - start).saturating_add(2 * BLOCK);
     }
 }
 
@@ -251,8 +278,10 @@ fn measure(folder: &Path) -> std::io::Result<Content> {
             let meta = entry.path().symlink_metadata()?;
             names += 8 + entry.file_name().len() as u64 + 4;
             content.inodes += 1;
+            let size = if meta.is_file() { data_of(&entry.path(), &meta)? } else { meta.size() };
             // One block for attributes that do not fit into an inode.
-            content.bytes += meta.size().div_ceil(BLOCK) * BLOCK + BLOCK;
+            content.bytes =
+                content.bytes.saturating_add(size.div_ceil(BLOCK).saturating_mul(BLOCK)).saturating_add(BLOCK);
             if meta.is_dir() {
                 folders.push(entry.path());
             }
@@ -300,7 +329,10 @@ async fn format(digest: &str, from: &str, disk: &Utf8Path, content: &Content) ->
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // files of a test
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]
@@ -308,9 +340,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         std::fs::create_dir_all(dir.path().join("a/b")).expect("folders");
         std::os::unix::fs::symlink("nowhere", dir.path().join("a/link")).expect("a link");
-        std::fs::File::create(dir.path().join("a/b/big")).and_then(|f| f.set_len(10 << 20)).expect("a file");
+        std::fs::write(dir.path().join("a/b/big"), vec![1; 10 << 20]).expect("a file");
+        // A hole of a terabyte takes no room.
+        let sparse = std::fs::File::create(dir.path().join("a/sparse")).expect("a file");
+        sparse.set_len(1 << 40).and_then(|()| sparse.write_all_at(b"x", 1 << 39)).expect("a hole");
         let content = measure(dir.path()).expect("measured");
-        assert_eq!(content.inodes, 5);
+        assert_eq!(content.inodes, 6);
         assert!(content.bytes >= 10 << 20 && (18..=20).contains(&content.mib()), "{content:?}");
     }
 

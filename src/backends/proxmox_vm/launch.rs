@@ -109,7 +109,8 @@ impl ProxmoxVmBackend {
         let spec = blocking(move || Ok(destinations::resolve_all(&beneath::Root::from_fd(again), spec))).await?;
         let text = serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
         write(&run_dir.join("config.json"), &text)?;
-        guest::write(&*monitor, format!("{}/config.json", guest::bundle(id.as_str())), text, 0o600).await?;
+        guest::write(&*monitor, format!("{}/config.json", guest::bundle(id.as_str())), text, 0o600, guest::ROOT)
+            .await?;
         fail_point!("create.bundle");
         let oom_score_adj = spec.process().as_ref().and_then(|p| p.oom_score_adj()).unwrap_or(0);
         let stop_signal = stop_signal(config, &image.config.stop_signal);
@@ -185,7 +186,7 @@ impl ProxmoxVmBackend {
         let text =
             serde_json::to_vec(&process).map_err(|e| Error::because(Kind::Internal, "encode the exec's process", e))?;
         let folder = exec_folder(exec_id);
-        guest::write(&*monitor, format!("{folder}/process.json"), text, 0o600).await?;
+        guest::write(&*monitor, format!("{folder}/process.json"), text, 0o600, guest::ROOT).await?;
         let at = |name: &str| format!("{RUN}/{folder}/{name}");
         let (spec, pid_file, console) = (at("process.json"), at("pid"), at("console"));
         let mut verb = vec!["exec", "--detach", "--pid-file", &pid_file, "--process", &spec];

@@ -123,8 +123,10 @@ pub struct Inner {
     unsure: Mutex<BTreeMap<u32, Instant>>,
     /// VMs that were nobody's at the last look, by number.
     orphans: Mutex<BTreeMap<u32, orphans::Orphan>>,
-    /// Images' disks: one is made once, whoever asks.
-    images: tokio::sync::Mutex<HashMap<String, Vmid>>,
+    /// Images' disks, by the beginning of the image's id: one is made once, whoever asks, and no other waits for it.
+    images: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Vmid>>>>>,
+    /// Held while a VM is given a disk; by whoever takes one away alone, and only where nobody has it.
+    giving: tokio::sync::RwLock<()>,
 }
 
 impl std::ops::Deref for ProxmoxVmBackend {
@@ -156,6 +158,7 @@ impl ProxmoxVmBackend {
             unsure: Default::default(),
             orphans: Default::default(),
             images: Default::default(),
+            giving: Default::default(),
         }))
     }
 
@@ -215,7 +218,7 @@ impl Backend for ProxmoxVmBackend {
         Ok(())
     }
 
-    fn adapt_container(&self, _: &PodRecord, container: &mut ContainerConfig) -> Result<()> {
+    fn adapt_container(&self, pod: &PodRecord, container: &mut ContainerConfig) -> Result<()> {
         if container.security.namespaces.user.is_some() {
             return Err(refused("a pod can't have a user namespace of its own"));
         }
@@ -238,7 +241,7 @@ impl Backend for ProxmoxVmBackend {
             return Err(refused(format!("AppArmor profile {name:?} can't be had in a VM")));
         }
         for m in &container.mounts {
-            volumes::classify(&self.config.kubelet_root, m)?;
+            volumes::classify(&self.config.kubelet_root, &pod.config.metadata.uid, m)?;
         }
         // The VM's own, which nobody else is in.
         let namespaces = &mut container.security.namespaces;
@@ -336,7 +339,7 @@ impl Backend for ProxmoxVmBackend {
         std::future::pending().await
     }
 
-    fn has_rootfs(&self) -> bool {
+    fn on_node(&self) -> bool {
         false
     }
 

@@ -120,7 +120,8 @@ impl ProxmoxVmBackend {
         for vmid in vms {
             match self.api.vm_config(&self.config.node, *vmid).await {
                 Ok(config) => volumes.extend(config.disks.into_values().map(|d| d.volume)),
-                Err(e) if e.is_not_found() => {}
+                // A clone that is not in its pool yet has none of them; neither has one whose number is somebody else's.
+                Err(e) if e.is_not_found() || matches!(e.kind(), ErrorKind::Permission { .. }) => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -137,8 +138,8 @@ impl ProxmoxVmBackend {
 
     /// Deletes an image's disk that nobody uses still; whether it is gone.
     async fn drop_image(&self, vmid: Vmid, image: &str) -> bool {
-        // Nobody is given one meanwhile.
-        let mut images = self.images.lock().await;
+        // Nobody is given one meanwhile; whoever is, does not wait for us.
+        let Ok(_alone) = self.giving.try_write() else { return false };
         let dropped: Result<bool> = async {
             // Pods may have been made since.
             let all = self.api.guest_list(GuestKind::Vm, &self.config.node).await.map_err(Error::from)?;
@@ -153,7 +154,7 @@ impl ProxmoxVmBackend {
         .await;
         match dropped {
             Ok(true) => {
-                images.retain(|_, known| *known != vmid);
+                locked(&self.images).retain(|_, one| one.try_lock().is_ok_and(|known| *known != Some(vmid)));
                 self.release(vmid);
                 tracing::info!(%vmid, image, "deleted the disk of an image that no pod uses");
                 true

@@ -62,7 +62,8 @@ impl ProxmoxVmBackend {
             return Ok(None);
         }
         let hint = format!(
-            "VM {vmid} is being cloned, or its clone has died: `qm unlock {vmid}; qm destroy {vmid}` removes what that has left"
+            "VM {vmid} is being cloned, or its clone has died: where `qm config {vmid}` shows the lock of a clone and no notes, \
+             `qm unlock {vmid}; qm destroy {vmid}` removes what that has left"
         );
         Err(Error::new(Kind::Unavailable, hint))
     }

@@ -212,7 +212,7 @@ impl ProxmoxVmBackend {
         };
         let hosts = files::hosts(hostname, &network.ips);
         for (name, text) in [("hostname", format!("{hostname}\n")), ("hosts", hosts), ("resolv.conf", resolv)] {
-            guest::write(monitor, format!("pod/{name}"), text.into_bytes(), 0o644).await?;
+            guest::write(monitor, format!("pod/{name}"), text.into_bytes(), 0o644, guest::ROOT).await?;
         }
         Ok(())
     }

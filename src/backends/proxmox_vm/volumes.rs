@@ -43,6 +43,8 @@ const MESSAGE: usize = 64 << 10;
 const SETTLE: Duration = Duration::from_millis(20);
 /// A copy that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// A volume that is exchanged while it is read is read again, so often.
+const TRIES: u32 = 10;
 /// What a pod's guest has been given, in the pod's folder.
 const LIST: &str = "volumes.json";
 
@@ -59,8 +61,8 @@ pub(super) enum Source {
     Message,
 }
 
-/// Which one a mount is; refused by name otherwise.
-pub(super) fn classify(kubelet_root: &Utf8Path, m: &Mount) -> Result<Source> {
+/// Which one a mount of a container of the pod with this uid is; refused by name otherwise.
+pub(super) fn classify(kubelet_root: &Utf8Path, uid: &str, m: &Mount) -> Result<Source> {
     let no = |what: &str| Err(refused(format!("mount at {:?}: {what}", m.container_path)));
     if m.image.is_some() {
         return no("an image can't be a volume of a VM's containers yet");
@@ -71,9 +73,9 @@ pub(super) fn classify(kubelet_root: &Utf8Path, m: &Mount) -> Result<Source> {
     if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
         return no("idmapped mounts can't be had in a VM");
     }
-    let pods = kubelet_root.join("pods");
     let path = Utf8PathBuf::from(clean(&m.host_path));
-    let Ok(inside) = path.strip_prefix(&pods) else {
+    // Another pod's folder is a path of the node like any other.
+    let Ok(inside) = path.strip_prefix(kubelet_root.join("pods").join(uid)) else {
         return no(&format!("{path} is a path of the node, of which a VM sees nothing (hostPath, PersistentVolume)"));
     };
     if m.host_path.split('/').any(|part| part == "..") {
@@ -81,18 +83,18 @@ pub(super) fn classify(kubelet_root: &Utf8Path, m: &Mount) -> Result<Source> {
     }
     let parts: Vec<&str> = inside.components().map(|c| c.as_str()).collect();
     match parts.as_slice() {
-        [_, "volumes", plugin, name] if COPIED.contains(plugin) => {
+        ["volumes", plugin, name] if COPIED.contains(plugin) => {
             Ok(Source::Copied { volume: format!("{}-{name}", &plugin["kubernetes.io~".len()..]) })
         }
-        [_, "volumes", EMPTY_DIR, name] => Ok(Source::Scratch { volume: format!("empty-dir-{name}") }),
-        [_, "etc-hosts"] => Ok(Source::File),
-        [_, "containers", _, _] => Ok(Source::Message),
-        [_, "volume-subpaths", _, _, _] if m.readonly => match std::fs::metadata(&path) {
+        ["volumes", EMPTY_DIR, name] => Ok(Source::Scratch { volume: format!("empty-dir-{name}") }),
+        ["etc-hosts"] => Ok(Source::File),
+        ["containers", _, _] => Ok(Source::Message),
+        ["volume-subpaths", _, _, _] if m.readonly => match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Ok(Source::File),
             _ => no("a folder by subPath can't be had in a VM"),
         },
-        [_, "volume-subpaths", ..] => no("a subPath that is written to can't be had in a VM"),
-        [_, "volumes", plugin, ..] => no(&format!("volumes of {plugin} can't be had in a VM")),
+        ["volume-subpaths", ..] => no("a subPath that is written to can't be had in a VM"),
+        ["volumes", plugin, ..] => no(&format!("volumes of {plugin} can't be had in a VM")),
         _ => no(&format!("{path} can't be had in a VM")),
     }
 }
@@ -119,17 +121,26 @@ impl Watched {
             list: std::sync::Mutex::new(List::default()),
         };
         for (volume, folder) in list.copied {
-            this.add(&volume, &folder)?;
+            // It stays in the list: what changes in it is copied whenever something else changes.
+            if let Err(e) = this.watch(&folder) {
+                tracing::error!(%folder, error = e.chain(), "changes of a volume are not seen any more");
+            }
+            locked(&this.list).copied.insert(volume, folder);
         }
         Ok(this)
     }
 
     fn add(&self, volume: &str, folder: &Utf8Path) -> Result<()> {
-        let flags = WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::CLOSE_WRITE | WatchFlags::DELETE;
-        inotify::add_watch(self.inotify.get_ref(), folder.as_std_path(), flags | WatchFlags::ONLYDIR)
-            .map_err(|e| Error::io(format!("watch {folder}"), e.into()))?;
+        self.watch(folder)?;
         locked(&self.list).copied.insert(volume.to_owned(), folder.to_owned());
         Ok(())
+    }
+
+    fn watch(&self, folder: &Utf8Path) -> Result<()> {
+        let flags = WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::CLOSE_WRITE | WatchFlags::DELETE;
+        inotify::add_watch(self.inotify.get_ref(), folder.as_std_path(), flags | WatchFlags::ONLYDIR)
+            .map(|_| ())
+            .map_err(|e| Error::io(format!("watch {folder}"), e.into()))
     }
 
     fn copied(&self) -> BTreeMap<String, Utf8PathBuf> {
@@ -163,7 +174,7 @@ impl ProxmoxVmBackend {
         for (n, m) in config.mounts.iter().enumerate() {
             let named = |e: Error| e.context(format!("mount at {:?}", m.container_path));
             let path = Utf8PathBuf::from(clean(&m.host_path));
-            let source = match classify(&self.config.kubelet_root, m)? {
+            let source = match classify(&self.config.kubelet_root, &pod.config.metadata.uid, m)? {
                 Source::Copied { volume } => {
                     // Watched first: a change in between is seen.
                     self.watched(pod).and_then(|w| w.add(&volume, &path)).map_err(named)?;
@@ -183,7 +194,8 @@ impl ProxmoxVmBackend {
                 Source::File | Source::Message => {
                     let file = blocking(move || read_file(&path, String::new())).await.map_err(named)?;
                     let name = format!("{}/files/{n}", guest::bundle(id.as_str()));
-                    guest::write(monitor, name.clone(), file.content, file.mode).await.map_err(named)?;
+                    let owner = (file.uid, file.gid);
+                    guest::write(monitor, name.clone(), file.content, file.mode, owner).await.map_err(named)?;
                     format!("{RUN}/{name}")
                 }
             };
@@ -196,7 +208,8 @@ impl ProxmoxVmBackend {
     pub(super) async fn fetch_messages(&self, pod: &PodRecord, container: &ContainerRecord) -> Result<()> {
         let Some(monitor) = self.monitor_if_any(&pod.id) else { return Ok(()) };
         for (n, m) in container.config.mounts.iter().enumerate() {
-            if !matches!(classify(&self.config.kubelet_root, m), Ok(Source::Message)) || m.readonly {
+            let source = classify(&self.config.kubelet_root, &pod.config.metadata.uid, m);
+            if !matches!(source, Ok(Source::Message)) || m.readonly {
                 continue;
             }
             let path = format!("{RUN}/{}/files/{n}", guest::bundle(container.id.as_str()));
@@ -299,16 +312,31 @@ async fn copy(monitor: &dyn Monitor, volume: &str, folder: &Utf8Path) -> Result<
 
 /// The files of a volume: those of the state that `..data` points to, or of a folder without such.
 fn read_volume(folder: &Utf8Path) -> Result<Vec<v1::File>> {
+    for _ in 0..TRIES {
+        let state = state_of(folder)?;
+        let read = read_state(&state);
+        // The kubelet exchanges it and removes the old one, of which a part may be gone by then.
+        if state_of(folder)? == state {
+            return read;
+        }
+    }
+    Err(Error::new(Kind::Unavailable, format!("{folder} changes all the time")))
+}
+
+/// The folder with a volume's files as they are now.
+fn state_of(folder: &Utf8Path) -> Result<Utf8PathBuf> {
     let data = folder.join("..data");
-    // Resolved once: the kubelet may exchange it meanwhile.
-    let root = match data.canonicalize_utf8() {
-        Ok(root) if root.starts_with(folder.canonicalize_utf8().unwrap_or_else(|_| folder.to_owned())) => root,
-        Ok(root) => return Err(Error::invalid(format!("{data} leads out of its volume, to {root}"))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => folder.to_owned(),
-        Err(e) => return Err(Error::io(data, e)),
-    };
+    match data.canonicalize_utf8() {
+        Ok(root) if root.starts_with(folder.canonicalize_utf8().unwrap_or_else(|_| folder.to_owned())) => Ok(root),
+        Ok(root) => Err(Error::invalid(format!("{data} leads out of its volume, to {root}"))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(folder.to_owned()),
+        Err(e) => Err(Error::io(data, e)),
+    }
+}
+
+fn read_state(root: &Utf8Path) -> Result<Vec<v1::File>> {
     let (mut files, mut total) = (Vec::new(), 0);
-    let mut folders = vec![(root, String::new())];
+    let mut folders = vec![(root.to_owned(), String::new())];
     while let Some((folder, above)) = folders.pop() {
         for entry in folder.read_dir_utf8().map_err(|e| Error::io(format!("list {folder}"), e))? {
             let entry = entry.map_err(|e| Error::io(format!("list {folder}"), e))?;
@@ -360,7 +388,7 @@ mod tests {
             ..Mount::default()
         };
         let root = Utf8Path::new("/var/lib/kubelet");
-        let of = |rest: &str| classify(root, &mount(&format!("/var/lib/kubelet/pods/uid/{rest}")));
+        let of = |rest: &str| classify(root, "uid", &mount(&format!("/var/lib/kubelet/pods/uid/{rest}")));
         let copied = |volume: &str| Source::Copied { volume: volume.into() };
         assert_eq!(of("volumes/kubernetes.io~configmap/cfg").expect("a ConfigMap"), copied("configmap-cfg"));
         assert_eq!(of("volumes/kubernetes.io~projected/api/").expect("a token"), copied("projected-api"));
@@ -373,14 +401,18 @@ mod tests {
             ("volumes/kubernetes.io~configmap/../../../../etc", "'..'"),
             ("volume-subpaths/none/c/0", "subPath"),
             ("plugins", "can't be had"),
+            ("../other/volumes/kubernetes.io~secret/s", "'..'"),
         ] {
             let e = of(bad).expect_err(bad);
             assert!(e.kind() == Kind::Unimplemented && e.chain().contains(why), "{bad}: {}", e.chain());
         }
-        let e = classify(root, &mount("/etc")).expect_err("a hostPath").chain();
-        assert!(e.contains("/etc is a path of the node"), "{e}");
+        for path in ["/etc", "/var/lib/kubelet/pods/other/volumes/kubernetes.io~secret/s", "/var/lib/kubelet/pods"] {
+            let e = classify(root, "uid", &mount(path)).expect_err("a hostPath").chain();
+            assert!(e.contains(&format!("{path} is a path of the node")), "{e}");
+        }
+        assert!(classify(root, "", &mount("/var/lib/kubelet/pods/other/etc-hosts")).is_err(), "a pod without uid");
         let both = Mount { propagation: Propagation::Bidirectional, ..mount("/var/lib/kubelet/pods/uid/etc-hosts") };
-        assert!(classify(root, &both).expect_err("refused").chain().contains("Bidirectional"));
+        assert!(classify(root, "uid", &both).expect_err("refused").chain().contains("Bidirectional"));
     }
 
     #[test]

@@ -24,7 +24,8 @@ impl ProxmoxVmBackend {
     /// The pod has this relay from now on.
     pub(super) fn attend(&self, pod: &PodRecord, monitor: Option<&Arc<dyn Monitor>>) {
         let mut live = locked(&self.live);
-        let Some(monitor) = monitor else {
+        // One without a process is no relay, but the engine's stand-in, which asks us.
+        let Some(monitor) = monitor.filter(|m| m.pid() != 0) else {
             // Its successor may be under way.
             if let Some(entry) = live.get_mut(&pod.id) {
                 entry.monitor = None;

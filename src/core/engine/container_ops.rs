@@ -377,14 +377,19 @@ impl PodTask {
             reason = info.reason,
             "container ended"
         );
-        if let Err(e) = self.backend.container_ended(&self.pod, &record).await {
+        self.fetch_what_is_left(&record).await;
+        self.finish(&mut record, exit.finished_at, info).await;
+    }
+
+    /// What a container that has ended left for the node in its unit.
+    pub(super) async fn fetch_what_is_left(&self, record: &ContainerRecord) {
+        if let Err(e) = self.backend.container_ended(&self.pod, record).await {
             tracing::warn!(
-                container = id.as_str(),
+                container = record.id.as_str(),
                 error = e.chain(),
                 "a part of what a container has left is not on the node"
             );
         }
-        self.finish(&mut record, exit.finished_at, info).await;
     }
 
     async fn finish(&mut self, record: &mut ContainerRecord, finished_at: i64, exit: ExitInfo) {

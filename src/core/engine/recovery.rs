@@ -327,7 +327,7 @@ async fn recover_pod(
     }
     if !taken {
         for container in &mut containers {
-            compare(shared, container, link.as_ref()).await;
+            compare(shared, container, link.as_ref(), backend.on_node()).await;
         }
     }
     containers.sort_by_key(|c| c.created_at);
@@ -391,7 +391,9 @@ fn start(
     let running = |c: &&ContainerRecord| c.phase == ContainerPhase::Running;
     let running: Vec<_> = earlier.containers.iter().filter(running).cloned().collect();
     if earlier.link.is_none() && !running.is_empty() {
-        earlier.link = Some(orphans::watch(shared, backend.clone(), &pod, running, &earlier.kept));
+        if backend.on_node() {
+            earlier.link = Some(orphans::watch(shared, backend.clone(), &pod, running, &earlier.kept));
+        }
         earlier.takeover_at = Some(Instant::now() + takeover::AGAIN);
     }
     let id = pod.id.clone();
@@ -426,7 +428,7 @@ fn after_reboot(pod: &mut PodRecord, containers: &mut [ContainerRecord], now: i6
 }
 
 /// Brings a container's record up to what its monitor, its exit record or its process says.
-async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Option<&MonitorLink>) {
+async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Option<&MonitorLink>, on_node: bool) {
     if !matches!(container.phase, ContainerPhase::Created | ContainerPhase::Running) || container.cannot_run.is_some() {
         return;
     }
@@ -450,6 +452,8 @@ async fn compare(shared: &Arc<Shared>, container: &mut ContainerRecord, link: Op
     let exit_file = shared.run_dir(&container.pod, &container.id).join("exit.json");
     if let Some(exit) = read_exit(&exit_file) {
         ended(container, &exit);
+    } else if link.is_none() && !on_node {
+        // Another monitor will know.
     } else if !orphans::process_of(shared, container).is_alive().unwrap_or(false) {
         let exit = monitor_v1::Exit {
             code: 255,
@@ -515,6 +519,10 @@ impl PodTask {
             self.keep(&id).await;
         }
         for id in ended {
+            // Where nobody was there to take it when it ended.
+            if let Some(record) = self.containers.get(&id).cloned() {
+                self.fetch_what_is_left(&record).await;
+            }
             if let Err(e) = self.reap(&id).await {
                 tracing::warn!(
                     container = id.as_str(),

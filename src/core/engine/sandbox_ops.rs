@@ -322,9 +322,11 @@ impl PodTask {
         }
         let lives = |c: &&ContainerRecord| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Created);
         for id in self.containers.values().filter(lives).map(|c| c.id.clone()).collect::<Vec<_>>() {
+            // One that had ended by itself, and whose monitor had no time to say so.
+            let told = super::recovery::read_exit(&self.shared.run_dir(&self.pod.id, &id).join("exit.json"));
             let finished_at = self.shared.ports.clock.now_ns();
-            let exit = monitor_v1::Exit { code: 255, finished_at, note: why.clone(), ..Default::default() };
-            self.on_exit(&id, exit).await;
+            let lost = monitor_v1::Exit { code: 255, finished_at, note: why.clone(), ..Default::default() };
+            self.on_exit(&id, told.unwrap_or(lost)).await;
         }
         if let Err(e) = self.stop_sandbox().await {
             tracing::error!(
@@ -338,7 +340,8 @@ impl PodTask {
     /// Without a monitor, and with nothing left to watch, no container can be made in the pod ever again: it becomes
     /// NOTREADY, so that the kubelet makes another one in its place.
     pub(super) async fn end_without_monitor(&mut self) {
-        if self.pod.phase != PodPhase::Ready || self.monitor.is_some() {
+        // One whose containers are not on the node is without a monitor until another one can be had.
+        if self.pod.phase != PodPhase::Ready || self.monitor.is_some() || self.takeover_at.is_some() {
             return;
         }
         tracing::error!(pod = self.pod.id.as_str(), "the pod has no monitor: it is not ready any more");

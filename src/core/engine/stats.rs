@@ -238,6 +238,13 @@ impl Drop for Measuring<'_> {
 }
 
 async fn measure(shared: &Arc<Shared>, id: ContainerId) {
+    let handler = {
+        let index = shared.index();
+        index.container(&id).and_then(|c| Some(index.pod(&c.pod)?.handler.clone()))
+    };
+    if handler.is_some_and(|h| shared.backend(&h).is_ok_and(|b| !b.on_node())) {
+        return;
+    }
     let measured = shared.ports.layers.rootfs_usage(&id).await;
     let mut written = locked(&shared.stats.written);
     let entry = written.entry(id.clone()).or_insert(Measured { tried: Instant::now(), value: None });

@@ -61,7 +61,7 @@ impl Engine {
     /// Refuses a pod whose containers' files the node has not.
     fn on_node(&self, pod: &PodId) -> Result<()> {
         let Some(record) = self.shared.index().pod(pod) else { return Ok(()) };
-        if self.shared.backend(&record.handler)?.has_rootfs() {
+        if self.shared.backend(&record.handler)?.on_node() {
             return Ok(());
         }
         let what = format!("pod {pod}: its containers' files are not on the node (handler {})", record.handler);

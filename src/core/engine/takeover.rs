@@ -333,7 +333,10 @@ impl PodTask {
                 error = e.chain(),
                 "no other monitor can take the pod over now"
             );
-            if !running.is_empty() {
+            if !self.backend.on_node() {
+                // Nobody but a monitor knows what became of them.
+                self.takeover_at = Some(Instant::now() + AGAIN);
+            } else if !running.is_empty() {
                 let link = orphans::watch(&self.shared, self.backend.clone(), &self.pod, running, &self.kept);
                 self.set_monitor(Some(link));
                 self.takeover_at = Some(Instant::now() + AGAIN);
