@@ -236,6 +236,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("images.default_registry", "\"https://docker.io\"", ""),
     ("images.unpacker_path", "\"a\"", ""),
     ("images.zfs.dataset", "\"/rpool\"", ""),
+    ("images.zfs.dataset", "\"1rpool/x\"", ""),
     ("images.zfs.zfs_path", "\"zfs\"", ""),
     ("images.zfs.zpool_path", "\"zpool\"", ""),
     ("images.zfs.timeout", "0", ""),

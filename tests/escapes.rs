@@ -106,7 +106,26 @@ fn no_descriptor_of_the_node_is_left() {
     });
 }
 
-/// Writing to the runtime's program while it enters a container (as in CVE-2019-5736).
+/// A socket of no file belongs to a network namespace: whoever is root in the node's could connect (as in CVE-2020-15257).
+#[test]
+fn nothing_of_the_runtime_listens_in_the_nodes_network() {
+    isolated("nothing_of_the_runtime_listens_in_the_nodes_network", || {
+        let node = Node::start(Options::default());
+        let pod = Pod::run(&node);
+        let id = pod.create("c", "while sleep 1; do :; done", &json!({})).unwrap();
+        pod.crictl.run(&["start", &id]);
+        let exec = pod.crictl.run(&["exec", "-s", &id, "/bin/sh", "-c", "echo still entered"]);
+        assert!(exec.contains("still entered"), "{exec}");
+        let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let names = all.lines().filter_map(|l| l.split_whitespace().nth(7));
+        let dir = node.dir.display().to_string();
+        let ours: Vec<&str> =
+            names.filter(|n| n.starts_with('@') && (n.contains(&dir) || n.ends_with("/command"))).collect();
+        assert!(ours.is_empty(), "{ours:?}");
+        pod.crictl.run(&["rmp", "-f", &pod.id]);
+    });
+}
+
 /// The node's /dev/null, which is put back as it was whatever a container has done to it.
 struct NodesNull(u32, u32, u32);
 
@@ -179,6 +198,7 @@ fn what_is_mounted_over_proc_gets_no_label_and_no_score() {
     });
 }
 
+/// Writing to the runtime's program while it enters a container (as in CVE-2019-5736).
 #[test]
 fn the_runtimes_programs_can_not_be_replaced() {
     isolated("the_runtimes_programs_can_not_be_replaced", || {

@@ -30,8 +30,10 @@ fn create(crictl: &Crictl, pod_id: &str, pod: &str, config: &Value) -> Result<St
 }
 
 fn tool(node: &Node, program: &str, args: &[&str]) -> String {
-    let mut command = Command::new(program);
-    command.arg("-P").arg(node.dir.join("run/lxc")).args(args);
+    // Where liblxc listens for its tools.
+    let net = format!("--net={}", node.dir.join("run/lxc.net").display());
+    let mut command = Command::new("nsenter");
+    command.args([net.as_str(), program]).arg("-P").arg(node.dir.join("run/lxc")).args(args);
     support::run(&mut command)
 }
 

@@ -219,6 +219,14 @@ fn a_container_writes_no_more_than_it_may() {
             if name == "default" {
                 node.crash_daemon();
                 assert_eq!(limit(), before);
+                // What is full can be forked, and has a little room then.
+                let (forked, said) = lxcri(&node, &["pod", "fork", "default", "--as", "fork-of-full"]);
+                assert!(forked, "{said}");
+                let (_, listed) = lxcri(&node, &["ps", "--all"]);
+                let fork = listed.lines().find(|l| l.contains("/fork-of-full ")).expect("the fork");
+                let fork = fork.split_whitespace().next().expect("its id");
+                let (removed, said) = lxcri(&node, &["rm", "--force", fork]);
+                assert!(removed, "{said}");
             }
             crictl.run(&["rmp", "-f", &pod]);
         }
@@ -382,9 +390,16 @@ fn neighbours_are_left_alone() {
         // As a Proxmox `zfspool` storage makes them on the same pool, and somebody's own below ours.
         zfs(&["create", "-o", "canmount=noauto", "tank/subvol-100-disk-0"]);
         zfs(&["snapshot", "tank/subvol-100-disk-0@__base__"]);
+        // A dataset that an admin has made gets what one of ours has, but for what he has set himself.
+        zfs(&["create", "-o", "atime=on", "tank/lxcri"]);
         node.start_daemon();
         node.stop_daemon();
+        let told = zfs(&["get", "-H", "-o", "value", "com.sun:auto-snapshot,canmount,atime", "tank/lxcri"]);
+        assert_eq!(told.split_whitespace().collect::<Vec<_>>(), ["false", "noauto", "on"]);
         zfs(&["create", "tank/lxcri/mine"]);
+        // Our tag comes to it from above, and its name begins as those of ours do.
+        zfs(&["create", "tank/lxcri/layers/recv-mine"]);
+        zfs(&["snapshot", "tank/lxcri/layers/recv-mine@backup"]);
         let foreign = || {
             let all = zfs(&["list", "-H", "-o", "name", "-t", "filesystem,snapshot", "-r", "tank"]);
             all.lines().filter(|l| l.contains("subvol") || l.contains("mine")).map(str::to_owned).collect::<Vec<_>>()
@@ -406,6 +421,25 @@ fn neighbours_are_left_alone() {
             (!good && said.contains("can't be destroyed")).then_some(())
         });
         zfs(&["destroy", &format!("{dataset}@autosnap_1")]);
+        clean(&node);
+        // Nor does somebody's clone of a layer keep the image from coming back.
+        crictl.run(&["pull", BUSYBOX]);
+        let layers = zfs(&["list", "-H", "-o", "name", "-t", "snapshot", "-r", "tank/lxcri/layers"]);
+        let ready = layers.lines().rfind(|l| l.ends_with("@ready")).expect("a layer").to_owned();
+        zfs(&["clone", &ready, "tank/theirs"]);
+        crictl.run(&["rmi", BUSYBOX]);
+        wait_for("what can't be destroyed to be told", Duration::from_secs(30), || {
+            let (good, said) = lxcri(&node, &["storage", "check"]);
+            (!good && said.contains("can't be destroyed")).then_some(())
+        });
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("again");
+        let id = crictl.create(&pod, "again", "c", BUSYBOX, "true");
+        crictl.run(&["start", &id]);
+        assert_eq!(crictl.wait_exit(&id)["exitCode"], 0);
+        crictl.run(&["rmp", "-f", &pod]);
+        zfs(&["destroy", "tank/theirs"]);
+        crictl.run(&["rmi", BUSYBOX]);
         clean(&node);
         node.crash_daemon();
         assert_eq!(foreign(), before);
@@ -461,21 +495,47 @@ fn a_pod_is_cut_compared_and_put_back() {
         for bad in ["a/b", "a@b", "-x y", "", "ä"] {
             assert!(!lxcri(&node, &["pod", "snapshot", "p", "--", bad]).0, "{bad:?}");
         }
+        let refused = |args: &[&str], words: &str| {
+            let (good, said) = lxcri(&node, args);
+            assert!(!good && said.contains(words), "{args:?}: {said}");
+        };
+        // Variables that are not set: neither the only pod nor its present state is meant.
+        refused(&["pod", "snapshot", "", "x"], "is empty");
+        refused(&["pod", "fork", "p", ""], "an empty name");
+        refused(&["pod", "diff", "p", ""], "an empty name");
+        refused(&["pod", "snapshots", "p", "x"], "nothing to name");
         good(&["pod", "snapshot", "p", "second"]);
         assert!(good(&["pod", "snapshots", "p"]).contains("first\nsecond"));
+        refused(&["pod", "rollback", "p", "first"], "stop it first");
         crictl.run(&["stop", "-t", "0", &id]);
         node.crash_daemon();
         let (listed, said) = lxcri(&node, &["pod", "snapshots", "p"]);
         assert!(listed && said.contains("first\nsecond"), "{said}");
+        let refused = |args: &[&str], words: &str| {
+            let (good, said) = lxcri(&node, args);
+            assert!(!good && said.contains(words), "{args:?}: {said}");
+        };
         let (missing, said) = lxcri(&node, &["pod", "rollback", "p", "third"]);
         assert!(!missing && said.contains("third"), "{said}");
         clean(&node);
         // zfs-fuse can't roll back what is mounted, and lets go of it a moment after the container's end.
+        // What would stop it halfway is found before anything is changed.
+        let dataset = format!("tank/lxcri/containers/{id}");
+        zfs(&["hold", "keep", &format!("{dataset}@lxcri-second")]);
+        refused(&["pod", "rollback", "p", "first"], "is newer and held");
+        zfs(&["release", "keep", &format!("{dataset}@lxcri-second")]);
+        zfs(&["snapshot", &format!("{dataset}@backup")]);
+        refused(&["pod", "rollback", "p", "first"], "is newer and not ours");
+        zfs(&["destroy", &format!("{dataset}@backup")]);
+        let (_, said) = lxcri(&node, &["pod", "snapshots", "p"]);
+        assert!(said.contains("first\nsecond"), "{said}");
         wait_for("the rollback", Duration::from_secs(20), || {
             lxcri(&node, &["pod", "rollback", "p", "first"]).0.then_some(())
         });
         let (listed, said) = lxcri(&node, &["pod", "snapshots", "p"]);
         assert!(listed && !said.contains("second"), "{said}");
+        let (compared, said) = lxcri(&node, &["pod", "diff", "p", "first"]);
+        assert!(compared && !said.contains("/one") && !said.contains("/two"), "{said}");
         crictl.run(&["rmp", "-f", &pod]);
         clean(&node);
         let log = read_log(&node.pod_logs("p").join("c/0.log"));
@@ -525,9 +585,17 @@ fn a_container_that_is_being_made_is_no_problem_of_the_store() {
         });
         let (good, said) = lxcri(&node, &["storage", "check"]);
         assert!(good && said.contains("zfs: clean"), "{said}");
+        // Its layers stay with it when the image goes meanwhile.
+        crictl.run(&["rmi", BUSYBOX]);
         std::fs::remove_file("/tmp/slow-clone").expect("the file");
         assert!(create.wait().expect("crictl").success());
         clean(&node);
+        crictl.run(&["pull", BUSYBOX]);
+        crictl.run(&["rmp", "-f", &pod]);
+        crictl.run(&["rmi", BUSYBOX]);
+        clean(&node);
+        let left = zfs(&["list", "-H", "-o", "name", "-r", "tank/lxcri/layers", "tank/lxcri/containers"]);
+        assert_eq!(left.lines().collect::<Vec<_>>(), ["tank/lxcri/containers", "tank/lxcri/layers"]);
     });
 }
 

@@ -352,6 +352,10 @@ fn a_dataset_of_others_is_not_taken() {
         zfs(&["create", "-o", "mountpoint=/tmp/data", "tank/data"]);
         zfs(&["create", "tank/data/subvol-100-disk-0"]);
         zfs(&["create", "tank/mine"]);
+        // However little is in it.
+        zfs(&["create", "-o", "mountpoint=/tmp/few", "tank/few"]);
+        std::fs::write("/tmp/few/a-file", "x").expect("a file");
+        zfs(&["create", "-V", "16M", "tank/volume"]);
         let path = node.dir.join("config.toml");
         let text = std::fs::read_to_string(&path).expect("config.toml");
         let look = || zfs(&["get", "-r", "-H", "-o", "name,property,value,source", "mountpoint,lxcri:owner", "tank"]);
@@ -362,11 +366,14 @@ fn a_dataset_of_others_is_not_taken() {
                 &Command::new(daemon_program()).args(["serve", "--config"]).arg(&path).output().expect("the daemon"),
             )
         };
-        for dataset in ["tank/data", "tank"] {
+        let said = serve("tank/volume");
+        assert!(said.contains("is no file system"), "{said}");
+        for dataset in ["tank/data", "tank", "tank/few"] {
             let said = serve(dataset);
             assert!(said.contains("is not empty") && said.contains("lxcri:owner="), "{dataset}: {said}");
             assert_eq!(look(), before, "{dataset}");
         }
+        assert_eq!(std::fs::read_to_string("/tmp/few/a-file").expect("their file"), "x");
         // An empty one is what it was made for; what is in it when it was not ours is nobody's to take.
         std::fs::write(&path, text.replace("tank/lxcri", "tank/mine")).expect("config.toml");
         node.start_daemon();

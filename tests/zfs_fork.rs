@@ -70,5 +70,15 @@ fn forks_begin_as_the_pod_was_and_go_their_own_way() {
         // A kubelet knows nothing of them.
         assert_eq!(crictl.run(&["pods", "-q"]), pod);
         assert_eq!(node.good(&["pod", "snapshots", "p"]), "one");
+        // Neither needs the pod that it is of, nor the other.
+        crictl.run(&["rmp", "-f", &pod]);
+        assert_eq!((read(&then, "/state"), read(&now_c, "/state")), ("first".into(), "third".into()));
+        node.good(&["rm", "--force", &then]);
+        assert_eq!(read(&now_c, "/state"), "third");
+        node.good(&["rm", "--force", &now_c]);
+        wait_for("a clean store", Duration::from_secs(60), || {
+            let said = node.good(&["storage", "check"]);
+            (said.contains("0 root file systems") && !said.contains("destroyed")).then_some(())
+        });
     });
 }

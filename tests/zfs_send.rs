@@ -275,6 +275,96 @@ fn a_stream_that_stands_still_is_ended() {
     });
 }
 
+/// The stream with another one of ZFS in the place of its only layer's.
+fn of_zfs(stream: &[u8], raw: &[u8]) -> Vec<u8> {
+    let header = "lxcri-image-1\n".len();
+    let length = u32::from_be_bytes(stream[header + 1..header + 5].try_into().expect("four bytes")) as usize;
+    let layer = header + 5 + length;
+    let mut made = stream[..layer + 9].to_vec();
+    let mut frame = |kind: u8, content: &[u8]| {
+        made.push(kind);
+        made.extend((content.len() as u32).to_be_bytes());
+        made.extend(content);
+        sha2::Sha256::digest(&made)
+    };
+    raw.chunks(256 << 10).for_each(|piece| drop(frame(b'D', piece)));
+    let all = frame(b'E', &sha2::Sha256::digest(raw));
+    frame(b'Z', &all);
+    made
+}
+
+#[test]
+fn properties_of_a_stream_are_refused() {
+    isolated("properties_of_a_stream_are_refused", || {
+        let node = Node::start(Options { zfs: true, pool_size: "1G".into(), ..Options::default() });
+        let socket = node.local_socket();
+        let base = format!("oci:{}", given("LXCRI_IMAGES").join("oci/busybox").display());
+        good(&socket, &["pull", &base, "--as", "t/base:1"]);
+        let stream = sent(&socket, &["t/base:1"]);
+        let zfs = |args: &[&str]| Command::new("/usr/sbin/zfs").args(args).output().expect("zfs").stdout;
+        let listed = zfs(&["list", "-H", "-o", "name", "-t", "snapshot", "-r", "tank/lxcri/layers"]);
+        let ready = String::from_utf8(listed).expect("names").trim().to_owned();
+        support::run(Command::new("/usr/sbin/zfs").args(["set", "exec=off", ready.trim_end_matches("@ready")]));
+        let (plain, with) = (zfs(&["send", &ready]), zfs(&["send", "-p", &ready]));
+        node.crictl().run(&["rmi", "t/base:1"]);
+        let gone = || {
+            wait_for("its layers to go", Duration::from_secs(60), || {
+                let (_, said) = lxcri(&socket, &["storage", "check"]);
+                (said.contains("0 layers") && !said.contains("destroyed")).then_some(())
+            });
+        };
+        gone();
+        let file = node.dir.join("stream");
+        let (taken, said) = received(&socket, &file, &of_zfs(&stream, &with));
+        assert!(!taken && said.contains("the stream has the property"), "{said}");
+        gone();
+        let (taken, said) = received(&socket, &file, &of_zfs(&stream, &plain));
+        assert!(taken, "{said}");
+    });
+}
+
+/// A `zfs send` that makes nothing has one of few turns no longer than it may.
+#[test]
+fn a_send_that_makes_nothing_is_ended() {
+    isolated("a_send_that_makes_nothing_is_ended", || {
+        let program = "#!/bin/sh\n[ $1 != send ] || [ ! -e /tmp/hang ] || exec sleep 1234\nexec /usr/sbin/zfs \"$@\"\n";
+        std::fs::create_dir_all("/tmp/bin").expect("folder");
+        std::fs::write("/tmp/bin/zfs", program).expect("a program");
+        support::run(Command::new("chmod").args(["755", "/tmp/bin/zfs"]));
+        let node = Node::start(Options {
+            zfs: true,
+            pool_size: "1G".into(),
+            zfs_programs: ["/tmp/bin/zfs", "/usr/sbin/zpool"].map(String::from),
+            more_lines: [String::new(), String::new(), "progress_timeout = 6".into()],
+            ..Options::default()
+        });
+        let socket = node.local_socket();
+        let base = format!("oci:{}", given("LXCRI_IMAGES").join("oci/busybox").display());
+        good(&socket, &["pull", &base, "--as", "t/base:1"]);
+        std::fs::write("/tmp/hang", "").expect("a file");
+        let send = || {
+            let mut command = Command::new(daemon_program());
+            command.arg("--local-socket").arg(&socket).args(["image", "send", "t/base:1"]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("send")
+        };
+        let hanging = || {
+            let all = Command::new("ps").args(["-eo", "args"]).output().expect("ps").stdout;
+            String::from_utf8_lossy(&all).lines().filter(|l| *l == "sleep 1234").count()
+        };
+        // Who leaves is noticed at once, who waits is told.
+        let mut leaves = send();
+        wait_for("it to hang", Duration::from_secs(20), || (hanging() == 1).then_some(()));
+        leaves.kill().expect("the end of a client");
+        leaves.wait().expect("its end");
+        wait_for("its end to be noticed", Duration::from_secs(5), || (hanging() == 0).then_some(()));
+        let said = describe(&send().wait_with_output().expect("send"));
+        assert!(said.contains("nothing came of a layer for 6 s"), "{said}");
+        assert_eq!(hanging(), 0);
+        std::fs::remove_file("/tmp/hang").expect("the file");
+        assert!(!sent(&socket, &["t/base:1"]).is_empty());
+    });
+}
+
 /// Clients that take nothing give their places back, and are told why when they take something.
 #[test]
 fn a_client_that_takes_nothing_gives_its_place_back() {

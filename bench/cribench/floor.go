@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,11 +77,18 @@ func floor(ctx context.Context) error {
 		}
 		add("floor", net, "CPU per pod life", "cpu-ms", []float64{(childrenCPU() - cpu) / float64(*num)})
 	}
-	return floorExecs(dir, seccomp)
+	if err := floorExecs(dir, seccomp); err != nil {
+		return err
+	}
+	return floorLines(dir, seccomp)
+}
+
+func crunCommand(args ...string) *exec.Cmd {
+	return exec.Command(*floorCrun, append([]string{"--cgroup-manager=cgroupfs"}, args...)...)
 }
 
 func crun(args ...string) error {
-	c := exec.Command(*floorCrun, append([]string{"--cgroup-manager=cgroupfs"}, args...)...)
+	c := crunCommand(args...)
 	// Not a pipe: the container inherits it, and its end would be waited for.
 	words, err := os.CreateTemp("", "crun")
 	if err != nil {
@@ -96,8 +104,11 @@ func crun(args ...string) error {
 	return nil
 }
 
+// pause is what containers of the other suites run.
+var pause = []string{"sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"}
+
 // bundle writes the bundle of a container like those of the other suites.
-func bundle(dir, id, netns string, seccomp any) (string, error) {
+func bundle(dir, id, netns string, seccomp any, args []string) (string, error) {
 	b := filepath.Join(dir, id)
 	if err := os.MkdirAll(filepath.Join(b, "rootfs"), 0o755); err != nil {
 		return "", err
@@ -118,7 +129,7 @@ func bundle(dir, id, netns string, seccomp any) (string, error) {
 	}
 	process, linux := spec["process"].(map[string]any), spec["linux"].(map[string]any)
 	process["terminal"] = false
-	process["args"] = []string{"sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"}
+	process["args"] = args
 	spec["root"] = map[string]any{"path": *floorRootfs, "readonly": false}
 	linux["cgroupsPath"] = "/floor/" + id
 	linux["seccomp"] = seccomp
@@ -147,7 +158,7 @@ func floorLife(ctx context.Context, s *samples, cni *libcni.CNIConfig, list *lib
 		netns = filepath.Join(dir, id+".net")
 		conf = &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: "eth0"}
 	}
-	b, err := bundle(dir, id, netns, seccomp)
+	b, err := bundle(dir, id, netns, seccomp, pause)
 	if err != nil {
 		return err
 	}
@@ -186,7 +197,7 @@ func floorLife(ctx context.Context, s *samples, cni *libcni.CNIConfig, list *lib
 
 func floorExecs(dir string, seccomp any) error {
 	id := "floor-exec-" + run
-	b, err := bundle(dir, id, "", seccomp)
+	b, err := bundle(dir, id, "", seccomp, pause)
 	if err != nil {
 		return err
 	}
@@ -204,5 +215,92 @@ func floorExecs(dir string, seccomp any) error {
 		add("floor", "exec", op, "ms", s.m[op])
 	}
 	add("floor", "exec", "CPU per exec", "cpu-ms", []float64{(childrenCPU() - cpu) / float64(*execs)})
+	var rates []float64
+	for i := 0; i < *streamN; i++ {
+		rate, err := floorStream(id)
+		if err != nil {
+			return err
+		}
+		rates = append(rates, rate)
+	}
+	add("floor", "exec", "stdin to stdout", "MB/s", rates)
 	return nil
+}
+
+// floorStream is oneStream with nothing but two pipes between this program and `cat`.
+func floorStream(id string) (float64, error) {
+	in, out := &zeros{left: int64(*streamMB) * 1e6}, new(counter)
+	c := crunCommand("exec", id, "cat")
+	c.Stdin, c.Stdout = in, out
+	if err := c.Run(); err != nil {
+		return 0, err
+	}
+	took := time.Since(in.begun)
+	if int64(*out) != int64(*streamMB)*1e6 {
+		return 0, fmt.Errorf("%d bytes came back of %d MB", *out, *streamMB)
+	}
+	return float64(*streamMB) / took.Seconds(), nil
+}
+
+// floorLines is oneLog without a log: what the container writes is copied from a pipe to a file as it comes.
+func floorLines(dir string, seccomp any) error {
+	var rates []float64
+	for i := 0; i < *logN; i++ {
+		id := fmt.Sprintf("floor-log-%s-%d", run, i)
+		b, err := bundle(dir, id, "", seccomp, logWriter())
+		if err != nil {
+			return err
+		}
+		rate, err := floorLog(id, b, filepath.Join(dir, id+".log"))
+		if e := crun("delete", "--force", id); err == nil {
+			err = e
+		}
+		if err != nil {
+			return err
+		}
+		rates = append(rates, rate)
+	}
+	add("floor", fmt.Sprintf("%d lines", *logLines), "lines", "lines/s", rates)
+	return nil
+}
+
+func floorLog(id, bundle, path string) (float64, error) {
+	log, err := os.Create(path)
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(path)
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	c := crunCommand("create", "--bundle", bundle, id)
+	c.Stdout = w
+	err = c.Run()
+	w.Close() // the container's copy of it alone is open now
+	if err != nil {
+		return 0, fmt.Errorf("crun create: %w", err)
+	}
+	t := time.Now()
+	if err := crun("start", id); err != nil {
+		return 0, err
+	}
+	// Not io.Copy: it would splice, and no log can do without looking at what it keeps.
+	for buf := make([]byte, 64<<10); ; {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if _, err := log.Write(buf[:n]); err != nil {
+				return 0, err
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return float64(*logLines) / time.Since(t).Seconds(), nil
 }

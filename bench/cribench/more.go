@@ -152,6 +152,11 @@ func oneStream(ctx context.Context, k, proto string) (float64, error) {
 // logLine is what follows its number in each line of the logs suite.
 const logLine = " a line of a log, as long as they are"
 
+// logWriter is the command that writes the lines.
+func logWriter() []string {
+	return []string{"awk", fmt.Sprintf(`BEGIN { for (i = 1; i <= %d; i++) { print i "%s"; fflush() } }`, *logLines, logLine)}
+}
+
 // logs measures how fast lines that are written one at a time get into the log, and that all of them do.
 func logs(ctx context.Context) error {
 	var rates, cpus []float64
@@ -182,7 +187,7 @@ func oneLog(ctx context.Context) (rate, cpu float64, err error) {
 		rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
 	}()
 	c := ctrConfig(p)
-	c.Command = []string{"awk", fmt.Sprintf(`BEGIN { for (i = 1; i <= %d; i++) { print i "%s"; fflush() } }`, *logLines, logLine)}
+	c.Command = logWriter()
 	k, err := rt.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: r.PodSandboxId, Config: c, SandboxConfig: p})
 	if err != nil {
 		return

@@ -15,6 +15,7 @@ use lxcri_lxc::plan::Plan;
 use lxcri_lxc::wire;
 use lxcri_monitor_proto::null::own_null;
 
+use crate::create::enter_net;
 use crate::liblxc::{Container, Library};
 use crate::options::Options;
 
@@ -139,6 +140,7 @@ pub fn destroy(options: &Options) -> Result<(), String> {
 
 /// `states NAME...`: "NAME STATE PID" of each, a line.
 pub fn states(options: &Options) -> Result<(), String> {
+    enter_net(&options.net)?;
     let library = Library::load(&options.library)?;
     let mut out = std::io::stdout().lock();
     for name in &options.rest {

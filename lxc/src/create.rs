@@ -115,6 +115,27 @@ fn set_attributes(tree: &OwnedFd, attributes: u64, recursive: bool, users: Optio
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Enters the network namespace in which liblxc listens for its tools, and ours; the one before, if this is another one. Sockets are
+/// all that belongs to it: a container's network is told to liblxc by path.
+pub fn enter_net(path: &str) -> Result<Option<OwnedFd>, String> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let open = |path: &str| {
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        fd.map_err(|e| format!("open {path}: {e}"))
+    };
+    let (before, net) = (open("/proc/self/ns/net")?, open(path)?);
+    set_net(&net).map_err(|e| format!("enter {path}: {e}"))?;
+    Ok(Some(before))
+}
+
+/// setns(2) to a network namespace.
+pub fn set_net(net: &OwnedFd) -> io::Result<()> {
+    let net = net.as_fd();
+    Ok(rustix::thread::move_into_link_name_space(net, Some(rustix::thread::LinkNameSpaceType::Network))?)
+}
+
 /// Makes mounts with the flags that liblxc would not set, in a mount namespace of this process' own, which gets the
 /// node's mounts and gives none back.
 fn stage(stages: &[Stage]) -> Result<(), String> {
@@ -158,6 +179,7 @@ fn stage(stages: &[Stage]) -> Result<(), String> {
 pub fn create(options: &Options) -> Result<(), String> {
     enter(&options.cgroups, true)?;
     stage(&options.stages)?;
+    enter_net(&options.net)?;
     let library = Library::load(&options.library)?;
     let (ours, theirs) = wire::pair().map_err(|e| format!("socket pair: {e}"))?;
     let init = read_only(&options.init)?;

@@ -11,7 +11,7 @@ use lxcri_lxc::become_it;
 use lxcri_lxc::plan::Plan;
 use lxcri_lxc::wire::{self, Packet};
 
-use crate::create::{enter, put, send_terminal};
+use crate::create::{enter, enter_net, put, send_terminal, set_net};
 use crate::liblxc::Library;
 use crate::options::Options;
 
@@ -36,9 +36,14 @@ unsafe extern "C" fn inside(payload: *mut c_void) -> c_int {
 pub fn exec(options: &Options) -> Result<(), String> {
     let text = std::fs::read(&options.plan).map_err(|e| format!("read {}: {e}", options.plan))?;
     let plan = Plan::decode(&text)?;
+    let node = enter_net(&options.net)?;
     let library = Library::load(&options.library)?;
     library.log_to(&options.log, &options.name, &options.lxcpath)?;
     let container = library.container(&options.name, &options.lxcpath)?;
+    // One that an earlier version has made listens in the node's.
+    if let (None, Some(node)) = (container.init_pid(), node) {
+        set_net(&node).map_err(|e| format!("enter the node's network: {e}"))?;
+    }
     if container.init_pid().is_none() {
         return Err(format!("container {}: liblxc says that it does not run", options.name));
     }

@@ -24,6 +24,8 @@ pub struct Options {
     pub lxcpath: String,
     /// Name of the container in it.
     pub name: String,
+    /// Network namespace in which liblxc listens for its tools; "": that of this process.
+    pub net: String,
     /// Plan of the process.
     pub plan: String,
     /// Program that becomes the container's first process.
@@ -86,6 +88,7 @@ impl Options {
                 "library" => options.library = value,
                 "lxcpath" => options.lxcpath = value,
                 "name" => options.name = value,
+                "net" => options.net = value,
                 "plan" => options.plan = value,
                 "init" => options.init = value,
                 "pid-file" => options.pid_file = value,

@@ -27,7 +27,7 @@ impl Command for Completion {
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let Some(shell) = matches.get_one::<Shell>("SHELL") else { return Ok(2) };
         let mut script = Vec::new();
-        clap_complete::generate(*shell, &mut context.program.clone(), PROGRAM, &mut script);
+        clap_complete::generate(*shell, &mut context.registry.clap(), PROGRAM, &mut script);
         let mut script = String::from_utf8(script)?;
         if *shell == Shell::Bash {
             // clap_complete 4.6 looks for a program with a hyphen in its name by another word than the one it has set.

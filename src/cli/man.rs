@@ -38,10 +38,10 @@ impl Command for ManPages {
         match matches.get_one::<Utf8PathBuf>("to") {
             Some(folder) => {
                 std::fs::create_dir_all(folder).with_context(|| format!("make folder {folder}"))?;
-                clap_mangen::generate_to(context.program.clone(), folder.as_std_path())
+                clap_mangen::generate_to(context.registry.clap(), folder.as_std_path())
                     .with_context(|| format!("write manual pages into {folder}"))?;
             }
-            None => output::print(&markdown(&context.program))?,
+            None => output::print(&markdown(&context.registry.clap()))?,
         }
         Ok(0)
     }

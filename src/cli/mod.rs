@@ -44,6 +44,8 @@ pub use storage::Storage;
 /// What commands are described with.
 pub use clap;
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use camino::Utf8PathBuf;
 use clap::{Arg, ArgMatches};
@@ -58,8 +60,9 @@ pub struct Context {
     pub local_socket: Utf8PathBuf,
     /// What the configuration was read from, to read it again.
     pub sources: Sources,
-    /// The whole command line: every registered command with its arguments.
-    pub program: clap::Command,
+    /// All commands there are. The whole command line is made of them ([`Registry::clap`]) by whoever needs it: a daemon
+    /// has half a megabyte better uses.
+    pub registry: Registry,
 }
 
 /// The program's name.
@@ -94,9 +97,9 @@ pub trait Command: Send + Sync {
 }
 
 /// The commands of a program.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Registry {
-    commands: Vec<Box<dyn Command>>,
+    commands: Vec<Arc<dyn Command>>,
 }
 
 impl Registry {
@@ -139,10 +142,11 @@ impl Registry {
     /// Adds a command; a later one of the same name replaces an earlier one.
     pub fn register(&mut self, command: impl Command + 'static) {
         self.commands.retain(|c| c.name() != command.name());
-        self.commands.push(Box::new(command));
+        self.commands.push(Arc::new(command));
     }
 
-    fn clap(&self) -> clap::Command {
+    /// The whole command line: every registered command with its arguments.
+    pub fn clap(&self) -> clap::Command {
         let path = |name: &'static str, help: &'static str| {
             Arg::new(name)
                 .long(name)
@@ -197,7 +201,9 @@ impl Registry {
                 return if e.use_stderr() { 2 } else { 0 };
             }
         };
-        match self.dispatch(program, &matches).await {
+        let external = external_program(&program, &matches).flatten();
+        drop(program);
+        match self.dispatch(external, &matches).await {
             Ok(code) => code,
             Err(e) => {
                 eprintln!("proxmox-lxcri: {e:#}");
@@ -206,9 +212,9 @@ impl Registry {
         }
     }
 
-    async fn dispatch(&self, program: clap::Command, matches: &ArgMatches) -> Result<u8> {
+    async fn dispatch(&self, external: Option<std::path::PathBuf>, matches: &ArgMatches) -> Result<u8> {
         let (name, sub) = matches.subcommand().ok_or_else(|| anyhow::anyhow!("no command"))?;
-        if let Some(Some(path)) = external_program(&program, matches) {
+        if let Some(path) = external {
             return become_external(&path, matches, sub);
         }
         let command =
@@ -230,7 +236,7 @@ impl Registry {
             false => sources.load().map_or_else(|_| Config::default(), |l| l.config).server.local_listen,
         };
         let local_socket = path("local-socket").unwrap_or_else(listens);
-        command.run(&Context { config, local_socket, sources, program }, sub).await
+        command.run(&Context { config, local_socket, sources, registry: self.clone() }, sub).await
     }
 }
 

@@ -43,11 +43,14 @@ impl Command for Pod {
         let mut client = Client::connect(&context.local_socket).await?;
         ensure!(!matches.contains_id("as") || string(matches, "VERB") == "fork", "--as names a fork");
         let (verb, name) = (string(matches, "VERB"), string(matches, "NAME"));
+        match (matches.contains_id("NAME"), verb.as_str()) {
+            (true, "snapshots") => bail!("pod snapshots: there is nothing to name"),
+            // A variable that is not set, most likely.
+            (true, _) => ensure!(!name.is_empty(), "pod {verb}: an empty name"),
+            (false, "snapshots" | "diff" | "fork") => {}
+            (false, _) => bail!("pod {verb}: a name is needed"),
+        }
         let pod = find(&mut client, &string(matches, "POD")).await?;
-        ensure!(
-            !name.is_empty() || matches!(verb.as_str(), "snapshots" | "diff" | "fork"),
-            "pod {verb}: a name is needed"
-        );
         match verb.as_str() {
             "snapshot" => {
                 let request = local::SnapshotPodRequest { pod, name };
@@ -96,10 +99,14 @@ async fn diff(client: &mut Client, pod: String, from: String) -> Result<()> {
     Ok(())
 }
 
-/// The id of the pod with this id, beginning of an id, or name.
+/// The id of the pod with this id or name, else with this beginning of an id.
 async fn find(client: &mut Client, pod: &str) -> Result<String> {
+    ensure!(!pod.is_empty(), "the pod's id or name is empty");
     let all = called(client.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await)?.items;
-    let mut hits = all.iter().filter(|p| p.id.starts_with(pod) || p.metadata.as_ref().is_some_and(|m| m.name == pod));
+    let exact = |p: &&v1::PodSandbox| p.id == pod || p.metadata.as_ref().is_some_and(|m| m.name == pod);
+    let named: Vec<_> = all.iter().filter(exact).collect();
+    let begun = all.iter().filter(|p| named.is_empty() && p.id.starts_with(pod));
+    let mut hits = named.iter().copied().chain(begun);
     match (hits.next(), hits.next()) {
         (Some(p), None) => Ok(p.id.clone()),
         (None, _) => bail!("no pod {pod:?}"),

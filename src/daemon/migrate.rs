@@ -156,6 +156,8 @@ impl Mover {
                 Ok(()) => say!("container {}: moved, the same on both sides", id.short()).map_err(untold)?,
                 Err(e) => {
                     behind += 1;
+                    // What has come of it is not what it is here, and would be served.
+                    self.to.remove_rootfs(&id).await?;
                     say!("container {}: stays behind: {}", id.short(), e.chain()).map_err(untold)?;
                 }
             }

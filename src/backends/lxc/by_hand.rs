@@ -17,6 +17,7 @@ use super::{LxcConfig, PATH};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
+use crate::integrations::netns;
 use crate::utils::atomic::{self, Durability};
 use crate::utils::process::{Output, Spawn, SpawnError};
 
@@ -297,6 +298,10 @@ impl ByHand {
         }
         let mut arguments = vec!["states".to_owned(), "--lxcpath".to_owned(), folder.to_string()];
         self.library(&mut arguments);
+        let net = super::hidden_net(folder);
+        if of_pod && netns::is_pinned(&net)? {
+            arguments.extend(["--net".to_owned(), net.into_string()]);
+        }
         arguments.extend(names);
         let output = self.spawn(arguments, self.config.timeout)?.run_ok().await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

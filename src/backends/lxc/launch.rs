@@ -62,6 +62,7 @@ impl LxcBackend {
             apparmor: self.pods.host.apparmor,
             lxcfs: self.lxcfs().as_deref(),
             system,
+            node_net: node_net()?,
             kills: (!memory.as_str().is_empty()).then_some(plan::Kills {
                 helper: &self.config.helper,
                 group: memory.as_path(),
@@ -88,8 +89,10 @@ impl LxcBackend {
         let at = |name: &str| run_dir.join(name);
         let (pid_file, status, log) = (at("pid"), at("status"), at("lxc.log"));
         let console = self.pods.console_socket(id.as_str());
+        let net = self.hidden_net().await?;
         let mut create = vec!["create".to_owned()];
         let mut option = |name: &str, value: &str| create.extend([format!("--{name}"), value.to_owned()]);
+        option("net", net.as_str());
         option("plan", file.as_str());
         option("init", self.config.init.as_str());
         option("pid-file", pid_file.as_str());
@@ -197,8 +200,10 @@ impl LxcBackend {
         let files = ExecFiles::of(run_dir, exec_id);
         write(&files.process, &program.encode().map_err(Error::invalid)?)?;
         let console = self.pods.console_socket(exec_id);
+        let net = self.hidden_net().await?;
         let mut verb = vec!["exec".to_owned()];
         let mut option = |name: &str, value: &str| verb.extend([format!("--{name}"), value.to_owned()]);
+        option("net", net.as_str());
         option("plan", files.process.as_str());
         option("pid-file", files.pid.as_str());
         if tty {
@@ -210,6 +215,17 @@ impl LxcBackend {
         }
         let program = self.call(container.id.as_str(), &files.log, verb);
         Ok(self.pods.monitor_exec(&container.id, exec_id, program, &files.pid, tty, folders))
+    }
+}
+
+/// A path to the node's network namespace that is the same for whoever opens it.
+fn node_net() -> Result<&'static str> {
+    const OF_INIT: &str = "/proc/1/ns/net";
+    let of = |path: &str| rustix::fs::stat(path).map_err(|e| Error::io(format!("look at {path}"), e.into()));
+    let (init, own) = (of(OF_INIT)?, of("/proc/self/ns/net")?);
+    match (init.st_dev, init.st_ino) == (own.st_dev, own.st_ino) {
+        true => Ok(OF_INIT),
+        false => Err(Error::precondition("handler lxc: this daemon is not in the network namespace of process 1")),
     }
 }
 

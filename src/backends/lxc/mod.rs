@@ -32,6 +32,7 @@ use crate::core::records::{PodRecord, SandboxFacts};
 use crate::core::spec::{Resources, SandboxConfig};
 use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
 use crate::integrations::cgroup::{Driver, Parent};
+use crate::integrations::netns;
 use crate::utils::process::Spawn;
 
 /// Group of the container's processes in a systemd scope.
@@ -61,17 +62,37 @@ pub struct LxcBackend {
     holders: Utf8PathBuf,
     /// Identity of the helper that found liblxc: it is asked again only when it changes.
     probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
+    /// Held while [`Self::hidden_net`] is made.
+    hiding: tokio::sync::Mutex<()>,
+}
+
+/// Where the network namespace is pinned in which liblxc listens for its tools, beside the folder of the pods' containers.
+///
+/// It listens at abstract sockets, which belong to a network namespace, and asks nobody for more than to be root: whoever
+/// is root in the node's network, without any capability, could stop containers and get descriptors of the node's files.
+fn hidden_net(lxcpath: &Utf8Path) -> Utf8PathBuf {
+    lxcpath.with_extension("net")
 }
 
 impl LxcBackend {
     /// Nothing is looked at yet: a node without liblxc has this handler, too, and says so in [`Backend::probe`].
     pub fn new(config: LxcConfig, pods: Arc<NodePods>) -> Self {
         let holders = config.holders.clone();
-        Self { config, pods, holders, probed: Default::default() }
+        Self { config, pods, holders, probed: Default::default(), hiding: Default::default() }
     }
 
     fn lxcpath(&self) -> Utf8PathBuf {
         self.pods.config.state.join("lxc")
+    }
+
+    /// The pin of [`hidden_net`], made if it is not there.
+    async fn hidden_net(&self) -> Result<Utf8PathBuf> {
+        let path = hidden_net(&self.lxcpath());
+        if !netns::is_pinned(&path)? {
+            let _one = self.hiding.lock().await;
+            netns::pin_empty_net(&path).await?;
+        }
+        Ok(path)
     }
 
     /// A call of the helper about a container; what it says of its own failures goes to `log`.

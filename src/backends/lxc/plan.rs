@@ -42,6 +42,8 @@ pub struct Input<'a> {
     pub lxcfs: Option<&'a Utf8Path>,
     /// Its entry point is an init: a system container.
     pub system: bool,
+    /// The node's network namespace: liblxc itself is in another one.
+    pub node_net: &'a str,
     /// Asks the memory cgroup for its last count.
     pub kills: Option<Kills<'a>>,
     /// Whether a path of the node is a folder.
@@ -138,7 +140,7 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
     lines.put("lxc.tty.max", "0")?;
     // The container outlives the process that liblxc runs in.
     lines.put("lxc.monitor.signal.pdeath", "0")?;
-    namespaces(&linux, input.cgroup_v2, &mut lines)?;
+    namespaces(&linux, input.cgroup_v2, input.node_net, &mut lines)?;
     for (kind, map) in [('u', linux.uid_mappings()), ('g', linux.gid_mappings())] {
         for m in map.iter().flatten() {
             lines.put("lxc.idmap", &format!("{kind} {} {} {}", m.container_id(), m.host_id(), m.size()))?;
@@ -191,7 +193,7 @@ fn for_shell(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-fn namespaces(linux: &oci_spec::runtime::Linux, cgroup_v2: bool, lines: &mut Lines) -> Result<()> {
+fn namespaces(linux: &oci_spec::runtime::Linux, cgroup_v2: bool, node_net: &str, lines: &mut Lines) -> Result<()> {
     let all = linux.namespaces().clone().unwrap_or_default();
     let find = |kind| all.iter().find(|n| n.typ() == kind);
     let mut keep = Vec::new();
@@ -212,6 +214,7 @@ fn namespaces(linux: &oci_spec::runtime::Linux, cgroup_v2: bool, lines: &mut Lin
             }
             // On v1 the spec never asks for one, which liblxc's mounts of the hierarchies go by.
             (None, "cgroup") if !cgroup_v2 => {}
+            (None, "net") => lines.put("lxc.namespace.share.net", node_net)?,
             (None, word) => keep.push(word),
         }
     }
@@ -482,6 +485,7 @@ mod tests {
             apparmor: false,
             lxcfs: Some("/var/lib/lxcfs".into()),
             system: false,
+            node_net: "/proc/1/ns/net",
             kills: Some(Kills {
                 helper: "/usr/libexec/helper".into(),
                 group: "/sys/fs/cgroup/kubepods/pod1/c1".into(),

@@ -12,6 +12,10 @@ use super::super::error::Result;
 use super::super::quota;
 use super::faults::Faults;
 
+/// Longest name of the dataset: the longest below it (a container's snapshot for a fork) needs 100 of ZFS's 255 characters, and those
+/// of users have a name, too.
+const DATASET_MAX: usize = 128;
+
 /// Which layer store there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -94,8 +98,15 @@ impl ZfsImages {
             let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
             part.chars().all(fits) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
         };
-        if !self.dataset.is_empty() && !self.dataset.split('/').all(word) {
+        let pool = self.dataset.starts_with(|c: char| c.is_ascii_alphabetic());
+        if !self.dataset.is_empty() && !(pool && self.dataset.split('/').all(word)) {
             faults.add(dataset, format!("{:?} is no dataset's name, such as \"rpool/lxcri\"", self.dataset));
+        }
+        if self.dataset.len() > DATASET_MAX {
+            faults.add(
+                dataset,
+                format!("a name of more than {DATASET_MAX} characters leaves too few to what is below it"),
+            );
         }
         faults.absolute("images.zfs.zfs_path", [&self.zfs_path]);
         faults.absolute("images.zfs.zpool_path", [&self.zpool_path]);

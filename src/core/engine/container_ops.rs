@@ -64,7 +64,7 @@ impl PodTask {
         let mut record = self.new_record(&config, &image)?;
         let id = record.id.clone();
         tracing::Span::current().record("container", id.as_str());
-        self.save_container(&record).await?;
+        self.save_container(&Arc::new(record.clone())).await?;
         fail_point!("create.recorded");
         match self.launch(&mut record, &config, &image, &facts, &base).await {
             Ok(()) => {
@@ -75,7 +75,9 @@ impl PodTask {
                     image = config.image.image,
                     "container created"
                 );
-                self.containers.insert(id.clone(), record);
+                // The lists have it already; from here on they share it.
+                let record = self.put(record);
+                self.shared.index_mut().publish_container(&record);
                 self.keep(&id).await;
                 fail_point!("create.kept");
                 self.tell(EventKind::Created, Some(&id));
@@ -93,7 +95,7 @@ impl PodTask {
 
     /// The id of a container of that name and attempt that nobody waited for; one that somebody has is an error.
     fn taken(&mut self, config: &ContainerConfig) -> Result<Option<ContainerId>> {
-        let same = |c: &&ContainerRecord| c.config.name == config.name && c.config.attempt == config.attempt;
+        let same = |c: &&Arc<ContainerRecord>| c.config.name == config.name && c.config.attempt == config.attempt;
         let Some(id) = self.containers.values().find(same).map(|c| c.id.clone()) else { return Ok(None) };
         if let Some(i) = self.unclaimed.iter().position(|u| *u == id) {
             self.unclaimed.remove(i);
@@ -219,7 +221,7 @@ impl PodTask {
         }
         fail_point!("create.made");
         record.phase = ContainerPhase::Created;
-        self.save_container(record).await?;
+        self.save_container(&Arc::new(record.clone())).await?;
         fail_point!("create.saved");
         Ok(())
     }
@@ -286,7 +288,7 @@ impl PodTask {
 
     /// StartContainer.
     pub(super) async fn start_container(&mut self, id: &ContainerId) -> Result<()> {
-        let mut record = self.containers.get(id).cloned().ok_or_else(|| unknown_container(id.as_str()))?;
+        let mut record = self.record(id).ok_or_else(|| unknown_container(id.as_str()))?;
         if let Verdict::Refuse(why) = record.phase.verdict(ContainerRequest::Start) {
             return Err(Error::precondition(format!("start container {id}: {why}")));
         }
@@ -328,7 +330,7 @@ impl PodTask {
                 fail_point!("start.answered");
                 record.phase = ContainerPhase::Running;
                 record.started_at = started_at;
-                self.containers.insert(id.clone(), record.clone());
+                let record = self.put(record);
                 tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), pid = record.pid, "container runs");
                 let saved = self.save_container(&record).await;
                 fail_point!("start.saved");
@@ -364,7 +366,7 @@ impl PodTask {
 
     /// A container's process ended: its end goes on record, then what the runtime keeps of it goes.
     pub(super) async fn on_exit(&mut self, id: &ContainerId, exit: monitor_v1::Exit) {
-        let Some(mut record) = self.containers.get(id).cloned() else { return };
+        let Some(mut record) = self.record(id) else { return };
         if record.phase == ContainerPhase::Exited {
             return;
         }
@@ -398,7 +400,7 @@ impl PodTask {
         record.exit = Some(exit);
         record.pid = 0;
         self.let_go(&record.id);
-        self.containers.insert(record.id.clone(), record.clone());
+        let record = &self.put(record.clone());
         let saved = self.save_container(record).await;
         if let Err(e) = &saved {
             // Lists show it from memory; after a restart the monitor's exit record tells it again.
@@ -534,12 +536,12 @@ impl PodTask {
 
     /// RemoveContainer.
     pub(super) async fn remove_container(&mut self, id: &ContainerId) -> Result<()> {
-        let Some(mut record) = self.containers.get(id).cloned() else { return Ok(()) };
+        let Some(mut record) = self.record(id) else { return Ok(()) };
         if record.phase != ContainerPhase::Exited {
             self.reap(id).await?;
             if record.phase == ContainerPhase::Running {
                 self.on_exit(id, killed_now(self.shared.ports.clock.now_ns(), "removed while running")).await;
-                record = self.containers.get(id).cloned().unwrap_or(record);
+                record = self.record(id).unwrap_or(record);
             }
         } else {
             // Usually gone since its end; a removal that failed then is made up for.

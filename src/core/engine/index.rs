@@ -1,6 +1,6 @@
 //! What is known of all pods, in memory: the source of every list and status. Written only by the pods' tasks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::pod::PodHandle;
@@ -42,6 +42,8 @@ pub(super) struct Index {
     pods: BTreeMap<PodId, Entry>,
     owners: BTreeMap<ContainerId, PodId>,
     names: HashMap<(bool, PodMetadata), PodId>,
+    /// Root file systems that are no container's, for as long as something is made of them.
+    copies: BTreeSet<ContainerId>,
 }
 
 fn name_key(owner: Owner, metadata: &PodMetadata) -> (bool, PodMetadata) {
@@ -49,7 +51,7 @@ fn name_key(owner: Owner, metadata: &PodMetadata) -> (bool, PodMetadata) {
 }
 
 impl Index {
-    pub(super) fn insert(&mut self, record: &PodRecord, containers: &[ContainerRecord], handle: PodHandle) {
+    pub(super) fn insert(&mut self, record: &PodRecord, containers: &[Arc<ContainerRecord>], handle: PodHandle) {
         // A task that panicked has left an entry.
         let panics = self.pods.get(&record.id).map_or(0, |e| e.panics);
         self.remove(&record.id);
@@ -63,7 +65,7 @@ impl Index {
         let entry = Entry {
             handle,
             record: Arc::new(record.clone()),
-            containers: containers.iter().map(|c| (c.id.clone(), Arc::new(c.clone()))).collect(),
+            containers: containers.iter().map(|c| (c.id.clone(), c.clone())).collect(),
             monitor: None,
             unclaimed: false,
             panics,
@@ -94,9 +96,9 @@ impl Index {
         }
     }
 
-    pub(super) fn publish_container(&mut self, record: &ContainerRecord) {
+    pub(super) fn publish_container(&mut self, record: &Arc<ContainerRecord>) {
         if let Some(entry) = self.pods.get_mut(&record.pod) {
-            entry.containers.insert(record.id.clone(), Arc::new(record.clone()));
+            entry.containers.insert(record.id.clone(), record.clone());
             self.owners.insert(record.id.clone(), record.pod.clone());
         }
     }
@@ -192,9 +194,19 @@ impl Index {
         self.owners.keys().cloned().collect()
     }
 
+    /// Notes a root file system that is to be made beside the containers' own.
+    pub(super) fn begin_copy(&mut self, id: &ContainerId) {
+        self.copies.insert(id.clone());
+    }
+
+    /// It is gone again, or about to.
+    pub(super) fn end_copy(&mut self, id: &ContainerId) {
+        self.copies.remove(id);
+    }
+
     /// Who has a root file system, and who may have one.
     pub(super) fn claims(&self) -> Claims {
-        let mut claims = Claims::default();
+        let mut claims = Claims { half: self.copies.clone(), ..Claims::default() };
         for (id, pod) in &self.owners {
             let phase = self.pods.get(pod).and_then(|e| e.containers.get(id)).map(|c| c.phase);
             match phase {

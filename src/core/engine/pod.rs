@@ -150,7 +150,8 @@ pub(super) struct PodTask {
     pub(super) shared: Arc<Shared>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) pod: PodRecord,
-    pub(super) containers: BTreeMap<ContainerId, ContainerRecord>,
+    /// Shared with the index, which shows them.
+    pub(super) containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     /// What an earlier daemon had half made or half removed: dropped before anything else is done.
     pub(super) half: Vec<ContainerId>,
     /// Containers made for a caller that did not wait.
@@ -195,6 +196,7 @@ impl PodTask {
         earlier: Earlier,
     ) -> PodHandle {
         let Earlier { containers, half, link, kept, takeover_at } = earlier;
+        let containers: Vec<_> = containers.into_iter().map(Arc::new).collect();
         let (sender, commands) = mpsc::channel(QUEUE);
         let handle = PodHandle { commands: sender, cancel: CancellationToken::new() };
         index.insert(&pod, &containers, handle.clone());
@@ -225,7 +227,7 @@ impl PodTask {
         let what = format!("pod {}", id.short());
         let work = async move {
             if AssertUnwindSafe(PodTask::run(Box::new(task))).catch_unwind().await.is_err() {
-                recovery::restart(again, id).await;
+                Box::pin(recovery::restart(again, id)).await;
             }
         };
         shared.tasks.spawn_cancellable(what, work.instrument(span));
@@ -233,15 +235,16 @@ impl PodTask {
     }
 
     async fn run(mut self: Box<Self>) {
-        self.resume().await;
+        // What is rarely done is boxed: as long as the pod lives its task has room for all that is not.
+        Box::pin(self.resume()).await;
         loop {
             let others = self.retry.map(|(at, _)| at).into_iter().chain(self.takeover_at);
             let deadline = self.stops.iter().map(|s| s.deadline).chain(others).min();
             let next = tokio::select! {
                 biased;
-                event = next_event(&mut self.events) => { self.on_event(event).await; Next::GoOn }
+                event = next_event(&mut self.events) => { Box::pin(self.on_event(event)).await; Next::GoOn }
                 why = unit_end(&*self.backend, &self.pod) => { Box::pin(self.on_unit_end(why)).await; Next::GoOn }
-                () = sleep_until(deadline) => self.on_deadline().await,
+                () = sleep_until(deadline) => Box::pin(self.on_deadline()).await,
                 command = self.commands.recv() => match command {
                     Some(asked) => {
                         let (span, step) = (asked.span(&self.pod.id), trace::step_of(&asked.caller, asked.command.name()));
@@ -353,8 +356,20 @@ impl PodTask {
         blocking(move || store.save_pod(&pod)).await
     }
 
+    /// A container's record, to be changed.
+    pub(super) fn record(&self, id: &ContainerId) -> Option<ContainerRecord> {
+        self.containers.get(id).map(|c| ContainerRecord::clone(c))
+    }
+
+    /// Keeps the record as it is now.
+    pub(super) fn put(&mut self, record: ContainerRecord) -> Arc<ContainerRecord> {
+        let record = Arc::new(record);
+        self.containers.insert(record.id.clone(), record.clone());
+        record
+    }
+
     /// Writes the record, then shows it to lists.
-    pub(super) async fn save_container(&self, record: &ContainerRecord) -> Result<()> {
+    pub(super) async fn save_container(&self, record: &Arc<ContainerRecord>) -> Result<()> {
         let (store, copy) = (self.shared.records.clone(), record.clone());
         blocking(move || store.save_container(&copy)).await?;
         self.shared.index_mut().publish_container(record);

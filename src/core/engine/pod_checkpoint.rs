@@ -154,6 +154,7 @@ impl Engine {
                 // Nobody's: a daemon that dies here leaves what the next one's start removes.
                 let copy = ContainerId::new();
                 copies.push(copy.clone());
+                self.shared.index_mut().begin_copy(&copy);
                 layers.fork_rootfs(id, point, &copy, &RootfsOptions::default()).await?;
             }
             let mut packed = Vec::new();
@@ -167,6 +168,7 @@ impl Engine {
             if let Err(e) = layers.remove_rootfs(copy).await {
                 tracing::warn!(error = e.chain(), "a copy for a checkpoint stays until the next start");
             }
+            self.shared.index_mut().end_copy(copy);
         }
         if let Err(e) = layers.drop_fork_point(ids, point).await {
             tracing::warn!(error = e.chain(), "a checkpoint's snapshots stay until the next start");

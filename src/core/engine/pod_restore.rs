@@ -271,7 +271,7 @@ impl PodTask {
         takeover::save_restore(&run_dir, &plan).await?;
         record.restore = true;
         record.phase = ContainerPhase::Created;
-        self.save_container(record).await
+        self.save_container(&Arc::new(record.clone())).await
     }
 
     /// Has the processes of a container restored that was made from a checkpoint: they run when this returns.
@@ -286,8 +286,8 @@ impl PodTask {
         };
         (record.pid, record.pid_start_time) = (made.pid, made.pid_start_time);
         record.restore = false;
-        self.containers.insert(id.clone(), record.clone());
-        self.save_container(record).await?;
+        let saved = self.put(record.clone());
+        self.save_container(&saved).await?;
         self.keep(&id).await;
         let shared = self.shared.clone();
         blocking(move || forget(&shared, &id)).await

@@ -3,6 +3,7 @@
 //! A create that fails is taken back whole. What can't be taken back at once (a CNI plugin that fails to free an
 //! address) keeps the record in phase Stopping, frees the name, and is tried again until it succeeds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -320,7 +321,7 @@ impl PodTask {
         if let Err(e) = self.shared.ports.supervisor.kill(self.id()).await {
             tracing::error!(pod = self.pod.id.as_str(), error = e.chain(), "its monitor can't be ended");
         }
-        let lives = |c: &&ContainerRecord| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Created);
+        let lives = |c: &&Arc<ContainerRecord>| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Created);
         for id in self.containers.values().filter(lives).map(|c| c.id.clone()).collect::<Vec<_>>() {
             // One that had ended by itself, and whose monitor had no time to say so.
             let told = super::recovery::read_exit(&self.shared.run_dir(&self.pod.id, &id).join("exit.json"));

@@ -313,8 +313,8 @@ impl PodTask {
             return;
         }
         self.set_monitor(None);
-        let running: Vec<_> =
-            self.containers.values().filter(|c| c.phase == ContainerPhase::Running).cloned().collect();
+        let running = self.containers.values().filter(|c| c.phase == ContainerPhase::Running);
+        let running: Vec<_> = running.map(|c| ContainerRecord::clone(c)).collect();
         match self.pod.phase {
             PodPhase::Ready => {}
             PodPhase::Stopping if !running.is_empty() => {}
@@ -353,17 +353,17 @@ impl PodTask {
             return Err(Error::new(Kind::Unavailable, format!("{MOST} monitors have died within {WINDOW:?}")));
         }
         self.takeovers.push(now);
-        let all: Vec<ContainerRecord> = self.containers.values().cloned().collect();
+        let all: Vec<ContainerRecord> = self.containers.values().map(|c| ContainerRecord::clone(c)).collect();
         let TakenOver { link, started, ended, init_ended } =
             take_over(&self.shared, &self.backend, &self.pod, &all, &mut self.kept).await?;
         self.set_monitor(Some(link));
         metrics().monitors_replaced.inc();
         tracing::warn!(pod = self.pod.id.as_str(), containers = all.len(), "another monitor has taken the pod over");
         for id in started {
-            let Some(mut record) = self.containers.get(&id).cloned() else { continue };
+            let Some(mut record) = self.record(&id) else { continue };
             record.phase = ContainerPhase::Running;
             record.started_at = self.shared.ports.clock.now_ns();
-            self.containers.insert(id.clone(), record.clone());
+            let record = self.put(record);
             if let Err(e) = self.save_container(&record).await {
                 tracing::error!(container = id.as_str(), error = e.chain(), "its start is not on record yet");
             }

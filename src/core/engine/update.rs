@@ -48,7 +48,7 @@ impl Engine {
 
 impl PodTask {
     pub(super) async fn update_container(&mut self, id: &ContainerId, asked: &Resources) -> Result<()> {
-        let mut record = self.containers.get(id).cloned().ok_or_else(|| unknown_container(id.as_str()))?;
+        let mut record = self.record(id).ok_or_else(|| unknown_container(id.as_str()))?;
         let named = |e: Error| e.context(format!("update container {id}"));
         if let Verdict::Refuse(why) = record.phase.verdict(ContainerRequest::Update) {
             return Err(named(Error::precondition(why)));
@@ -62,7 +62,7 @@ impl PodTask {
         let context = UpdateContext { pod: &self.pod, container: &record, run_dir: &run_dir, asked, merged: &merged };
         self.backend.update(context).await.map_err(named)?;
         record.config.resources = merged;
-        self.containers.insert(id.clone(), record.clone());
+        let record = self.put(record);
         tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), "container has new limits");
         self.save_container(&record).await
     }

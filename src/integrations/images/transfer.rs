@@ -16,7 +16,7 @@
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc::{self, error::SendTimeoutError};
+use tokio_util::sync::CancellationToken;
 
 use super::assemble::Plan;
 use super::commit::plain_layer;
@@ -227,6 +228,34 @@ impl Write for Outgoing {
     }
 }
 
+/// What a driver makes of a layer, for a client. Neither may stand still for long: a `zfs send` has one of few turns.
+struct Produced<'a> {
+    pipe: io::PipeReader,
+    idle: Duration,
+    client: &'a mpsc::Sender<Result<Bytes>>,
+}
+
+impl Read for Produced<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        const LOOK: Duration = Duration::from_secs(1);
+        let begun = Instant::now();
+        loop {
+            let pause = LOOK.min(self.idle.saturating_sub(begun.elapsed()));
+            let pause = rustix::time::Timespec::try_from(pause).map_err(io::Error::other)?;
+            let mut there = [rustix::event::PollFd::new(&self.pipe, rustix::event::PollFlags::IN)];
+            match rustix::event::poll(&mut there, Some(&pause)) {
+                Ok(0) if self.client.is_closed() => {
+                    return Err(io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads on"));
+                }
+                Ok(0) if begun.elapsed() >= self.idle => return Err(stalled("nothing came of a layer", self.idle)),
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return self.pipe.read(buffer),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
 fn stalled(what: &str, idle: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} for {} s", idle.as_secs_f32()))
 }
@@ -424,6 +453,7 @@ impl Inner {
         blocking(move || {
             let failed = |e| failed("sending the image", e);
             let idle = store.config.progress_timeout;
+            let client = out.clone();
             let pieces = Pieces { out, runtime: runtime.clone(), idle, stalled: false };
             let mut frames = Framer { out: BufWriter::with_capacity(2 * PIECE, pieces), sum: Sha256::new() };
             frames.raw(MAGIC).and_then(|()| frames.frame(b'H', &header)).map_err(failed)?;
@@ -439,16 +469,21 @@ impl Inner {
                     _ => &[],
                 };
                 frames.frame(kind, &[&place, token].concat()).map_err(failed)?;
-                let (mut reader, writer) = io::pipe().map_err(|e| Error::io("a pipe", e))?;
+                let (pipe, writer) = io::pipe().map_err(|e| Error::io("a pipe", e))?;
+                let mut reader = Produced { pipe, idle, client: &client };
                 let (layers, chain) = (store.layers.clone(), chains[n].clone());
+                // Ended with this, however this ends.
+                let given_up = CancellationToken::new();
+                let _ended = given_up.clone().drop_guard();
                 let sending = runtime.spawn_blocking({
                     let runtime = runtime.clone();
-                    move || runtime.block_on(layers.send_layer(&chain, &from, OwnedFd::from(writer)))
+                    let sent = async move { layers.send_layer(&chain, &from, OwnedFd::from(writer)).await };
+                    move || runtime.block_on(given_up.run_until_cancelled(sent)).unwrap_or(Ok(()))
                 });
                 let mut sum = Sha256::new();
                 let mut piece = vec![0; PIECE];
                 loop {
-                    let got = reader.read(&mut piece).map_err(|e| Error::io("reading a layer's stream", e))?;
+                    let got = reader.read(&mut piece).map_err(|e| failed(e).context(format!("layer {}", chains[n])))?;
                     if got == 0 {
                         break;
                     }

@@ -307,6 +307,19 @@ pub async fn lo_up(netns: &Utf8Path) -> Result<(), NetnsError> {
     in_netns(netns, set_lo_up).await?.map_err(|e| NetnsError::system(format!("bring lo up in {netns}"), e))
 }
 
+/// Pins a network namespace that nothing is in at `path`, unless one is there.
+pub async fn pin_empty_net(path: &Utf8Path) -> Result<(), NetnsError> {
+    let path = path.to_owned();
+    in_thread(move || {
+        if is_pinned(&path)? {
+            return Ok(());
+        }
+        unshare_thread(UnshareFlags::NEWNET).map_err(|e| NetnsError::system("unshare namespaces", e))?;
+        pin(Path::new("/proc/thread-self/ns/net"), &path)
+    })
+    .await
+}
+
 /// Whether a namespace is pinned at `path`: a file of nsfs, not the empty file below it. Blocks shortly.
 pub fn is_pinned(path: &Utf8Path) -> Result<bool, NetnsError> {
     const NSFS_MAGIC: u64 = 0x6e73_6673; // linux/magic.h

@@ -118,6 +118,7 @@ const WORDS: &[(&str, Reason)] = &[
     ("is busy", Reason::Busy),
     ("dataset is used", Reason::Busy),
     ("umount failed", Reason::Busy),
+    ("more recent snapshots", Reason::HasDependents),
     ("already exists", Reason::Exists),
     ("out of space", Reason::Full),
     ("no space left", Reason::Full),
@@ -193,6 +194,10 @@ mod tests {
             ),
             (
                 "cannot destroy 'tank/l/a@ready': snapshot has dependent clones\nuse '-R' to destroy the following datasets:\ntank/l/c\n",
+                Reason::HasDependents,
+            ),
+            (
+                "cannot rollback to 'tank/l/a@x': more recent snapshots exist\nuse '-r' to force deletion of the following snapshots:\ntank/l/a@y\n",
                 Reason::HasDependents,
             ),
             ("cannot destroy 'tank/l/a': dataset is busy\n", Reason::Busy),

@@ -121,13 +121,15 @@ pub struct Zfs {
     flavor: Flavor,
     queue: Arc<Queue>,
     streams: Arc<Queue>,
+    /// Of the pool's state, which is asked for when nothing else gets on.
+    health: Arc<Queue>,
 }
 
 impl Zfs {
     /// Asks which ZFS this is.
     pub async fn probe(config: ZfsConfig) -> Result<Self, ZfsError> {
-        let (queue, streams) = (Queue::new(AT_ONCE), Queue::new(STREAMS_AT_ONCE));
-        let mut zfs = Self { config, flavor: Flavor::Fuse, queue, streams };
+        let (queue, streams, health) = (Queue::new(AT_ONCE), Queue::new(STREAMS_AT_ONCE), Queue::new(1));
+        let mut zfs = Self { config, flavor: Flavor::Fuse, queue, streams, health };
         zfs.flavor = match zfs.zfs(["version"]).await {
             Ok(text) => match parse::version(&text) {
                 Some((major, minor)) => Flavor::Kernel(major, minor),
@@ -248,9 +250,9 @@ impl Zfs {
         self.zfs(["promote", dataset.as_str()]).await.map(drop)
     }
 
-    /// `zfs rollback -r`: newer snapshots go.
+    /// `zfs rollback` to the newest snapshot there is. A newer one is [`Reason::HasDependents`].
     pub async fn rollback(&self, snapshot: &Snapshot) -> Result<(), ZfsError> {
-        self.zfs(["rollback", "-r", &snapshot.to_string()]).await.map(drop)
+        self.zfs(["rollback", &snapshot.to_string()]).await.map(drop)
     }
 
     /// `zfs hold`: the snapshot can't be destroyed until the tag is released. Held by this tag already is success.
@@ -298,6 +300,12 @@ impl Zfs {
         let (how, names) = (if below { "-rHp" } else { "-Hp" }, names.join(","));
         let text = self.zfs(["get", how, "-o", "name,property,value,source", &names, dataset.as_str()]).await?;
         parse::properties(&text).map_err(|line| ZfsError::Output { what: format!("zfs get {names}"), line })
+    }
+
+    /// The name of a property that a stream has set on a file system, on something below it, or on a snapshot; none is None.
+    pub async fn received_property(&self, dataset: &Dataset) -> Result<Option<String>, ZfsError> {
+        let args = ["get", "-rH", "-s", "received", "-o", "property", "all", dataset.as_str()];
+        Ok(self.zfs(args).await?.lines().next().map(str::to_owned))
     }
 
     /// `zfs mount`: where its mountpoint property says. Mounted already is success: `zfs clone` of zfs-fuse mounts, too,
@@ -400,7 +408,8 @@ impl Zfs {
                 Err(_) => {}
             }
         }
-        match self.zpool(["list", "-H", "-o", "health", pool]).await {
+        let asked = self.spawn(&self.config.zpool, ["list", "-H", "-o", "health", pool]);
+        match self.run_in(&self.health, asked, self.config.deadline).await {
             Ok(text) => told(&text),
             Err(e) if e.reason() == Reason::NoPool => Ok(None),
             Err(e) => Err(e),

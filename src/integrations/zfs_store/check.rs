@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::Inner;
+use super::reaper::PATIENCE;
 use super::state::FORK;
 use crate::core::error::Result;
 use crate::core::ports::{Claims, StorageReport};
@@ -26,11 +27,15 @@ pub(super) async fn check(store: &Inner, claims: &(dyn Fn() -> Claims + Send + S
             _ if known.has_forks(dataset) => {
                 report.notes.push(format!("{dataset}: removed, but stays as long as the forks of it"));
             }
-            0 => report.notes.push(format!("{dataset}: is being destroyed")),
+            // What is busy goes a moment later.
+            n if n < PATIENCE => report.notes.push(format!("{dataset}: is being destroyed")),
             n => report.problems.push(format!("{dataset}: can't be destroyed, {n} tries so far")),
         }
     }
-    for dataset in found.doomed.keys().filter(|d| !known.doomed.contains_key(d) && !going.contains(d)) {
+    // What lies below goes with it.
+    let going_with =
+        |d: &Dataset| known.doomed.keys().chain(&going).any(|above| d == above || d.below(above).is_some());
+    for dataset in found.doomed.keys().filter(|d| !going_with(d) && !known.temporary.contains(d)) {
         // A layer that is being unpacked looks the same.
         if !store.at_work(dataset) {
             report.problems.push(format!("{dataset}: half a layer"));

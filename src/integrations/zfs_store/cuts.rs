@@ -7,13 +7,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::state::{CUT, Doomed, FORK, READY};
+use super::state::{CUT, Doomed, FORK, MADE, READY, snapshots_of};
 use super::{Inner, blocking, diff, mount, path_of};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::ports::FileChange;
 use crate::integrations::mountattr;
-use crate::integrations::zfs::{Flavor, Reason, Snapshot, ZfsError};
+use crate::integrations::zfs::{Flavor, Reason, Snapshot, Value, ZfsError};
 
 fn absent(id: &ContainerId) -> Error {
     Error::not_found(format!("container {} has no root file system", id.short()))
@@ -89,15 +89,21 @@ impl Inner {
             if !self.cuts(id)?.iter().any(|n| n == name) {
                 return Err(Error::not_found(format!("container {} has no snapshot {name:?}", id.short())));
             }
-            self.can_roll_back(id, &cut).await?;
-            all.push((id, cut));
+            let newer = self.can_roll_back(id, &cut).await?;
+            all.push((id, cut, newer));
         }
-        for (_, cut) in &all {
+        for (id, cut, _) in &all {
             // zfs-fuse can't do it under a mount; OpenZFS can.
-            self.let_go(cut.dataset()).await.map_err(|e| self.noted(e))?;
+            self.let_go(cut.dataset()).await.map_err(|e| match e.reason() {
+                Reason::Busy => {
+                    let what = format!("container {}: zfs-fuse can't roll back what runs: stop it first", id.short());
+                    Error::because(Kind::FailedPrecondition, what, e)
+                }
+                _ => self.noted(e),
+            })?;
         }
-        for (n, (id, cut)) in all.iter().enumerate() {
-            let done = self.zfs.rollback(cut).await.map_err(|e| self.noted(e));
+        for (n, (id, cut, newer)) in all.iter().enumerate() {
+            let done = self.roll_back(cut, newer).await.map_err(|e| self.noted(e));
             self.read_cuts(std::slice::from_ref(*id)).await;
             done.map_err(|e| match n {
                 0 => e.context(format!("container {}", id.short())),
@@ -107,9 +113,22 @@ impl Inner {
         Ok(())
     }
 
-    /// Refuses what would take more than our own newer cuts.
-    async fn can_roll_back(&self, id: &ContainerId, cut: &Snapshot) -> Result<()> {
-        let there = self.snapshots(cut.dataset()).await.map_err(|e| self.noted(e))?;
+    /// Our own newer cuts go by their names: one of somebody else that was made since they were looked at stays, and keeps the
+    /// rollback from being done.
+    async fn roll_back(&self, cut: &Snapshot, newer: &[String]) -> std::result::Result<(), ZfsError> {
+        for name in newer.iter().rev() {
+            match self.zfs.destroy_snapshot(&cut.dataset().snapshot(name)?).await {
+                Err(e) if e.reason() != Reason::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        self.zfs.rollback(cut).await
+    }
+
+    /// Refuses what would take more than our own newer cuts, whose names it returns, oldest first.
+    async fn can_roll_back(&self, id: &ContainerId, cut: &Snapshot) -> Result<Vec<String>> {
+        let told = self.zfs.get_all(cut.dataset(), &["type", MADE, "userrefs"]).await.map_err(|e| self.noted(e))?;
+        let there = snapshots_of(cut.dataset().as_str(), &told);
         let Some(at) = there.iter().position(|s| s == cut.name()) else {
             self.read_cuts(std::slice::from_ref(id)).await;
             return Err(Error::not_found(format!("snapshot {cut} is not in the pool any more")));
@@ -117,6 +136,22 @@ impl Inner {
         let newer = &there[at + 1..];
         if let Some(other) = newer.iter().find(|s| !s.starts_with(CUT) && !s.starts_with(FORK)) {
             let what = format!("container {}: @{other} is newer and not ours; remove that first", id.short());
+            return Err(Error::precondition(what));
+        }
+        let made = |p: &std::collections::BTreeMap<String, Value>| p.get(MADE)?.text.parse::<u64>().ok();
+        let of_cut = told.get(&cut.to_string()).and_then(made);
+        let is_bookmark =
+            |name: &str| name.strip_prefix(cut.dataset().as_str()).is_some_and(|rest| rest.starts_with('#'));
+        if let Some((mark, _)) = told.iter().find(|(name, p)| is_bookmark(name) && made(p) > of_cut) {
+            let what = format!("container {}: {mark} is newer and not ours; remove that first", id.short());
+            return Err(Error::precondition(what));
+        }
+        let held = |name: &&String| {
+            let holds = told.get(&format!("{}@{name}", cut.dataset())).and_then(|p| p.get("userrefs"));
+            holds.is_some_and(|v| v.text.parse::<u64>().is_ok_and(|n| n > 0))
+        };
+        if let Some(held) = newer.iter().find(held) {
+            let what = format!("container {}: @{held} is newer and held: zfs release it first", id.short());
             return Err(Error::precondition(what));
         }
         let state = self.state();
@@ -127,7 +162,7 @@ impl Inner {
                 "container {}: a fork is made of a newer state; remove that first",
                 id.short()
             ))),
-            false => Ok(()),
+            false => Ok(newer.to_vec()),
         }
     }
 
@@ -168,9 +203,14 @@ impl Inner {
         debug_assert!(snapshot.name() == READY || snapshot.name().starts_with(CUT));
         let dataset = self.place(&format!("tmp-{}", uuid::Uuid::new_v4().simple()))?;
         let properties = self.properties(&dataset)?;
-        self.zfs.clone_snapshot(snapshot, &dataset, &properties).await.map_err(|e| self.noted(e))?;
-        match self.mount(&dataset).await {
+        self.state().temporary.insert(dataset.clone());
+        let made = match self.zfs.clone_snapshot(snapshot, &dataset, &properties).await {
+            Ok(()) => self.mount(&dataset).await,
+            Err(e) => Err(self.noted(e)),
+        };
+        match made {
             Ok(fd) => Ok((fd, Some(dataset))),
+            // Also one that was late may be made all the same.
             Err(e) => {
                 self.doom(dataset, Doomed::new(Vec::new()));
                 Err(e)

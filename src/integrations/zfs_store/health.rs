@@ -85,8 +85,13 @@ async fn look(store: &Arc<Inner>) -> Option<StorageTrouble> {
     })
     .await;
     match space {
-        Ok(Some(left)) if left < FULL => {
-            trouble("StoragePoolFull", format!("pool {pool} is full: {} MiB are left", left >> 20), false)
+        Ok(Some(space)) if space.read_only => {
+            let dataset = &store.config.dataset;
+            let message = format!("{dataset} is read-only; to write to it again: zfs set readonly=off {dataset}");
+            trouble("StorageReadOnly", message, true)
+        }
+        Ok(Some(space)) if space.left < FULL => {
+            trouble("StoragePoolFull", format!("pool {pool} is full: {} MiB are left", space.left >> 20), false)
         }
         Ok(Some(_)) => None,
         // Unmounted by an export, or by somebody; mounted again below.

@@ -68,8 +68,10 @@ pub struct ZfsStoreConfig {
     pub health_interval: Duration,
 }
 
-/// Bytes that a file system refers to before anything is in it, and some more.
-const EMPTY: u64 = 1 << 20;
+/// Room that a fork of a full container has.
+const SOME_ROOM: u64 = 1 << 20;
+/// Bytes that a file system of zfs-fuse refers to before anything is in it, and some more.
+const EMPTY: u64 = 64 << 10;
 /// How long a layer's commit waits for zfs-fuse to be told of its closed files, and how often it looks.
 const LET_GO: Duration = Duration::from_secs(5);
 const LET_GO_PAUSE: Duration = Duration::from_millis(10);
@@ -198,7 +200,10 @@ impl Inner {
 
     /// Gives a dataset to the reaper.
     fn doom(&self, dataset: Dataset, doomed: Doomed) {
-        self.state().doomed.insert(dataset, doomed);
+        let mut state = self.state();
+        state.temporary.remove(&dataset);
+        state.doomed.insert(dataset, doomed);
+        drop(state);
         self.doom.notify_one();
     }
 
@@ -225,12 +230,16 @@ impl Inner {
             _ => return Err(Error::invalid("half an id map")),
         };
         let (referenced, made) = {
-            let state = self.state();
+            let mut state = self.state();
             if let Some(missing) = options.volumes.iter().find(|c| !state.layers.contains_key(c)) {
                 return Err(Error::not_found(format!("layer {missing} is not in the ZFS store")));
             }
             let volumes = state.uppermost(&options.volumes);
             let made = Rootfs { top: top.clone(), cuts: Vec::new(), fork_of, user, volumes };
+            if state.making.contains_key(id) {
+                let what = format!("container {}: its root file system is being made", id.short());
+                return Err(Error::new(Kind::Aborted, what));
+            }
             match state.rootfs.get(id) {
                 Some(there) if *there == (Rootfs { cuts: there.cuts.clone(), ..made.clone() }) => return Ok(()),
                 Some(_) => {
@@ -243,13 +252,50 @@ impl Inner {
             }
             let layer = state.layers.get(top);
             let layer = layer.ok_or_else(|| Error::not_found(format!("layer {top} is not in the ZFS store")))?;
-            (layer.referenced, made)
+            let referenced = layer.referenced;
+            // From here on its layers stay, whatever becomes of the image meanwhile.
+            state.making.insert(id.clone(), made.clone());
+            (referenced, made)
         };
-        let mut properties = self.properties(&dataset)?;
+        let done = self.clone_for(&dataset, origin, referenced, &made, options).await;
+        let mut state = self.state();
+        // Not there any more: it was removed meanwhile.
+        let wanted = state.making.remove(id).is_some();
+        let doomed = Doomed { fork_of: made.fork_of.clone(), ..Doomed::new(Vec::new()) };
+        let done = match done {
+            Ok(()) if wanted => {
+                state.rootfs.insert(id.clone(), made);
+                drop(state);
+                fail_point!("zfs.clone.known");
+                return Ok(());
+            }
+            Ok(()) => Err(Error::new(Kind::Aborted, format!("container {} was removed meanwhile", id.short()))),
+            Err(e) if e.kind() == Kind::AlreadyExists => return Err(e),
+            // One that was late may be made all the same.
+            failed => failed,
+        };
+        state.doomed.insert(dataset, doomed);
+        drop(state);
+        self.doom.notify_one();
+        done
+    }
+
+    async fn clone_for(
+        &self,
+        dataset: &Dataset,
+        origin: &Snapshot,
+        referenced: u64,
+        made: &Rootfs,
+        options: &RootfsOptions,
+    ) -> Result<()> {
+        let mut properties = self.properties(dataset)?;
         if options.quota > 0 {
-            // A clone refers to all of its layer from the start.
-            let limit = referenced.saturating_add(options.quota).to_string();
-            properties.push(Property::new("refquota", limit).map_err(ZfsError::from)?);
+            // A clone refers to all of its layer from the start, a fork to what its source has written as well.
+            let mut limit = referenced.saturating_add(options.quota);
+            if made.fork_of.is_some() {
+                limit = limit.max(self.measured(origin).await?.0.saturating_add(SOME_ROOM));
+            }
+            properties.push(Property::new("refquota", limit.to_string()).map_err(ZfsError::from)?);
         }
         let told = [
             (state::IDMAP, made.user.as_ref().map(state::idmap_text).unwrap_or_default()),
@@ -259,16 +305,8 @@ impl Inner {
             properties.push(Property::new(name, text).map_err(ZfsError::from)?);
         }
         fail_point!("zfs.clone.before");
-        if let Err(e) = self.zfs.clone_snapshot(origin, &dataset, &properties).await {
-            // One that was late may be made all the same.
-            if e.reason() != Reason::Exists {
-                self.doom(dataset, Doomed { fork_of: made.fork_of, ..Doomed::new(Vec::new()) });
-            }
-            return Err(self.noted(e));
-        }
+        self.zfs.clone_snapshot(origin, dataset, &properties).await.map_err(|e| self.noted(e))?;
         fail_point!("zfs.clone.after");
-        self.state().rootfs.insert(id.clone(), made);
-        fail_point!("zfs.clone.known");
         Ok(())
     }
 
@@ -322,6 +360,12 @@ impl Inner {
         }
         fresh.doomed.append(&mut state.doomed);
         fresh.objects = std::mem::take(&mut state.objects);
+        // What is being made or looked at by somebody is his.
+        fresh.doomed.retain(|dataset, _| !state.temporary.contains(dataset));
+        fresh.foreign.retain(|name| !state.temporary.iter().any(|d| d.as_str() == name));
+        fresh.rootfs.retain(|id, _| !state.making.contains_key(id));
+        fresh.making = std::mem::take(&mut state.making);
+        fresh.temporary = std::mem::take(&mut state.temporary);
         *state = fresh;
         for name in state.foreign.iter().chain(&state.odd) {
             tracing::warn!(dataset = name, "not of this installation, left alone");
@@ -334,6 +378,7 @@ impl Inner {
         let root = &self.config.dataset;
         let folder = self.config.folder.clone();
         let kept = self.kept_below();
+        self.take_dead_mount_away().await?;
         blocking({
             let folder = folder.clone();
             move || {
@@ -344,21 +389,21 @@ impl Inner {
         })
         .await?;
         let property = |k, v: &str| Property::new(k, v).map_err(ZfsError::from);
-        let there = match self.zfs.get(root, &["type", OWNER, "mountpoint"]).await {
+        // For it and all below: snapshots that others make by themselves would keep what is removed.
+        const WISHED: [(&str, &str); 3] =
+            [("canmount", "noauto"), ("atime", "off"), ("com.sun:auto-snapshot", "false")];
+        let asked: Vec<&str> = ["type", OWNER, "mountpoint"].into_iter().chain(WISHED.map(|(name, _)| name)).collect();
+        let there = match self.zfs.get(root, &asked).await {
             Ok(all) => all.get(root.as_str()).cloned(),
             Err(e) if e.reason() == Reason::NotFound => None,
             Err(e) => return Err(e.into()),
         };
         match there {
             None => {
-                let properties = [
-                    property(OWNER, &self.config.owner)?,
-                    property("mountpoint", folder.as_str())?,
-                    property("canmount", "noauto")?,
-                    property("atime", "off")?,
-                    property("com.sun:auto-snapshot", "false")?,
-                ];
-                self.zfs.create(root, &properties).await?;
+                let own = [(OWNER, self.config.owner.as_str()), ("mountpoint", folder.as_str())];
+                let all: Vec<_> =
+                    own.into_iter().chain(WISHED).map(|(k, v)| property(k, v)).collect::<Result<_, _>>()?;
+                self.zfs.create(root, &all).await?;
             }
             Some(known) => {
                 let tag = known.get(OWNER).filter(|v| v.source != Source::Elsewhere);
@@ -377,6 +422,11 @@ impl Inner {
                 }
                 if known.get("mountpoint").is_none_or(|v| v.text != folder.as_str()) {
                     self.zfs.set(root, &property("mountpoint", folder.as_str())?).await?;
+                }
+                // What somebody has set on it himself stays as he wants it.
+                let unset = |name: &str| known.get(name).is_none_or(|v| v.source == Source::Elsewhere);
+                for (name, value) in WISHED.into_iter().filter(|(name, _)| unset(name)) {
+                    self.zfs.set(root, &property(name, value)?).await?;
                 }
             }
         }
@@ -400,9 +450,17 @@ impl Inner {
 
     /// A dataset that somebody else has made is taken only if there is nothing in it that the mount point would take away.
     async fn must_be_empty(&self, root: &Dataset) -> Result<()> {
-        let all = self.zfs.get_all(root, &["type", "referenced"]).await?;
-        let referenced = all.get(root.as_str()).and_then(|p| p.get("referenced")?.text.parse::<u64>().ok());
-        if all.len() == 1 && referenced.is_some_and(|bytes| bytes <= EMPTY) {
+        let all = self.zfs.get_all(root, &["type", "referenced", "mounted", "mountpoint"]).await?;
+        let of = |name: &str| {
+            let value = all.get(root.as_str()).and_then(|p| p.get(name));
+            value.map_or_else(String::new, |v| v.text.clone())
+        };
+        if of("type") != "filesystem" {
+            return Err(Error::precondition(format!(
+                "dataset {root} is there and is no file system: name another one"
+            )));
+        }
+        if all.len() == 1 && self.holds_nothing(root, of).await? {
             return Ok(());
         }
         Err(Error::precondition(format!(
@@ -410,6 +468,25 @@ impl Inner {
              there yet; if all of it may be taken over: zfs set {OWNER}={} {root}",
             self.config.owner
         )))
+    }
+
+    /// Whether a file system is without a file. `of`: its properties.
+    async fn holds_nothing(&self, root: &Dataset, of: impl Fn(&str) -> String) -> Result<bool> {
+        let name = root.to_string();
+        let no_entry = |path: &std::path::Path| -> Result<bool> {
+            let mut entries =
+                std::fs::read_dir(path).map_err(|e| Error::io(format!("look into {}", path.display()), e))?;
+            Ok(entries.next().is_none())
+        };
+        match (self.zfs.flavor(), of("mounted").as_str()) {
+            (Flavor::Kernel(..), _) => blocking(move || no_entry(&path_of(&mount::by_kernel(&name, false)?))).await,
+            (Flavor::Fuse, "yes") => {
+                let place = std::path::PathBuf::from(of("mountpoint"));
+                blocking(move || no_entry(&place)).await
+            }
+            // It can't be looked at without taking it.
+            (Flavor::Fuse, _) => Ok(of("referenced").parse::<u64>().is_ok_and(|bytes| bytes <= EMPTY)),
+        }
     }
 
     async fn must_be_ours(&self, dataset: &Dataset) -> Result<()> {
@@ -430,8 +507,18 @@ impl Inner {
         Ok(state::snapshots_of(dataset.as_str(), &all))
     }
 
+    /// What a zfs-fuse that has ended left of the mount of the dataset that holds everything.
+    async fn take_dead_mount_away(&self) -> Result<()> {
+        let folder = self.config.folder.clone();
+        match self.zfs.flavor() {
+            Flavor::Fuse => blocking(move || Ok(kept::attached(&folder).map(drop)?)).await,
+            Flavor::Kernel(..) => Ok(()),
+        }
+    }
+
     /// Mounts the dataset that holds everything where the node can see it.
     async fn mount_root(&self) -> Result<()> {
+        self.take_dead_mount_away().await?;
         let folder = self.config.folder.clone();
         let mounted = blocking(move || Ok(mount::space(&folder).is_ok_and(|s| s.is_some())));
         if mounted.await? {
@@ -607,6 +694,8 @@ impl LayerStore for ZfsStore {
         {
             let mut state = self.0.state();
             state.objects.remove(container);
+            // One that is being made goes as soon as it is.
+            state.making.remove(container);
             let Some(rootfs) = state.rootfs.remove(container) else { return Ok(()) };
             state.doomed.insert(dataset, Doomed { fork_of: rootfs.fork_of, ..Doomed::new(rootfs.cuts) });
         }

@@ -103,14 +103,24 @@ pub(super) fn objects(mount: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(stat.f_files.saturating_sub(stat.f_ffree))
 }
 
-/// Bytes and objects that can still be written to the file system mounted exactly at `folder`; None: nothing is.
-pub(super) fn space(folder: &Utf8Path) -> io::Result<Option<u64>> {
+/// What a mounted file system has room for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Space {
+    /// Bytes that can still be written.
+    pub left: u64,
+    /// None at all, whatever is left.
+    pub read_only: bool,
+}
+
+/// Of the file system mounted exactly at `folder`; None: nothing is.
+pub(super) fn space(folder: &Utf8Path) -> io::Result<Option<Space>> {
     let above = folder.parent().unwrap_or(folder);
     if std::fs::metadata(folder).map(|m| dev(&m))? == std::fs::metadata(above).map(|m| dev(&m))? {
         return Ok(None);
     }
     let stat = rustix::fs::statvfs(folder.as_std_path())?;
-    Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    let read_only = stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    Ok(Some(Space { left: stat.f_bavail.saturating_mul(stat.f_frsize), read_only }))
 }
 
 fn dev(meta: &std::fs::Metadata) -> u64 {

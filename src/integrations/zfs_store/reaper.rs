@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Inner;
-use super::state::{CUT, Doomed, FORK, READY, RECEIVED, State};
+use super::state::{self, CUT, Doomed, FORK, READY, State};
 use crate::core::ids::Digest;
 use crate::fail_point;
 use crate::integrations::zfs::{Dataset, Reason, ZfsError};
@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// Tries after which it is said that something does not go.
-const PATIENCE: u32 = 6;
+pub(super) const PATIENCE: u32 = 6;
 
 /// Never ends.
 pub(super) async fn run(store: Arc<Inner>) {
@@ -120,7 +120,7 @@ fn claim(store: &Inner, dataset: &Dataset) -> Option<Doomed> {
 async fn destroy(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Result<(), ZfsError> {
     fail_point!("zfs.destroy.before");
     store.let_go(dataset).await?;
-    match dataset.leaf().starts_with(RECEIVED) {
+    match state::received(dataset.leaf()).is_some() {
         // Whatever the stream has put there is nobody else's.
         true => gone(store.zfs.destroy_with_snapshots(dataset).await)?,
         false => destroy_own(store, dataset, doomed).await?,
@@ -148,12 +148,17 @@ async fn destroy_own(store: &Inner, dataset: &Dataset, doomed: &Doomed) -> Resul
     if doomed.layer.is_some() {
         let others = others(store.snapshots(dataset).await, |s| s == READY)?;
         others.map_or(Ok(()), Err)?;
-        // From here on it can't be had back.
-        if let Some(doomed) = store.state().doomed.get_mut(dataset) {
+        let done = gone(store.zfs.destroy_snapshot(&dataset.snapshot(READY)?).await);
+        // Somebody's clone of it, or hold on it: it is whole, and can be had back. Whatever else fails may have been done.
+        if !done.as_ref().is_err_and(|e| matches!(e.reason(), Reason::Busy | Reason::HasDependents))
+            && let Some(doomed) = store.state().doomed.get_mut(dataset)
+        {
             doomed.layer = None;
         }
+        done?;
+        fail_point!("zfs.destroy.snapshot_gone");
     }
-    for snapshot in &doomed.snapshots {
+    for snapshot in doomed.snapshots.iter().filter(|s| doomed.layer.is_none() || *s != READY) {
         gone(store.zfs.destroy_snapshot(&dataset.snapshot(snapshot)?).await)?;
         fail_point!("zfs.destroy.snapshot_gone");
     }

@@ -25,6 +25,8 @@ pub(super) const READY: &str = "ready";
 pub(super) const RECEIVED: &str = "recv-";
 /// Digits of a chain's name.
 const CHAIN_LEN: usize = 64;
+/// Digits that tell streams of the same layer apart.
+pub(super) const NUMBER_LEN: usize = 8;
 /// Begins the names of snapshots that users made of a container.
 pub(super) const CUT: &str = "lxcri-";
 /// Begins the names of snapshots that were made for a fork alone. A user's cut can't have one.
@@ -111,6 +113,10 @@ pub(super) struct State {
     /// Nobody receives them now.
     pub parts: BTreeMap<Digest, Part>,
     pub rootfs: HashMap<ContainerId, Rootfs>,
+    /// Root file systems that are being made.
+    pub making: HashMap<ContainerId, Rootfs>,
+    /// Clones for a comparison, which somebody is at.
+    pub temporary: BTreeSet<Dataset>,
     pub doomed: BTreeMap<Dataset, Doomed>,
     /// Tagged datasets whose place or name tells nothing: reported, never removed.
     pub odd: BTreeSet<String>,
@@ -143,8 +149,12 @@ impl State {
 
     /// Whether a container's dataset has to stay for the forks of it, those included that are to be destroyed themselves.
     pub fn has_forks(&self, dataset: &Dataset) -> bool {
-        let live = self.rootfs.values().filter_map(|r| r.fork_of.as_ref());
+        let live = self.all_rootfs().filter_map(|r| r.fork_of.as_ref());
         live.chain(self.doomed.values().filter_map(|d| d.fork_of.as_ref())).any(|of| of.dataset() == dataset)
+    }
+
+    fn all_rootfs(&self) -> impl Iterator<Item = &Rootfs> {
+        self.rootfs.values().chain(self.making.values())
     }
 
     /// Those of `chains` that are no other's parents: they keep the rest.
@@ -157,7 +167,7 @@ impl State {
     /// Layers that neither `keep` nor a container needs, themselves or as parents.
     pub fn unwanted(&self, keep: &[Digest]) -> Vec<Digest> {
         let mut wanted: BTreeSet<&Digest> = keep.iter().collect();
-        wanted.extend(self.rootfs.values().flat_map(|r| r.volumes.iter().chain([&r.top])));
+        wanted.extend(self.all_rootfs().flat_map(|r| r.volumes.iter().chain([&r.top])));
         let mut pending: Vec<&Digest> = wanted.iter().copied().collect();
         while let Some(chain) = pending.pop() {
             if let Some(parent) = self.layers.get(chain).and_then(|l| l.parent.as_ref())
@@ -223,9 +233,12 @@ fn chain(leaf: &str) -> Option<Digest> {
     format!("sha256:{leaf}").parse().ok()
 }
 
-/// Which layer a dataset with a name of [`RECEIVED`] is to become.
+/// Which layer a dataset with a name of [`RECEIVED`] is to become. None: it is none of ours, whatever it begins with.
 pub(super) fn received(leaf: &str) -> Option<Digest> {
-    chain(leaf.strip_prefix(RECEIVED)?.get(..CHAIN_LEN)?)
+    let (layer, number) = leaf.strip_prefix(RECEIVED)?.split_at_checked(CHAIN_LEN)?;
+    let number = number.strip_prefix('-')?;
+    let fits = number.len() == NUMBER_LEN && number.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    chain(layer).filter(|_| fits)
 }
 
 /// The layer that a dataset is a clone of, also by way of containers that it is a fork of.
@@ -279,7 +292,7 @@ pub(super) fn read(root: &Dataset, owner: &str, all: &Properties) -> State {
             continue;
         }
         // What is received has no properties of its own yet. Its name and the place are ours alone.
-        let is_received = place.strip_prefix("layers/").is_some_and(|leaf| leaf.starts_with(RECEIVED));
+        let is_received = place.strip_prefix("layers/").is_some_and(|leaf| received(leaf).is_some());
         let tag = properties.get(OWNER).filter(|v| is_received || v.source != Source::Elsewhere);
         if tag.is_none_or(|v| v.text != owner) {
             state.foreign.insert(name.clone());
@@ -448,8 +461,11 @@ mod tests {
         let (source, fork, again) = (place(&b), place(&c), place(&d));
         let (cut, idle) = (format!("{source}@lxcri:fork-1"), format!("{source}@lxcri:fork-2"));
         let second = format!("{fork}@lxcri-x");
-        let (received, half) = ("tank/l/layers/recv-1", "tank/l/layers/recv-1@ready");
-        let place_of = |id: &str, n: u8| format!("tank/l/layers/recv-{id}-{n}");
+        let place_of = |id: &str, n: u8| format!("tank/l/layers/recv-{id}-{n:08x}");
+        let received = place_of(&a, 1);
+        let half = format!("{received}@ready");
+        // Somebody else's, whatever it begins with: it has our tag only from above.
+        let others = ["tank/l/layers/recv-1".to_owned(), format!("tank/l/layers/recv-{a}-1/x"), format!("{received}0")];
         let (older, part, ended) = (place_of(&d, 1), place_of(&d, 2), place_of(&c, 3));
         let elsewhere = Value { text: "me".into(), source: Source::Elsewhere };
         let mut all = listing(&[
@@ -461,17 +477,19 @@ mod tests {
             (&fork, &[(OWNER, "me"), ("origin", &cut)]),
             (&second, &[]),
             (&again, &[(OWNER, "me"), ("origin", &second)]),
-            (received, &[]),
-            (half, &[]),
+            (&received, &[]),
+            (&half, &[]),
+            (&others[0], &[]),
+            (&others[1], &[]),
+            (&others[2], &[]),
             (&older, &[(RESUME_TOKEN, "1-a")]),
             (&part, &[(RESUME_TOKEN, "1-b")]),
             // Its end came, its name did not.
             (&ended, &[]),
         ]);
-        for name in [&older, &part, &ended] {
+        for name in [&older, &part, &ended, &received].into_iter().chain(&others) {
             all.get_mut(name).expect("there").insert(OWNER.into(), elsewhere.clone());
         }
-        all.get_mut(received).expect("there").insert(OWNER.into(), elsewhere);
         let mut state = read(&"tank/l".parse().expect("name"), "me", &all);
         let id = |text: &str| text.parse::<ContainerId>().expect("id");
         for container in [&b, &c, &d] {
@@ -480,7 +498,8 @@ mod tests {
         assert_eq!(state.rootfs[&id(&d)].fork_of.as_ref().map(ToString::to_string), Some(second));
         assert_eq!(state.idle.iter().map(ToString::to_string).collect::<Vec<_>>(), [idle]);
         assert_eq!(state.layers[&chain(&a).expect("digest")].guid, "5");
-        let doomed = [received, ended.as_str(), older.as_str()];
+        assert_eq!(state.foreign, others.into_iter().collect());
+        let doomed = [received.as_str(), ended.as_str(), older.as_str()];
         assert_eq!(state.doomed.keys().map(Dataset::as_str).collect::<Vec<_>>(), doomed);
         let kept = Part { dataset: part.parse().expect("name"), token: "1-b".into() };
         assert_eq!(state.parts, BTreeMap::from([(chain(&d).expect("digest"), kept)]));

@@ -9,16 +9,13 @@
 
 use std::os::fd::OwnedFd;
 
-use super::state::{Doomed, Layer, OWNER, Part, READY, RECEIVED, USAGE, usage_text};
+use super::state::{Doomed, Layer, NUMBER_LEN, OWNER, Part, READY, RECEIVED, USAGE, usage_text};
 use super::{Inner, blocking};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::Digest;
 use crate::core::ports::{LayerState, StreamFrom, Usage};
 use crate::fail_point;
-use crate::integrations::zfs::{Dataset, Property, Reason, ResumeToken, Snapshot, Source, ZfsError};
-
-/// Digits that tell streams of the same layer apart.
-const NUMBER: usize = 8;
+use crate::integrations::zfs::{Dataset, Property, Reason, ResumeToken, Snapshot, ZfsError};
 
 impl Inner {
     pub(super) fn layer_states(&self) -> Vec<LayerState> {
@@ -82,7 +79,7 @@ impl Inner {
             None => {
                 self.give_up(chain);
                 let number = uuid::Uuid::new_v4().simple().to_string();
-                self.place(&format!("layers/{RECEIVED}{}-{}", chain.hex(), &number[..NUMBER]))?
+                self.place(&format!("layers/{RECEIVED}{}-{}", chain.hex(), &number[..NUMBER_LEN]))?
             }
         };
         let done = self.receive_and_commit(chain, &dataset, &beside, usage, input, verify).await;
@@ -135,9 +132,7 @@ impl Inner {
 
     /// Refuses what a stream can hold beside a layer: other snapshots, file systems below, properties.
     async fn only_a_layer(&self, beside: &Dataset, ready: &Snapshot) -> Result<()> {
-        const LISTED: &[&str] =
-            &["type", "mountpoint", "canmount", "quota", "refquota", "reservation", "refreservation", "sharenfs"];
-        let all = self.zfs.get_all(beside, LISTED).await.map_err(|e| self.noted(e))?;
+        let all = self.zfs.get_all(beside, &["type"]).await.map_err(|e| self.noted(e))?;
         let (name, ready) = (beside.to_string(), ready.to_string());
         if !all.contains_key(&ready) {
             return Err(Error::invalid(format!("the stream has no snapshot @{READY}")));
@@ -145,9 +140,8 @@ impl Inner {
         if let Some(more) = all.keys().find(|k| **k != name && **k != ready) {
             return Err(Error::invalid(format!("the stream has more than one snapshot of a layer: {more}")));
         }
-        let received = all.values().flatten().find(|(_, value)| value.source == Source::Received);
-        match received {
-            Some((property, _)) => Err(Error::invalid(format!("the stream has the property {property}"))),
+        match self.zfs.received_property(beside).await.map_err(|e| self.noted(e))? {
+            Some(property) => Err(Error::invalid(format!("the stream has the property {property}"))),
             None => Ok(()),
         }
     }
@@ -168,7 +162,7 @@ impl Inner {
         received.map_err(|e| match e.reason() {
             Reason::BadStream | Reason::NotFound | Reason::Other => {
                 let message =
-                    "the stream can't be received: it is cut, or for another state of its parent than this node has";
+                    "the stream can't be received: it is damaged or cut, or for another state of its parent than this node has";
                 Error::because(Kind::FailedPrecondition, message, e)
             }
             _ => self.noted(e),
