@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::node::Node;
 
+/// Where liblxc listens for its tools: one for all containers there will ever be, made with the first.
+const LXC_NET: &str = "/run/lxc.net";
+
 /// Name of a list and its entries.
 pub type Snapshot = BTreeMap<&'static str, Vec<String>>;
 
@@ -66,7 +69,7 @@ fn mounts() -> Vec<String> {
     let line = |l: &str| {
         let point = l.split(' ').nth(4)?;
         let kind = l.split(" - ").nth(1)?.split(' ').next()?;
-        Some(format!("{point} ({kind})"))
+        Some(format!("{point} ({kind})")).filter(|_| !point.ends_with(LXC_NET))
     };
     text.lines().filter_map(line).collect()
 }
@@ -82,7 +85,7 @@ fn folders(root: &Path) -> Vec<String> {
 
 /// Files below a folder, but for lock files and half-written ones, which are reused or removed at the next start.
 fn files(root: &Path) -> Vec<String> {
-    let counts = |f: &String| !f.ends_with(".lock") && !f.contains("/.tmp-") && !is_sum(f);
+    let counts = |f: &String| !f.ends_with(".lock") && !f.contains("/.tmp-") && !is_sum(f) && !f.ends_with(LXC_NET);
     walk(root, false).into_iter().filter(counts).collect()
 }
 
