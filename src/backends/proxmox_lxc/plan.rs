@@ -3,14 +3,22 @@
 //! Values that Proxmox would not take, or would take for something else, are made to fit where they only decorate (name, tags,
 //! notes) and refused where they count.
 
+use crate::backends::proxmox::Unit;
 use crate::core::error::Result;
 use crate::core::spec::{Resources, SandboxConfig};
-use crate::integrations::proxmox_api::{CtSpec, Identity, Tags, Vmid, Volume};
+use crate::integrations::proxmox_api::{CtSpec, GuestKind, Identity, Tags, Vmid, Volume};
 
-/// Kind of the journal's notes of CTs.
-pub const CT: &str = "proxmox-ct";
-/// Kind of its notes of numbers that it has asked for and somebody else has.
-pub const TAKEN: &str = "proxmox-ct-taken";
+/// What a pod is in Proxmox.
+pub const CT: Unit = Unit {
+    kind: GuestKind::Ct,
+    handler: "proxmox-lxc",
+    word: "CT",
+    note: "proxmox-ct",
+    taken: "proxmox-ct-taken",
+    tool: "pct",
+    dead_locks: ["create", "destroyed"],
+    orphans: "proxmox orphans; handlers.proxmox-lxc.orphans",
+};
 /// MiB of a CT's root file system: the init, and what Proxmox puts there.
 const ROOTFS: u64 = 64;
 /// Least memory that Proxmox takes, in MiB.

@@ -5,7 +5,6 @@
 //! its name, our identity in its notes, and Proxmox's protection from the moment on that its disk is whole. A crash leaves one without
 //! protection, which is made anew, and [`ProxmoxVmBackend::drop_images`] removes what no pod has used for a while.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -104,7 +103,7 @@ impl ProxmoxVmBackend {
             if Identity::find(config.description()).as_ref() == Some(&identity) {
                 tracing::warn!(%vmid, image = image.id.as_str(), "an image's disk was left half made: it is made anew");
                 self.delete_vm(node, vmid).await?;
-                self.release(vmid);
+                self.vms.release(vmid);
             }
         }
         *known = None;
@@ -142,7 +141,7 @@ impl ProxmoxVmBackend {
             }
             Err(e) => {
                 match self.delete_vm(&self.config.node, vmid).await {
-                    Ok(()) => self.release(vmid),
+                    Ok(()) => self.vms.release(vmid),
                     Err(left) => tracing::warn!(%vmid, error = left.chain(), "half of an image's disk stays for now"),
                 }
                 Err(named(e))
@@ -170,30 +169,20 @@ impl ProxmoxVmBackend {
             pool: Some(config.pool.clone()).filter(|p| !p.is_empty()),
             ..VmSpec::default()
         };
-        let taken: BTreeSet<u32> = self.api.guests().await.map_err(Error::from)?.iter().map(|g| g.vmid.get()).collect();
-        let (first, last) = config.vmids;
-        for number in (first.get()..=last.get()).rev() {
-            if taken.contains(&number) || !self.reserve(number) {
-                continue;
-            }
-            let vmid = Vmid::new(number.into()).map_err(|e| Error::internal(e.to_string()))?;
-            let made = match self.api.vm_create(&config.node, vmid, &spec).await {
-                Ok(task) => task.wait().await.map(drop),
-                Err(e) => Err(e),
-            };
-            match made {
+        for vmid in self.vms.free().await?.rev() {
+            let made = async { self.api.vm_create(&config.node, vmid, &spec).await?.wait().await.map(drop) };
+            match made.await {
                 Ok(()) => return Ok(vmid),
-                Err(e) if *e.kind() == ErrorKind::AlreadyExists => self.release(vmid),
+                Err(e) if *e.kind() == ErrorKind::AlreadyExists => self.vms.release(vmid),
                 Err(e) => {
                     // What may come of it yet is found by its name.
-                    self.failed(vmid, &e);
-                    self.release(vmid);
+                    self.vms.failed(vmid, &e, true);
+                    self.vms.release(vmid);
                     return Err(e.into());
                 }
             }
         }
-        let what = format!("no number from {first} to {last} is free for an image's disk (handlers.proxmox-vm.vmids)");
-        Err(Error::new(Kind::ResourceExhausted, what))
+        Err(self.vms.none_free("an image's disk"))
     }
 
     /// Gives a running VM an image's disk.

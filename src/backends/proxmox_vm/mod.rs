@@ -18,16 +18,17 @@ mod unit;
 mod volumes;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::pods::{self, NodePods};
+use super::proxmox::{Guests, locked};
 use crate::core::backend::{Backend, Capabilities, ExecContext, IsKnown, Journal, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::config::{Addresses, Orphans, VmNetwork};
@@ -40,6 +41,7 @@ use crate::core::state::PodPhase;
 use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
 use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use crate::utils::tasks::TaskSet;
+use plan::VM;
 
 /// How long a look at the API, or at what a container has left, may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -117,12 +119,8 @@ pub struct Inner {
     pods: Arc<NodePods>,
     tasks: TaskSet,
     live: Mutex<HashMap<PodId, Live>>,
-    /// Numbers that pods and images of this node have or are about to ask for.
-    numbers: Mutex<BTreeSet<u32>>,
-    /// Numbers of VMs that may come into being yet, since no answer came; and until when.
-    unsure: Mutex<BTreeMap<u32, Instant>>,
-    /// VMs that were nobody's at the last look, by number.
-    orphans: Mutex<BTreeMap<u32, orphans::Orphan>>,
+    /// The VMs of pods and images: their numbers, and which are nobody's.
+    vms: Guests,
     /// Images' disks, by the beginning of the image's id: one is made once, whoever asks, and no other waits for it.
     images: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Vmid>>>>>,
     /// Held while a VM is given a disk; by whoever takes one away alone, and only where nobody has it.
@@ -137,10 +135,6 @@ impl std::ops::Deref for ProxmoxVmBackend {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn refused(what: impl Into<String>) -> Error {
     Error::new(Kind::Unimplemented, format!("handler proxmox-vm: {}", what.into()))
 }
@@ -148,15 +142,15 @@ fn refused(what: impl Into<String>) -> Error {
 impl ProxmoxVmBackend {
     /// Nothing is asked yet.
     pub fn new(config: ProxmoxVmConfig, api: Proxmox, pods: Arc<NodePods>, tasks: TaskSet) -> Self {
+        let remove_after = (config.orphans == Orphans::Remove).then_some(config.orphans_after);
+        let vms = Guests::new(&VM, &api, &config.node, &config.installation, config.vmids, remove_after);
         Self(Arc::new(Inner {
             config,
             api,
             pods,
             tasks,
             live: Default::default(),
-            numbers: Default::default(),
-            unsure: Default::default(),
-            orphans: Default::default(),
+            vms,
             images: Default::default(),
             giving: Default::default(),
         }))

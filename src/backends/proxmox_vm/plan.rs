@@ -4,18 +4,26 @@ use std::fmt::Write as _;
 
 use zeroize::Zeroizing;
 
+use crate::backends::proxmox::Unit;
 use crate::backends::proxmox_lxc::plan::{host_name, tags, words};
 use crate::core::config::Addresses;
 use crate::core::error::Result;
 use crate::core::spec::{Resources, SandboxConfig};
-use crate::integrations::proxmox_api::{CloneSpec, GuestChange, Identity, VmNet, Volume};
+use crate::integrations::proxmox_api::{CloneSpec, GuestChange, GuestKind, Identity, VmNet, Volume};
 
 use super::ProxmoxVmConfig;
 
-/// Kind of the journal's notes of VMs.
-pub const VM: &str = "proxmox-vm";
-/// Kind of its notes of numbers that it has asked for and somebody else has.
-pub const TAKEN: &str = "proxmox-vm-taken";
+/// What a pod is in Proxmox.
+pub const VM: Unit = Unit {
+    kind: GuestKind::Vm,
+    handler: "proxmox-vm",
+    word: "VM",
+    note: "proxmox-vm",
+    taken: "proxmox-vm-taken",
+    tool: "qm",
+    dead_locks: ["clone", "create"],
+    orphans: "handlers.proxmox-vm.orphans",
+};
 /// Serial number of the disk with the configuration, which the guest's init looks for.
 const CONFIG_SERIAL: &str = "lxcri-config";
 /// Its key. The template's disk is scsi0.
