@@ -4,6 +4,7 @@
 //! far as that is the same of both (`owner`), and finds those that are nobody's (`orphans`). A number is in the pod's journal before it
 //! is asked for. A crash leaves what the journal names, or a guest that says whose it is.
 
+mod network;
 mod numbers;
 mod orphans;
 mod owner;
@@ -14,9 +15,13 @@ use std::time::Duration;
 
 pub use orphans::Orphan;
 
-use crate::core::error::{Error, Result};
+use crate::core::error::{Error, Kind, Result};
 use crate::core::records::PodRecord;
+use crate::core::spec::{NamespaceMode, Namespaces};
 use crate::integrations::proxmox_api::{ApiError, ErrorKind, GuestKind, Proxmox, Vmid};
+
+/// How long a look at the API may take.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Which kind of guest the pods of a handler are.
 #[derive(Debug)]
@@ -56,6 +61,13 @@ impl Unit {
     pub fn claimed(&self, pods: &[PodRecord]) -> BTreeSet<Vmid> {
         let notes = pods.iter().flat_map(|p| &p.resources).filter(|note| note.kind == self.note);
         notes.filter_map(|note| note.name.parse().ok()).collect()
+    }
+
+    /// Why a pod with these namespaces can't be such a guest, which has its own.
+    pub fn node_namespace(&self, of: &Namespaces) -> Option<String> {
+        let all = [("network", of.network), ("PID", of.pid), ("IPC", of.ipc)];
+        let (what, _) = all.into_iter().find(|(_, mode)| *mode == NamespaceMode::Node)?;
+        Some(format!("a {} can't have the node's {what} namespace", self.word))
     }
 
     /// Says what a lock means for whoever waits until one can be removed: most go by themselves, some are what died of a task.
@@ -123,6 +135,12 @@ impl Guests {
             GuestKind::Vm => self.api.vm_config(node, vmid).await.map(|c| c.description().to_owned()),
         }
     }
+}
+
+/// What the API answers to a look at it, which may not take long.
+pub async fn look<T>(asked: impl Future<Output = Result<T, ApiError>>) -> Result<Result<T, ApiError>> {
+    let late = |_| Error::new(Kind::DeadlineExceeded, format!("the Proxmox API has not answered within {PATIENCE:?}"));
+    tokio::time::timeout(PATIENCE, asked).await.map_err(late)
 }
 
 /// Whether it was poisoned does not matter: no change of ours is done by halves.

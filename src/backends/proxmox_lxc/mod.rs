@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::lxc::limits;
 use super::oci::linux;
 use super::pods::{self, NodePods};
-use super::proxmox::Guests;
+use super::proxmox::{Guests, look};
 use crate::core::backend::{
     Backend, Capabilities, ExecContext, IsKnown, Journal, Launch, LaunchContext, UpdateContext,
 };
@@ -40,9 +40,6 @@ use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use plan::CT;
 
 pub use network::{CtNets, CtNetwork};
-
-/// How long a look at the API may take.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Settings of the handler.
 #[derive(Debug, Clone)]
@@ -142,15 +139,8 @@ impl Backend for ProxmoxLxcBackend {
             std::fs::metadata(path)
                 .map_err(|e| Error::because(Kind::FailedPrecondition, format!("{what} {path} (handlers)"), e))?;
         }
-        match tokio::time::timeout(PATIENCE, self.api.version()).await {
-            Ok(answer) => {
-                let version = answer.map_err(Error::from)?;
-                self.config.network.as_ref().map_or(Ok(()), |_| CtNets::check_release(&version))
-            }
-            Err(_) => {
-                Err(Error::new(Kind::DeadlineExceeded, format!("the Proxmox API has not answered within {PATIENCE:?}")))
-            }
-        }
+        let version = look(self.api.version()).await??;
+        self.config.network.as_ref().map_or(Ok(()), |_| CtNets::check_release(&version))
     }
 
     fn adapt_pod(&self, pod: &mut SandboxConfig) -> Result<()> {
@@ -164,10 +154,8 @@ impl Backend for ProxmoxLxcBackend {
                 "handler proxmox-lxc gives every pod its CT's users: it can't have a user namespace of its own",
             );
         }
-        for (what, mode) in [("network", namespaces.network), ("PID", namespaces.pid), ("IPC", namespaces.ipc)] {
-            if mode == NamespaceMode::Node {
-                return named(&format!("a CT can't have the node's {what} namespace"));
-            }
+        if let Some(what) = CT.node_namespace(namespaces) {
+            return named(&what);
         }
         // A privileged pod may have containers that are not; the others are refused one by one.
         namespaces.user = Some(self.users());

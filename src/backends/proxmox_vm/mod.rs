@@ -28,7 +28,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::pods::{self, NodePods};
-use super::proxmox::{Guests, locked};
+use super::proxmox::{Guests, locked, look};
 use crate::core::backend::{Backend, Capabilities, ExecContext, IsKnown, Journal, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::config::{Addresses, Orphans, VmNetwork};
@@ -43,7 +43,7 @@ use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use crate::utils::tasks::TaskSet;
 use plan::VM;
 
-/// How long a look at the API, or at what a container has left, may take.
+/// How long a look at what a container has left may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a port of a pod is waited for.
 const DIAL: Duration = Duration::from_secs(10);
@@ -195,10 +195,7 @@ impl Backend for ProxmoxVmBackend {
                 .map_err(|e| Error::because(Kind::FailedPrecondition, format!("{path} ({what})"), e))?;
         }
         let template = self.config.template;
-        let looked = tokio::time::timeout(PATIENCE, self.api.vm_config(&self.config.node, template));
-        let config = looked.await.map_err(|_| {
-            Error::new(Kind::DeadlineExceeded, format!("the Proxmox API has not answered within {PATIENCE:?}"))
-        })?;
+        let config = look(self.api.vm_config(&self.config.node, template)).await?;
         let config = config.map_err(|e| Error::from(e).context(format!("the template, VM {template}")))?;
         match config.get("template") {
             Some("1") => Ok(()),
@@ -247,10 +244,8 @@ impl Backend for ProxmoxVmBackend {
         let m = &pod.metadata;
         let named = |what: String| Err(refused(what).context(format!("pod {}/{}", m.namespace, m.name)));
         let namespaces = &pod.security.namespaces;
-        for (what, mode) in [("network", namespaces.network), ("PID", namespaces.pid), ("IPC", namespaces.ipc)] {
-            if mode == NamespaceMode::Node {
-                return named(format!("a VM can't have the node's {what} namespace"));
-            }
+        if let Some(what) = VM.node_namespace(namespaces) {
+            return named(what);
         }
         if namespaces.user.is_some() {
             return named("a pod can't have a user namespace of its own".into());
@@ -370,12 +365,7 @@ impl Backend for ProxmoxVmBackend {
     }
 
     async fn network_status(&self) -> std::result::Result<(), NetworkNotReady> {
-        let bridge = &self.config.network.bridge;
-        if Utf8Path::new("/sys/class/net").join(bridge).try_exists().unwrap_or(false) {
-            return Ok(());
-        }
-        let message = format!("this node has no bridge or vnet {bridge} (handlers.proxmox-vm.network.bridge)");
-        Err(NetworkNotReady { reason: "NetworkBridgeNotFound".into(), message })
+        VM.bridge_status(&self.config.network.bridge)
     }
 
     async fn collect_garbage(&self, _: &[PodRecord], _: &[ContainerId]) -> Result<()> {
