@@ -141,7 +141,7 @@ fn nameless(config: &CtConfig) -> Option<Nameless> {
     match config.get("lock") {
         _ if !config.description().is_empty() => None,
         Some("create") => Some(Nameless::Making),
-        _ if config.rootfs.is_none() => Some(Nameless::Husk),
+        _ if !config.volumes.contains_key("rootfs") => Some(Nameless::Husk),
         _ => None,
     }
 }

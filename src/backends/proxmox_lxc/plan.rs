@@ -6,7 +6,7 @@
 use crate::backends::proxmox::Unit;
 use crate::core::error::Result;
 use crate::core::spec::{Resources, SandboxConfig};
-use crate::integrations::proxmox_api::{CtSpec, GuestKind, Identity, Tags, Vmid, Volume};
+use crate::integrations::proxmox_api::{CtSpec, GuestKind, Identity, NewGuest, Tags, Vmid, Volume};
 
 /// What a pod is in Proxmox.
 pub const CT: Unit = Unit {
@@ -98,12 +98,15 @@ pub fn spec(
         ostemplate: template.to_owned(),
         rootfs: Some(Volume::allocate(storage, ROOTFS)),
         hostname: Some(host_name(pod)),
-        memory: Some(limits.memory),
         swap: Some(0),
-        cpulimit: Some(limits.cpus),
-        tags: tags(pod),
-        description: Some(identity.notes(&words(pod))?),
-        pool: Some(pool.to_owned()).filter(|p| !p.is_empty()),
+        guest: NewGuest {
+            memory: Some(limits.memory),
+            cpulimit: Some(limits.cpus),
+            tags: tags(pod),
+            description: Some(identity.notes(&words(pod))?),
+            pool: Some(pool.to_owned()).filter(|p| !p.is_empty()),
+            ..NewGuest::default()
+        },
         ostype: Some("unmanaged".to_owned()),
         ..CtSpec::default()
     })
@@ -126,9 +129,9 @@ mod tests {
             let limits = Limits { memory: 512, cpus: 0.0 };
             let spec = spec(&pod(name, "a;b=c\nx"), &identity, "local:vztmpl/t.tar", "local", "", limits).unwrap();
             assert_eq!(spec.hostname.as_deref(), Some(host), "{name:?}");
-            assert_eq!(spec.tags.to_string(), "k8s;ns-a-b-c-x");
-            assert_eq!(Identity::find(spec.description.as_deref().unwrap()), Some(identity.clone()));
-            assert_eq!((spec.pool, spec.privileged), (None, false));
+            assert_eq!(spec.guest.tags.to_string(), "k8s;ns-a-b-c-x");
+            assert_eq!(Identity::find(spec.guest.description.as_deref().unwrap()), Some(identity.clone()));
+            assert_eq!((spec.guest.pool, spec.privileged), (None, false));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::core::records::{PodRecord, Resource, SandboxFacts};
 use crate::core::spec::{NamespaceMode, Resources};
 use crate::fail_point;
 use crate::integrations::netns::{Wanted, Which};
-use crate::integrations::proxmox_api::{ApiError, CtSpec, ErrorKind, GuestChange, GuestId, Vmid};
+use crate::integrations::proxmox_api::{ApiError, CtSpec, ErrorKind, GuestChange, GuestId, NewGuest, Vmid};
 use crate::utils::pidfd::ProcessId;
 
 impl ProxmoxLxcBackend {
@@ -105,7 +105,8 @@ impl ProxmoxLxcBackend {
             fail_point!("ct.noted_number");
             let n = vmid.get() - config.vmids.0.get();
             let nets = config.network.as_ref().map(|network| network.of(n)).unwrap_or_default();
-            let spec = CtSpec { nets, ..spec.clone() };
+            let guest = NewGuest { nets, ..spec.guest.clone() };
+            let spec = CtSpec { guest, ..spec.clone() };
             async move {
                 let begun = self.api.ct_create(node, vmid, &spec).await;
                 begun.inspect_err(|e| self.cts.failed(vmid, e, true))?.wait().await.map(drop)

@@ -19,7 +19,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::Image;
 use crate::fail_point;
 use crate::integrations::proxmox_api::{
-    ErrorKind, GuestChange, GuestId, GuestKind, Identity, VmConfig, VmSpec, Vmid, Volume,
+    ErrorKind, GuestChange, GuestId, GuestKind, Identity, NewGuest, VmConfig, VmSpec, Vmid, Volume,
 };
 use crate::utils::process::Spawn;
 
@@ -50,7 +50,7 @@ fn set(key: &str, value: &str) -> GuestChange {
 fn whole(config: &VmConfig, identity: &Identity) -> Option<String> {
     let ours = Identity::find(config.description()).as_ref() == Some(identity);
     let protected = config.get("protection") == Some("1");
-    config.disks.get("scsi0").filter(|_| ours && protected).map(|disk| disk.volume.clone())
+    config.volumes.get("scsi0").filter(|_| ours && protected).map(|disk| disk.volume.clone())
 }
 
 impl ProxmoxVmBackend {
@@ -161,12 +161,15 @@ impl ProxmoxVmBackend {
         };
         let spec = VmSpec {
             name: Some(name.to_owned()),
-            memory: Some(16),
-            cores: Some(1),
             disks: vec![disk],
-            tags: "k8s;lxcri-image".parse().map_err(property)?,
-            description: Some(identity.notes(&words)?),
-            pool: Some(config.pool.clone()).filter(|p| !p.is_empty()),
+            guest: NewGuest {
+                memory: Some(16),
+                cores: Some(1),
+                tags: "k8s;lxcri-image".parse().map_err(property)?,
+                description: Some(identity.notes(&words)?),
+                pool: Some(config.pool.clone()).filter(|p| !p.is_empty()),
+                ..NewGuest::default()
+            },
             ..VmSpec::default()
         };
         for vmid in self.vms.free().await?.rev() {
@@ -189,10 +192,10 @@ impl ProxmoxVmBackend {
     async fn attach(&self, vmid: Vmid, disk: &Disk) -> Result<()> {
         let named = |e: Error| e.context(format!("give VM {vmid} the disk {}", disk.volume));
         let config = self.api.vm_config(&self.config.node, vmid).await.map_err(|e| named(e.into()))?;
-        if config.disks.values().any(|d| d.other.get("serial") == Some(disk.serial.as_str())) {
+        if config.volumes.values().any(|d| d.other.get("serial") == Some(disk.serial.as_str())) {
             return Ok(());
         }
-        let free = IMAGE_SLOTS.map(|n| format!("scsi{n}")).find(|key| !config.disks.contains_key(key));
+        let free = IMAGE_SLOTS.map(|n| format!("scsi{n}")).find(|key| !config.volumes.contains_key(key));
         let key = free.ok_or_else(|| {
             let what = format!("a pod can't have more than {} images", IMAGE_SLOTS.count());
             named(Error::new(Kind::ResourceExhausted, what))

@@ -50,7 +50,7 @@ impl ProxmoxVmBackend {
         let mut volumes = BTreeSet::new();
         for vmid in vms {
             match self.api.vm_config(&self.config.node, *vmid).await {
-                Ok(config) => volumes.extend(config.disks.into_values().map(|d| d.volume)),
+                Ok(config) => volumes.extend(config.volumes.into_values().map(|d| d.volume)),
                 // A clone that is not in its pool yet has none of them; neither has one whose number is somebody else's.
                 Err(e) if e.is_not_found() || matches!(e.kind(), ErrorKind::Permission { .. }) => {}
                 Err(e) => return Err(e.into()),
@@ -61,7 +61,7 @@ impl ProxmoxVmBackend {
 
     async fn is_used(&self, vmid: Vmid, volumes: Option<&BTreeSet<String>>) -> Result<bool> {
         match self.api.vm_config(&self.config.node, vmid).await {
-            Ok(config) => Ok(config.disks.values().any(|d| volumes.is_some_and(|v| v.contains(&d.volume)))),
+            Ok(config) => Ok(config.volumes.values().any(|d| volumes.is_some_and(|v| v.contains(&d.volume)))),
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e.into()),
         }

@@ -9,7 +9,7 @@ use crate::backends::proxmox_lxc::plan::{host_name, tags, words};
 use crate::core::config::Addresses;
 use crate::core::error::Result;
 use crate::core::spec::{Resources, SandboxConfig};
-use crate::integrations::proxmox_api::{CloneSpec, GuestChange, GuestKind, Identity, VmNet, Volume};
+use crate::integrations::proxmox_api::{CloneSpec, GuestChange, GuestKind, GuestNet, Identity, VmNet, Volume};
 
 use super::ProxmoxVmConfig;
 

@@ -109,7 +109,8 @@ impl ProxmoxVmBackend {
     pub(super) async fn disk_path(&self, vmid: Vmid, key: &str) -> Result<Utf8PathBuf> {
         let node = &self.config.node;
         let config = self.api.vm_config(node, vmid).await.map_err(Error::from)?;
-        let disk = config.disks.get(key).ok_or_else(|| Error::precondition(format!("VM {vmid} has no disk {key}")))?;
+        let disk =
+            config.volumes.get(key).ok_or_else(|| Error::precondition(format!("VM {vmid} has no disk {key}")))?;
         let storage = disk.storage().unwrap_or_default();
         let path = self.api.volume_path(node, storage, &disk.volume).await.map_err(Error::from)?;
         let end = Instant::now() + DEVICE;
