@@ -8,6 +8,7 @@ mod network;
 mod numbers;
 mod orphans;
 mod owner;
+pub mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

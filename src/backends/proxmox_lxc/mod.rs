@@ -10,7 +10,7 @@
 mod launch;
 mod network;
 mod owner;
-pub(in crate::backends) mod plan;
+mod plan;
 mod template;
 mod unit;
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use zeroize::Zeroizing;
 
 use crate::backends::proxmox::Unit;
-use crate::backends::proxmox_lxc::plan::{host_name, tags, words};
+use crate::backends::proxmox::plan::{cpus, host_name, tags, words};
 use crate::core::config::Addresses;
 use crate::core::error::Result;
 use crate::core::spec::{Resources, SandboxConfig};
@@ -53,16 +53,9 @@ pub fn limits(resources: &Resources, overhead: &Resources, config: &ProxmoxVmCon
         }
         _ => config.memory,
     };
-    let cpus = |r: &Resources| match (r.cpu_quota, r.cpu_period) {
-        (quota, period) if quota > 0 && period > 0 => quota as f64 / period as f64,
-        _ => 0.0,
-    };
-    match cpus(resources) {
+    match cpus(resources, overhead) {
         0.0 => Limits { memory, cores: config.cores, cpulimit: 0.0 },
-        some => {
-            let cpulimit = ((some + cpus(overhead)) * 100.0).ceil() / 100.0;
-            Limits { memory, cores: (cpulimit.ceil() as u32).max(1), cpulimit }
-        }
+        cpulimit => Limits { memory, cores: (cpulimit.ceil() as u32).max(1), cpulimit },
     }
 }
 
