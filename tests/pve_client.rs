@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use proxmox_lxcri::core::config::Proxmox as Settings;
 use proxmox_lxcri::integrations::proxmox_api::{
-    ApiError, CloneSpec, CtSpec, Ended, ErrorKind, GuestChange, GuestId, GuestKind, Net, Proxmox, Vmid, Volume, needs,
+    ApiError, CloneSpec, CtSpec, Ended, ErrorKind, GuestChange, GuestId, GuestKind, Net, NewGuest, Proxmox, Vmid,
+    Volume, needs,
 };
 use support::pve::{self, Options, Pve, SECRET, TOKEN, What};
 
@@ -45,16 +46,19 @@ fn spec() -> CtSpec {
         ostemplate: "local:vztmpl/base.tar".into(),
         rootfs: Some(Volume::allocate("local", 1024)),
         hostname: Some("c1".into()),
-        memory: Some(64),
-        pool: Some("k8s".into()),
-        tags: "k8s;ns-default".parse().expect("tags"),
-        description: Some("a=1;b=2&c\nof the test".into()),
-        nets: vec![Net {
-            name: "eth0".into(),
-            bridge: Some("vmbr0".into()),
-            ip: Some("10.0.0.5/24".into()),
-            ..Net::default()
-        }],
+        guest: NewGuest {
+            memory: Some(64),
+            pool: Some("k8s".into()),
+            tags: "k8s;ns-default".parse().expect("tags"),
+            description: Some("a=1;b=2&c\nof the test".into()),
+            nets: vec![Net {
+                name: "eth0".into(),
+                bridge: Some("vmbr0".into()),
+                ip: Some("10.0.0.5/24".into()),
+                ..Net::default()
+            }],
+            ..NewGuest::default()
+        },
         ..CtSpec::default()
     }
 }
@@ -121,7 +125,7 @@ async fn a_containers_life() {
     resized.expect("resized");
     let less = api.guest_resize(ct(id), "rootfs", "1G").await.expect("accepted").wait().await.expect_err("less");
     assert_eq!(*less.kind(), ErrorKind::TaskFailed);
-    assert_eq!(api.ct_config(NODE, id).await.expect("config").rootfs.expect("rootfs").size.as_deref(), Some("2G"));
+    assert_eq!(api.ct_config(NODE, id).await.expect("config").volumes["rootfs"].size.as_deref(), Some("2G"));
 
     api.guest_snapshot(ct(id), "s1", "first").await.expect("snapshot").wait().await.expect("taken");
     let again = api.guest_snapshot(ct(id), "s1", "").await.expect("accepted").wait().await.expect_err("twice");
@@ -198,7 +202,9 @@ async fn privileges() {
     let lacking = api.lacking(&more).await.expect("asked");
     assert!(lacking.iter().all(|n| n.path == "/pool/other" || n.path.ends_with("vmbr9")) && lacking.len() > 10);
 
-    let e = create(&api, 100, &CtSpec { pool: None, ..spec() }).await.expect_err("outside the pool");
+    let mut outside = spec();
+    outside.guest.pool = None;
+    let e = create(&api, 100, &outside).await.expect_err("outside the pool");
     let expected = ErrorKind::Permission { path: "/vms/100".into(), privileges: vec!["VM.Allocate".into()] };
     assert_eq!(*e.kind(), expected);
     assert!(e.to_string().contains("lacks VM.Allocate on /vms/100"), "{e}");
@@ -235,7 +241,8 @@ async fn tokens_tickets_and_secrets() {
     assert!(*e.kind() == ErrorKind::Auth && !format!("{e:?}").contains("hunter23"), "{e:?}");
     // A value that the API repeats in its refusal.
     pve.fault("POST", "/lxc", 1, What::Status(500, "value 'sesame1' of password is too short".into()));
-    let told = CtSpec { extra: [("password".to_owned(), "sesame1".to_owned())].into(), ..spec() };
+    let mut told = spec();
+    told.guest.extra = [("password".to_owned(), "sesame1".to_owned())].into();
     let e = create(&api, 201, &told).await.expect_err("refused");
     assert!(e.to_string().contains("[secret]") && !e.to_string().contains("sesame1"), "{e}");
     tokio::task::block_in_place(|| drop(pve));

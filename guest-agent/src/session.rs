@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime};
 
 use lxcri_guest_proto::v1::{self, ResetCode, answer::Answer as Body, call::Call as Op, purpose};
-use lxcri_guest_proto::{Connection, Event, Secret, Side, StreamId, calls};
+use lxcri_guest_proto::{Event, Secret, Side, StreamId, Talk};
 use lxcri_monitor_proto::v1 as monitor_v1;
 use lxcri_monitor_proto::wire::{self, WireError};
 use monitor_v1::{ErrorCode, request};
@@ -54,16 +54,9 @@ enum Stream {
 /// A connection.
 pub struct Session {
     socket: OwnedFd,
-    connection: Connection,
+    talk: Talk,
     /// Until then it has to be up.
     deadline: Instant,
-    /// A record on its way out, and how much of it is out.
-    out: Vec<u8>,
-    done: usize,
-    calls: calls::Reader,
-    /// Bytes of calls that came and are not taken yet.
-    held: u32,
-    answers: VecDeque<u8>,
     streams: BTreeMap<StreamId, Stream>,
     monitor: Option<OwnedFd>,
     requests: VecDeque<(monitor_v1::Request, Vec<OwnedFd>)>,
@@ -75,13 +68,8 @@ impl Session {
     pub fn new(socket: OwnedFd, secret: &Secret) -> std::result::Result<Self, End> {
         Ok(Self {
             socket,
-            connection: Connection::new(Side::Guest, secret).map_err(|e| e.to_string())?,
+            talk: Talk::new(Side::Guest, secret).map_err(|e| e.to_string())?,
             deadline: Instant::now() + GREETING,
-            out: Vec::new(),
-            done: 0,
-            calls: calls::Reader::default(),
-            held: 0,
-            answers: VecDeque::new(),
             streams: BTreeMap::new(),
             monitor: None,
             requests: VecDeque::new(),
@@ -91,7 +79,7 @@ impl Session {
 
     /// Whether the node has proved who it is.
     pub fn is_up(&self) -> bool {
-        self.connection.is_up()
+        self.talk.is_up()
     }
 
     /// When it is over, if the node proves nothing until then.
@@ -101,17 +89,17 @@ impl Session {
 
     /// What is to be waited for.
     pub fn interest<'a>(&'a mut self, wanted: &mut Vec<(BorrowedFd<'a>, PollFlags)>) {
-        let out = if self.done < self.out.len() { PollFlags::OUT } else { PollFlags::empty() };
+        let out = if self.talk.is_sending() { PollFlags::OUT } else { PollFlags::empty() };
         wanted.push((self.socket.as_fd(), PollFlags::IN | out));
         if let Some(monitor) = &self.monitor {
-            let room = if self.answers.len() < ANSWERS_MAX { PollFlags::IN } else { PollFlags::empty() };
+            let room = if self.talk.waiting() < ANSWERS_MAX { PollFlags::IN } else { PollFlags::empty() };
             let out = if self.requests.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
             wanted.push((monitor.as_fd(), room | out));
         }
         if let Some(changes) = &self.changes {
             wanted.push((changes.as_fd(), PollFlags::IN));
         }
-        let mux = self.connection.mux();
+        let mux = self.talk.mux();
         for (id, stream) in &self.streams {
             if let Stream::Pump(pump) = stream {
                 pump.interest(*id, mux, wanted);
@@ -129,7 +117,6 @@ impl Session {
         }
         loop {
             self.step_streams();
-            self.push_answers();
             if !self.send()? {
                 return Ok(());
             }
@@ -148,7 +135,7 @@ impl Session {
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(e.to_string()),
             };
-            let events = self.connection.input(&buffer[..count]);
+            let events = self.talk.input(&buffer[..count]);
             for event in events.map_err(|e| format!("{e}: {}", source(&e)))? {
                 self.event(settings, event);
             }
@@ -160,18 +147,12 @@ impl Session {
     fn send(&mut self) -> std::result::Result<bool, End> {
         let mut sent = false;
         loop {
-            if self.done == self.out.len() {
-                self.done = 0;
-                self.out = match self.connection.output().map_err(|e| e.to_string())? {
-                    Some(record) => record,
-                    None => {
-                        self.out = Vec::new();
-                        return Ok(sent);
-                    }
-                };
+            let bytes = self.talk.output().map_err(|e| e.to_string())?;
+            if bytes.is_empty() {
+                return Ok(sent);
             }
-            match rustix::net::send(&self.socket, &self.out[self.done..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(n) => self.done += n,
+            match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(n) => self.talk.sent(n),
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e.to_string()),
@@ -184,12 +165,8 @@ impl Session {
         match event {
             Event::Opened(id, purpose) => {
                 if let Err(code) = self.opened(settings, id, &purpose) {
-                    self.connection.mux().reset(id, code as u32);
+                    self.talk.mux().reset(id, code as u32);
                 }
-            }
-            Event::Data(StreamId::CONTROL, data) => {
-                self.held += data.len() as u32;
-                self.calls.input(&data);
             }
             Event::Data(id, data) => {
                 let taken = match self.streams.get_mut(&id) {
@@ -226,7 +203,7 @@ impl Session {
 
     fn reset(&mut self, id: StreamId, code: ResetCode) {
         self.streams.remove(&id);
-        self.connection.mux().reset(id, code as u32);
+        self.talk.mux().reset(id, code as u32);
     }
 
     fn opened(&mut self, settings: &Settings, id: StreamId, purpose: &[u8]) -> std::result::Result<(), ResetCode> {
@@ -252,7 +229,7 @@ impl Session {
     }
 
     fn step_streams(&mut self) {
-        let mux = self.connection.mux();
+        let mux = self.talk.mux();
         let mut over = Vec::new();
         for (id, stream) in &mut self.streams {
             match stream {
@@ -282,12 +259,8 @@ impl Session {
     // ------------------------------------------------------------------------------------------ calls
 
     fn take_calls(&mut self, settings: &Settings, keeper: &mut Keeper) -> std::result::Result<(), End> {
-        while self.answers.len() < ANSWERS_MAX && self.requests.len() < REQUESTS_MAX {
-            let Some(call) = self.calls.take::<v1::Call>().map_err(|e| e.to_string())? else {
-                // A call that is not whole yet is longer than what may be under way.
-                self.connection.mux().consumed(StreamId::CONTROL, std::mem::take(&mut self.held));
-                return Ok(());
-            };
+        while self.talk.waiting() < ANSWERS_MAX && self.requests.len() < REQUESTS_MAX {
+            let Some(call) = self.talk.take::<v1::Call>().map_err(|e| e.to_string())? else { return Ok(()) };
             let id = call.id;
             match self.call(settings, keeper, call) {
                 Ok(Some(body)) => self.answer(id, body)?,
@@ -300,22 +273,7 @@ impl Session {
 
     fn answer(&mut self, id: u64, body: Body) -> std::result::Result<(), End> {
         let answer = v1::Answer { id, answer: Some(body) };
-        self.answers.extend(calls::frame(&answer).map_err(|e| e.to_string())?);
-        Ok(())
-    }
-
-    fn push_answers(&mut self) {
-        let mux = self.connection.mux();
-        while !self.answers.is_empty() {
-            let count = mux.write(StreamId::CONTROL, self.answers.as_slices().0);
-            if count == 0 {
-                return;
-            }
-            self.answers.drain(..count);
-        }
-        if self.answers.capacity() > BUFFER {
-            self.answers = VecDeque::new();
-        }
+        self.talk.say(&answer).map_err(|e| e.to_string())
     }
 
     /// Its answer; None: it will come from the monitor.
@@ -420,19 +378,17 @@ impl Session {
                 Err(e) => return Err(gone(e)),
             }
         }
-        let mut replies = Vec::new();
-        while self.answers.len() + replies.len() < ANSWERS_MAX {
+        while self.talk.waiting() < ANSWERS_MAX {
             match wire::recv::<monitor_v1::Reply>(monitor) {
                 Ok((reply, _)) => {
                     keeper.look_at(&reply);
                     let answer = v1::Answer { id: reply.id, answer: Some(Body::Monitor(reply)) };
-                    replies.extend(calls::frame(&answer).map_err(|e| e.to_string())?);
+                    self.talk.say(&answer).map_err(|e| e.to_string())?;
                 }
                 Err(WireError::NotReady) => break,
                 Err(e) => return Err(gone(e)),
             }
         }
-        self.answers.extend(replies);
         Ok(())
     }
 }

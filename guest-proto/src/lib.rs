@@ -1,8 +1,8 @@
 //! The connection between a node and the agent in a pod's virtual machine: one byte stream, of TCP or vsock, that carries many.
 //!
 //! [`secure`] authenticates both sides to each other and encrypts, [`frame`] has the bytes of frames, [`mux`] streams with a
-//! window each. [`Connection`] puts them together. Nothing here does I/O or waits: bytes that came go in, bytes that are to be
-//! sent come out, so that it fits an event loop on one side and a runtime on the other.
+//! window each. [`Connection`] puts them together, and [`Talk`] has messages on it besides. Nothing here does I/O or waits: bytes
+//! that came go in, bytes that are to be sent come out, so that it fits an event loop on one side and a runtime on the other.
 //!
 //! What both say through it is `proto/guest.proto` ([`v1`], [`calls`]): the monitor's contract, passed on, and what a guest has besides.
 //!
@@ -20,10 +20,12 @@ mod connection;
 pub mod frame;
 pub mod mux;
 pub mod secure;
+mod talk;
 
 pub use connection::{Connection, ConnectionError};
 pub use mux::{Event, StreamId};
 pub use secure::Secret;
+pub use talk::Talk;
 
 /// Version of all that; both sides have to have the same. It is a part of the handshake, which fails otherwise.
 pub const VERSION: u32 = 1;

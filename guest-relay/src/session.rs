@@ -2,12 +2,11 @@
 //!
 //! Owned by the link. Fails on whatever no honest guest does, and when it says nothing for too long; the connection is of no use then.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use lxcri_guest_proto::v1::{self, call::Call as Op};
-use lxcri_guest_proto::{Connection, Event, Side, StreamId, calls, mux::Mux};
+use lxcri_guest_proto::{Event, Side, StreamId, Talk, mux::Mux};
 use lxcri_monitor_proto::v1 as monitor_v1;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -29,14 +28,8 @@ pub type End = String;
 /// A connection to a guest.
 pub struct Session {
     socket: OwnedFd,
-    connection: Connection,
-    /// A record on its way out, and how much of it is out.
-    out: Vec<u8>,
-    done: usize,
-    answers: calls::Reader,
-    /// Bytes of answers that came and are not taken yet.
-    held: u32,
-    calls: VecDeque<u8>,
+    talk: Talk,
+    /// The last call's id.
     last: u64,
     heard: Instant,
     /// It was asked whether it is there.
@@ -48,12 +41,7 @@ impl Session {
     pub fn new(socket: OwnedFd, target: &Target) -> Result<Self, End> {
         Ok(Self {
             socket,
-            connection: Connection::new(Side::Node, &target.secret).map_err(|e| e.to_string())?,
-            out: Vec::new(),
-            done: 0,
-            answers: calls::Reader::default(),
-            held: 0,
-            calls: VecDeque::new(),
+            talk: Talk::new(Side::Node, &target.secret).map_err(|e| e.to_string())?,
             last: 0,
             heard: Instant::now(),
             asked: false,
@@ -62,12 +50,12 @@ impl Session {
 
     /// The guest has proved who it is.
     pub fn is_up(&self) -> bool {
-        self.connection.is_up()
+        self.talk.is_up()
     }
 
     /// What is to be waited for.
     pub fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
-        let out = if self.done < self.out.len() { PollFlags::OUT } else { PollFlags::empty() };
+        let out = if self.talk.is_sending() { PollFlags::OUT } else { PollFlags::empty() };
         (self.socket.as_fd(), PollFlags::IN | out)
     }
 
@@ -78,18 +66,18 @@ impl Session {
 
     /// The streams.
     pub fn mux(&mut self) -> &mut Mux {
-        self.connection.mux()
+        self.talk.mux()
     }
 
     /// Whether more calls can wait.
     pub fn has_room(&self) -> bool {
-        self.calls.len() < CALLS_MAX
+        self.talk.waiting() < CALLS_MAX
     }
 
     /// Makes a call; its id.
     pub fn call(&mut self, op: Op) -> Result<u64, End> {
         let call = v1::Call { id: self.last + 1, call: Some(op) };
-        self.calls.extend(calls::frame(&call).map_err(|e| e.to_string())?);
+        self.talk.say(&call).map_err(|e| e.to_string())?;
         self.last += 1;
         Ok(self.last)
     }
@@ -117,12 +105,8 @@ impl Session {
                 Err(e) => return Err(e.to_string()),
             };
             (self.heard, self.asked) = (Instant::now(), false);
-            for event in self.connection.input(&buffer[..count]).map_err(|e| format!("{e}: {}", innermost(&e)))? {
+            for event in self.talk.input(&buffer[..count]).map_err(|e| format!("{e}: {}", innermost(&e)))? {
                 match event {
-                    Event::Data(StreamId::CONTROL, data) => {
-                        self.held += u32::try_from(data.len()).unwrap_or_default();
-                        self.answers.input(&data);
-                    }
                     // Only the node opens streams; each would have to be refused by a frame that waits to be sent.
                     Event::Opened(..) => return Err("it opens a stream".into()),
                     Event::Ended(StreamId::CONTROL) => return Err("it has nothing more to say".into()),
@@ -135,12 +119,7 @@ impl Session {
 
     /// The next answer, or event of the monitor.
     pub fn answer(&mut self) -> Result<Option<v1::Answer>, End> {
-        let answer = self.answers.take::<v1::Answer>().map_err(|e| e.to_string())?;
-        if answer.is_none() {
-            // One that is not whole yet is longer than what may be under way.
-            self.connection.mux().consumed(StreamId::CONTROL, std::mem::take(&mut self.held));
-        }
-        Ok(answer)
+        self.talk.take().map_err(|e| e.to_string())
     }
 
     /// Fails when the guest has said nothing for too long.
@@ -150,7 +129,7 @@ impl Session {
             return Err(format!("it says nothing for {} s", silent.as_secs()));
         }
         if silent >= SILENCE && !std::mem::replace(&mut self.asked, true) {
-            self.connection.mux().ping(1);
+            self.talk.mux().ping(1);
         }
         Ok(())
     }
@@ -159,28 +138,12 @@ impl Session {
     pub fn send(&mut self) -> Result<bool, End> {
         let mut sent = false;
         loop {
-            while !self.calls.is_empty() {
-                let count = self.connection.mux().write(StreamId::CONTROL, self.calls.as_slices().0);
-                if count == 0 {
-                    break;
-                }
-                self.calls.drain(..count);
+            let bytes = self.talk.output().map_err(|e| e.to_string())?;
+            if bytes.is_empty() {
+                return Ok(sent);
             }
-            if self.calls.is_empty() && self.calls.capacity() > 0 {
-                self.calls = VecDeque::new();
-            }
-            if self.done == self.out.len() {
-                self.done = 0;
-                self.out = match self.connection.output().map_err(|e| e.to_string())? {
-                    Some(record) => record,
-                    None => {
-                        self.out = Vec::new();
-                        return Ok(sent);
-                    }
-                };
-            }
-            match rustix::net::send(&self.socket, &self.out[self.done..], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(n) => self.done += n,
+            match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(n) => self.talk.sent(n),
                 Err(Errno::AGAIN) => return Ok(sent),
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e.to_string()),

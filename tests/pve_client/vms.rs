@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use proxmox_lxcri::integrations::proxmox_api::{
-    ApiError, CloneSpec, Ended, ErrorKind, GuestChange, GuestId, GuestKind, Proxmox, VmNet, VmSpec, Volume,
+    ApiError, CloneSpec, Ended, ErrorKind, GuestChange, GuestId, GuestKind, NewGuest, Proxmox, VmNet, VmSpec, Volume,
 };
 
 use super::support;
@@ -23,13 +23,16 @@ fn disk(mib: u64) -> Volume {
 fn spec() -> VmSpec {
     VmSpec {
         name: Some("v1".into()),
-        memory: Some(64),
         disks: vec![disk(1024)],
-        nets: vec![VmNet { model: "virtio".into(), bridge: Some("vmbr0".into()), ..VmNet::default() }],
         agent: true,
-        tags: "k8s;ns-default".parse().expect("tags"),
-        description: Some("a=1;b=2&c\nof the test".into()),
-        pool: Some("k8s".into()),
+        guest: NewGuest {
+            memory: Some(64),
+            nets: vec![VmNet { model: "virtio".into(), bridge: Some("vmbr0".into()), ..VmNet::default() }],
+            tags: "k8s;ns-default".parse().expect("tags"),
+            description: Some("a=1;b=2&c\nof the test".into()),
+            pool: Some("k8s".into()),
+            ..NewGuest::default()
+        },
         ..VmSpec::default()
     }
 }
@@ -58,7 +61,7 @@ async fn a_vms_life() {
         (config.get("onboot"), config.get("serial0"), config.get("boot")),
         (Some("0"), Some("socket"), Some("order=scsi0"))
     );
-    assert_eq!(config.disks["scsi0"].volume, "local:100/vm-100-disk-0.qcow2");
+    assert_eq!(config.volumes["scsi0"].volume, "local:100/vm-100-disk-0.qcow2");
     assert!(config.nets[&0].macaddr.is_some(), "the API chooses one: {:?}", config.nets);
 
     // Containers and VMs have their numbers together, and are not mistaken for one another.
@@ -95,7 +98,7 @@ async fn a_vms_life() {
     let less = api.guest_resize(vm(100), "scsi0", "1G").await.expect("accepted").wait().await;
     assert_eq!(kind(less), ErrorKind::TaskFailed);
     let config = api.vm_config(NODE, vmid(100)).await.expect("config");
-    assert_eq!(config.disks["scsi0"].size.as_deref(), Some("2G"));
+    assert_eq!(config.volumes["scsi0"].size.as_deref(), Some("2G"));
 
     for (name, notes) in [("s1", "first"), ("s2", "")] {
         api.guest_snapshot(vm(100), name, notes).await.expect("snapshot").wait().await.expect("taken");
@@ -111,14 +114,17 @@ async fn a_vms_life() {
     let named = |name: &str| CloneSpec { name: Some(name.into()), pool: Some("k8s".into()), ..CloneSpec::default() };
     api.guest_clone(vm(100), vmid(101), &named("v2")).await.expect("clone").wait().await.expect("copied");
     let copy = api.vm_config(NODE, vmid(101)).await.expect("config");
-    assert_eq!((copy.get("name"), copy.disks["scsi0"].volume.as_str()), (Some("v2"), "local:101/vm-101-disk-0.qcow2"));
+    assert_eq!(
+        (copy.get("name"), copy.volumes["scsi0"].volume.as_str()),
+        (Some("v2"), "local:101/vm-101-disk-0.qcow2")
+    );
     assert_ne!(copy.nets[&0].macaddr, config.nets[&0].macaddr);
     api.guest_make_template(vm(101)).await.expect("a template");
     assert!(api.guest_status(vm(101)).await.expect("status").template);
     assert_eq!(kind(api.guest_start(vm(101)).await), ErrorKind::TaskFailed, "a template never runs");
     api.guest_clone(vm(101), vmid(102), &named("v3")).await.expect("clone").wait().await.expect("cloned");
     let linked = api.vm_config(NODE, vmid(102)).await.expect("config");
-    assert_eq!(linked.disks["scsi0"].volume, "local:101/base-101-disk-0.qcow2/102/vm-102-disk-0.qcow2");
+    assert_eq!(linked.volumes["scsi0"].volume, "local:101/base-101-disk-0.qcow2/102/vm-102-disk-0.qcow2");
     let elsewhere = CloneSpec { storage: Some("local".into()), ..named("v4") };
     assert_eq!(kind(api.guest_clone(vm(101), vmid(103), &elsewhere).await), ErrorKind::Failed);
     let taken = api.guest_clone(vm(101), vmid(102), &named("v3")).await;
@@ -145,14 +151,18 @@ async fn what_no_token_may_and_no_storage_can() {
     let path = Volume { volume: "/dev/sda".into(), ..Volume::default() };
     assert_eq!(kind(create(&api, 101, &VmSpec { disks: vec![path], ..spec() }).await), ErrorKind::RootOnly);
     let mut other = spec();
-    other.nets[0].bridge = Some("vmbr9".into());
+    other.guest.nets[0].bridge = Some("vmbr9".into());
     let e = create(&api, 101, &other).await.expect_err("another bridge");
     assert!(matches!(e.kind(), ErrorKind::Permission { path, .. } if path.ends_with("vmbr9")), "{e}");
-    let e = create(&api, 101, &VmSpec { pool: None, ..spec() }).await.expect_err("outside the pool");
+    let mut outside = spec();
+    outside.guest.pool = None;
+    let e = create(&api, 101, &outside).await.expect_err("outside the pool");
     assert!(matches!(e.kind(), ErrorKind::Permission { path, .. } if path == "/vms/101"), "{e}");
     for privilege in ["VM.Config.HWType", "VM.Config.Disk", "VM.Config.CPU"] {
         pve.take_away(privilege);
-        let e = create(&api, 101, &VmSpec { cores: Some(1), ..spec() }).await.expect_err("not allowed");
+        let mut more = spec();
+        more.guest.cores = Some(1);
+        let e = create(&api, 101, &more).await.expect_err("not allowed");
         assert!(matches!(e.kind(), ErrorKind::Permission { privileges, .. } if privileges[0] == privilege), "{e}");
     }
     pve.take_away("");

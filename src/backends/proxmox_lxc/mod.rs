@@ -2,21 +2,19 @@
 //! containers are run by the OCI runtime from the node, in the CT's user, network, IPC and UTS namespaces, with PID namespaces
 //! below the CT's and cgroups beside its own, so that whatever stops the CT ends them.
 //!
-//! `unit` makes and removes the CT, `owner` says whose one is, `orphans` looks for those that are nobody's, `network` says what Proxmox
-//! connects them with, `launch` plans containers and execs. An OCI runtime's calls are made inside of the CT's PID
-//! namespace by the helper of the handler `lxc` (`within`, `keep`, `forget`). A CT is found again by the pod's journal and by the
-//! identity in its notes; one without that is never touched. A crash leaves what the journal names, or a CT that says whose it is.
+//! `unit` makes and removes the CT, `owner` says whose one is, `network` says what Proxmox connects them with, `launch` plans
+//! containers and execs. An OCI runtime's calls are made inside of the CT's PID namespace by the helper of the handler `lxc` (`within`,
+//! `keep`, `forget`). A CT is found again by the pod's journal and by the identity in its notes; one without that is never touched. A
+//! crash leaves what the journal names, or a CT that says whose it is.
 
 mod launch;
 mod network;
-mod orphans;
 mod owner;
-pub(in crate::backends) mod plan;
+mod plan;
 mod template;
 mod unit;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::lxc::limits;
 use super::oci::linux;
 use super::pods::{self, NodePods};
+use super::proxmox::{Guests, look};
 use crate::core::backend::{
     Backend, Capabilities, ExecContext, IsKnown, Journal, Launch, LaunchContext, UpdateContext,
 };
@@ -38,11 +37,9 @@ use crate::core::records::{PodRecord, SandboxFacts};
 use crate::core::spec::{ContainerConfig, IdMapping, NamespaceMode, Resources, SandboxConfig, UserNamespace};
 use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
 use crate::integrations::proxmox_api::{Proxmox, Vmid};
+use plan::CT;
 
 pub use network::{CtNets, CtNetwork};
-
-/// How long a look at the API may take.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Settings of the handler.
 #[derive(Debug, Clone)]
@@ -85,26 +82,16 @@ pub struct ProxmoxLxcBackend {
     pods: Arc<NodePods>,
     /// The template that is known to be there.
     template: tokio::sync::Mutex<Option<String>>,
-    /// Numbers that pods of this node have or are about to ask for.
-    numbers: Mutex<BTreeSet<u32>>,
-    /// Numbers about which no answer came.
-    unsure: Mutex<BTreeMap<u32, owner::Unsure>>,
-    /// CTs that were nobody's at the last look, by number.
-    orphans: Mutex<BTreeMap<u32, orphans::Orphan>>,
+    /// The CTs: their numbers, and which are nobody's.
+    cts: Guests,
 }
 
 impl ProxmoxLxcBackend {
     /// Nothing is asked yet.
     pub fn new(config: ProxmoxLxcConfig, api: Proxmox, pods: Arc<NodePods>) -> Self {
-        Self {
-            config,
-            api,
-            pods,
-            template: Default::default(),
-            numbers: Default::default(),
-            unsure: Default::default(),
-            orphans: Default::default(),
-        }
+        let remove_after = (config.orphans == Orphans::Remove).then_some(config.orphans_after);
+        let cts = Guests::new(&CT, &api, &config.node, &config.installation, config.vmids, remove_after);
+        Self { config, api, pods, template: Default::default(), cts }
     }
 
     /// Every CT has the same users.
@@ -124,7 +111,7 @@ impl ProxmoxLxcBackend {
         // After its end the journal names no CT any more.
         let cgroup = match &pod.facts {
             Some(facts) => facts.cgroup_parent.clone(),
-            None => plan::cgroup(unit::vmid(pod)?),
+            None => plan::cgroup(CT.vmid(pod)?),
         };
         let mut pod = pod.clone();
         pod.config.cgroup_parent = cgroup;
@@ -152,15 +139,8 @@ impl Backend for ProxmoxLxcBackend {
             std::fs::metadata(path)
                 .map_err(|e| Error::because(Kind::FailedPrecondition, format!("{what} {path} (handlers)"), e))?;
         }
-        match tokio::time::timeout(PATIENCE, self.api.version()).await {
-            Ok(answer) => {
-                let version = answer.map_err(Error::from)?;
-                self.config.network.as_ref().map_or(Ok(()), |_| CtNets::check_release(&version))
-            }
-            Err(_) => {
-                Err(Error::new(Kind::DeadlineExceeded, format!("the Proxmox API has not answered within {PATIENCE:?}")))
-            }
-        }
+        let version = look(self.api.version()).await??;
+        self.config.network.as_ref().map_or(Ok(()), |_| CtNets::check_release(&version))
     }
 
     fn adapt_pod(&self, pod: &mut SandboxConfig) -> Result<()> {
@@ -174,10 +154,8 @@ impl Backend for ProxmoxLxcBackend {
                 "handler proxmox-lxc gives every pod its CT's users: it can't have a user namespace of its own",
             );
         }
-        for (what, mode) in [("network", namespaces.network), ("PID", namespaces.pid), ("IPC", namespaces.ipc)] {
-            if mode == NamespaceMode::Node {
-                return named(&format!("a CT can't have the node's {what} namespace"));
-            }
+        if let Some(what) = CT.node_namespace(namespaces) {
+            return named(&what);
         }
         // A privileged pod may have containers that are not; the others are refused one by one.
         namespaces.user = Some(self.users());

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use camino::Utf8Path;
 
+use super::plan::CT;
 use crate::core::config::{Addresses, CtNetwork as Settings};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::PodId;
@@ -132,12 +132,7 @@ impl CtNetwork {
 #[async_trait]
 impl PodNetwork for CtNetwork {
     async fn status(&self) -> std::result::Result<(), NetworkNotReady> {
-        let there = Utf8Path::new("/sys/class/net").join(&self.bridge).try_exists().unwrap_or(false);
-        if there {
-            return Ok(());
-        }
-        let message = format!("this node has no bridge or vnet {} (handlers.proxmox-lxc.network.bridge)", self.bridge);
-        Err(NetworkNotReady { reason: "NetworkBridgeNotFound".into(), message })
+        CT.bridge_status(&self.bridge)
     }
 
     async fn add(&self, request: &NetworkRequest) -> Result<NetworkResult> {

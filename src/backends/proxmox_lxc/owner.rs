@@ -5,23 +5,11 @@
 //! counts, and Proxmox's record of tasks: creates of ours, since the pod is there. What can't be told now is an error, so that
 //! the caller asks again: a CT that is taken for another's is never looked at again.
 
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
-
 use super::ProxmoxLxcBackend;
 use super::plan;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::records::PodRecord;
 use crate::integrations::proxmox_api::{ApiError, CtConfig, ErrorKind, Identity, Upid, Vmid};
-
-/// A number about whose CT an answer has not come.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Unsure {
-    /// Until when what was asked for may be done yet: so long no other pod gets the number.
-    until: Instant,
-    /// It was a create, and its CT was not seen yet.
-    create: bool,
-}
 
 /// What Proxmox's tasks, and the pod's record, say of a number.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,65 +64,23 @@ fn whose(made: Made, seen: &Nameless) -> Whose {
 }
 
 impl ProxmoxLxcBackend {
-    pub(super) fn identity(&self, pod: &PodRecord) -> Identity {
-        Identity { installation: self.config.installation.clone(), pod: pod.id.to_string() }
-    }
-
-    /// Takes note of a change of that number's CT that has failed, `create`: its making. Where no answer came it may be done yet, for
-    /// as long as Proxmox may take to begin, and meet the next CT of that number: there is none for as long.
-    pub(super) fn failed(&self, vmid: Vmid, e: &ApiError, create: bool) {
-        if !e.is_uncertain() {
-            return;
-        }
-        let now = Instant::now();
-        let mut unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = unsure.get(&vmid.get()).is_some_and(|u| u.create && u.until > now);
-        unsure.insert(vmid.get(), Unsure { until: now + self.api.patience(), create: create || before });
-    }
-
-    /// Whether no pod may get the number yet.
-    pub(super) fn rests(&self, number: u32) -> bool {
-        let mut unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
-        unsure.retain(|_, u| u.until > Instant::now());
-        unsure.contains_key(&number)
-    }
-
-    /// How long a CT of that number may come into being yet.
-    fn in_doubt(&self, vmid: Vmid) -> Option<Duration> {
-        let unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = unsure.get(&vmid.get()).filter(|u| u.create)?.until;
-        Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
-    }
-
-    /// The CT is there: it is made no second time.
-    fn is_made(&self, vmid: Vmid) {
-        if let Some(u) = self.unsure.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&vmid.get()) {
-            u.create = false;
-        }
-    }
-
     /// The node that has a CT of that number which is this pod's; None: there is none.
     pub(super) async fn find_own(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
-        if pod.resources.iter().any(|n| n.kind == plan::TAKEN && n.name == vmid.to_string()) {
+        if plan::CT.is_taken(pod, vmid) {
             return Ok(None);
         }
         let node = &self.config.node;
         let mut waited = false;
         loop {
             let seen = match self.api.ct_config(node, vmid).await {
-                Err(e) if e.is_not_found() => match self.in_doubt(vmid) {
-                    None => return self.elsewhere(pod, vmid).await,
-                    Some(left) => {
-                        let what = format!("whether Proxmox makes CT {vmid} yet is known in {} s", left.as_secs() + 1);
-                        return Err(Error::new(Kind::Unavailable, what));
-                    }
-                },
+                // It ended when it was migrated, and what runs there is its init alone.
+                Err(e) if e.is_not_found() => return self.cts.elsewhere(pod, vmid).await,
                 Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => Nameless::Hidden(e),
                 Err(e) => return Err(e.into()),
                 Ok(config) => match nameless(&config) {
                     Some(seen) => seen,
-                    None if Identity::find(config.description()) == Some(self.identity(pod)) => {
-                        self.is_made(vmid);
+                    None if Identity::find(config.description()) == Some(self.cts.identity(pod)) => {
+                        self.cts.is_made(vmid);
                         return Ok(Some(node.clone()));
                     }
                     None => {
@@ -172,29 +118,8 @@ impl ProxmoxLxcBackend {
         }
     }
 
-    /// The node that an operator has migrated the pod's CT to. It ended when it was migrated, and what runs there is its init alone.
-    async fn elsewhere(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
-        let guests = self.api.guests().await.map_err(Error::from)?;
-        let other = |g: &&crate::integrations::proxmox_api::Guest| {
-            g.vmid == vmid && g.kind == "lxc" && !g.node.is_empty() && g.node != self.config.node
-        };
-        let Some(node) = guests.iter().find(other).map(|g| g.node.clone()) else { return Ok(None) };
-        match self.api.ct_config(&node, vmid).await {
-            Ok(config) if Identity::find(config.description()) == Some(self.identity(pod)) => {
-                tracing::warn!(pod = pod.id.as_str(), %vmid, node, "its CT was migrated: it is removed there");
-                Ok(Some(node))
-            }
-            Ok(_) => Ok(None),
-            Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => Err(Error::from(e).context(format!("CT {vmid} was migrated to node {node}"))),
-        }
-    }
-
     async fn made(&self, pod: &PodRecord, vmid: Vmid) -> Result<Made> {
-        let tasks = self.api.own_tasks(&self.config.node, vmid, "vzcreate").await.map_err(Error::from)?;
-        // Both are of this node's clock; tasks have whole seconds.
-        let since = u64::try_from(pod.created_at / 1_000_000_000).unwrap_or_default();
-        let mut ours: Vec<_> = tasks.into_iter().filter(|t| t.starttime >= since).collect();
+        let mut ours = self.cts.tasks_since(pod, vmid, "vzcreate").await?;
         ours.sort_by_key(|t| t.upid.start_order());
         // The latest counts: an earlier one may be another pod's, of the same second.
         for task in ours.into_iter().rev() {
@@ -216,7 +141,7 @@ fn nameless(config: &CtConfig) -> Option<Nameless> {
     match config.get("lock") {
         _ if !config.description().is_empty() => None,
         Some("create") => Some(Nameless::Making),
-        _ if config.rootfs.is_none() => Some(Nameless::Husk),
+        _ if !config.volumes.contains_key("rootfs") => Some(Nameless::Husk),
         _ => None,
     }
 }

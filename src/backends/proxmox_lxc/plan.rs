@@ -1,22 +1,26 @@
 //! What a pod's CT is to be like, as a pure function of the pod.
-//!
-//! Values that Proxmox would not take, or would take for something else, are made to fit where they only decorate (name, tags,
-//! notes) and refused where they count.
 
+use crate::backends::proxmox::Unit;
+use crate::backends::proxmox::plan::{cpus, host_name, tags, words};
 use crate::core::error::Result;
 use crate::core::spec::{Resources, SandboxConfig};
-use crate::integrations::proxmox_api::{CtSpec, Identity, Tags, Vmid, Volume};
+use crate::integrations::proxmox_api::{CtSpec, GuestKind, Identity, NewGuest, Vmid, Volume};
 
-/// Kind of the journal's notes of CTs.
-pub const CT: &str = "proxmox-ct";
-/// Kind of its notes of numbers that it has asked for and somebody else has.
-pub const TAKEN: &str = "proxmox-ct-taken";
+/// What a pod is in Proxmox.
+pub const CT: Unit = Unit {
+    kind: GuestKind::Ct,
+    handler: "proxmox-lxc",
+    word: "CT",
+    note: "proxmox-ct",
+    taken: "proxmox-ct-taken",
+    tool: "pct",
+    dead_locks: ["create", "destroyed"],
+    orphans: "proxmox orphans; handlers.proxmox-lxc.orphans",
+};
 /// MiB of a CT's root file system: the init, and what Proxmox puts there.
 const ROOTFS: u64 = 64;
 /// Least memory that Proxmox takes, in MiB.
 const MIN_MEMORY: u64 = 16;
-/// Longest host name.
-const NAME_MAX: usize = 63;
 
 /// Cgroup of a CT, from the hierarchies' roots.
 pub fn cgroup(vmid: Vmid) -> String {
@@ -38,43 +42,7 @@ pub fn limits(resources: &Resources, overhead: &Resources, node: u64) -> Limits 
         limit if limit > 0 => limit.saturating_add(overhead.memory_limit.max(0)).unsigned_abs(),
         _ => node,
     };
-    let cpus = |r: &Resources| match (r.cpu_quota, r.cpu_period) {
-        (quota, period) if quota > 0 && period > 0 => quota as f64 / period as f64,
-        _ => 0.0,
-    };
-    let cpus = match cpus(resources) {
-        0.0 => 0.0,
-        // As precise as Proxmox shows it, and never less than was asked for.
-        some => ((some + cpus(overhead)) * 100.0).ceil() / 100.0,
-    };
-    Limits { memory: memory.div_ceil(1 << 20).max(MIN_MEMORY), cpus }
-}
-
-/// Letters, digits and hyphens, as DNS has them; the pod's name where it is one.
-pub(in crate::backends) fn host_name(pod: &SandboxConfig) -> String {
-    let wanted = if pod.hostname.is_empty() { &pod.metadata.name } else { &pod.hostname };
-    let name: String = wanted
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' })
-        .take(NAME_MAX)
-        .collect();
-    let name = name.trim_matches(['-', '.']).to_owned();
-    if name.is_empty() { "pod".to_owned() } else { name }
-}
-
-/// Words for the GUI's lists.
-pub(in crate::backends) fn tags(pod: &SandboxConfig) -> Tags {
-    let word = |text: &str| {
-        text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect::<String>()
-    };
-    format!("k8s;ns-{}", word(&pod.metadata.namespace)).parse().unwrap_or_default()
-}
-
-/// What is to be seen in the GUI's notes; the identity comes below it.
-pub(in crate::backends) fn words(pod: &SandboxConfig) -> String {
-    let m = &pod.metadata;
-    let line = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect::<String>();
-    format!("Pod {}/{}\n\nuid {}", line(&m.namespace), line(&m.name), line(&m.uid))
+    Limits { memory: memory.div_ceil(1 << 20).max(MIN_MEMORY), cpus: cpus(resources, overhead) }
 }
 
 /// The CT. `identity` says whose it is.
@@ -90,12 +58,15 @@ pub fn spec(
         ostemplate: template.to_owned(),
         rootfs: Some(Volume::allocate(storage, ROOTFS)),
         hostname: Some(host_name(pod)),
-        memory: Some(limits.memory),
         swap: Some(0),
-        cpulimit: Some(limits.cpus),
-        tags: tags(pod),
-        description: Some(identity.notes(&words(pod))?),
-        pool: Some(pool.to_owned()).filter(|p| !p.is_empty()),
+        guest: NewGuest {
+            memory: Some(limits.memory),
+            cpulimit: Some(limits.cpus),
+            tags: tags(pod),
+            description: Some(identity.notes(&words(pod))?),
+            pool: Some(pool.to_owned()).filter(|p| !p.is_empty()),
+            ..NewGuest::default()
+        },
         ostype: Some("unmanaged".to_owned()),
         ..CtSpec::default()
     })
@@ -118,9 +89,9 @@ mod tests {
             let limits = Limits { memory: 512, cpus: 0.0 };
             let spec = spec(&pod(name, "a;b=c\nx"), &identity, "local:vztmpl/t.tar", "local", "", limits).unwrap();
             assert_eq!(spec.hostname.as_deref(), Some(host), "{name:?}");
-            assert_eq!(spec.tags.to_string(), "k8s;ns-a-b-c-x");
-            assert_eq!(Identity::find(spec.description.as_deref().unwrap()), Some(identity.clone()));
-            assert_eq!((spec.pool, spec.privileged), (None, false));
+            assert_eq!(spec.guest.tags.to_string(), "k8s;ns-a-b-c-x");
+            assert_eq!(Identity::find(spec.guest.description.as_deref().unwrap()), Some(identity.clone()));
+            assert_eq!((spec.guest.pool, spec.privileged), (None, false));
         }
     }
 

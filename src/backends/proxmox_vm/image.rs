@@ -5,7 +5,6 @@
 //! its name, our identity in its notes, and Proxmox's protection from the moment on that its disk is whole. A crash leaves one without
 //! protection, which is made anew, and [`ProxmoxVmBackend::drop_images`] removes what no pod has used for a while.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -20,7 +19,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::Image;
 use crate::fail_point;
 use crate::integrations::proxmox_api::{
-    ErrorKind, GuestChange, GuestId, GuestKind, Identity, VmConfig, VmSpec, Vmid, Volume,
+    ErrorKind, GuestChange, GuestId, GuestKind, Identity, NewGuest, VmConfig, VmSpec, Vmid, Volume,
 };
 use crate::utils::process::Spawn;
 
@@ -51,7 +50,7 @@ fn set(key: &str, value: &str) -> GuestChange {
 fn whole(config: &VmConfig, identity: &Identity) -> Option<String> {
     let ours = Identity::find(config.description()).as_ref() == Some(identity);
     let protected = config.get("protection") == Some("1");
-    config.disks.get("scsi0").filter(|_| ours && protected).map(|disk| disk.volume.clone())
+    config.volumes.get("scsi0").filter(|_| ours && protected).map(|disk| disk.volume.clone())
 }
 
 impl ProxmoxVmBackend {
@@ -104,7 +103,7 @@ impl ProxmoxVmBackend {
             if Identity::find(config.description()).as_ref() == Some(&identity) {
                 tracing::warn!(%vmid, image = image.id.as_str(), "an image's disk was left half made: it is made anew");
                 self.delete_vm(node, vmid).await?;
-                self.release(vmid);
+                self.vms.release(vmid);
             }
         }
         *known = None;
@@ -142,7 +141,7 @@ impl ProxmoxVmBackend {
             }
             Err(e) => {
                 match self.delete_vm(&self.config.node, vmid).await {
-                    Ok(()) => self.release(vmid),
+                    Ok(()) => self.vms.release(vmid),
                     Err(left) => tracing::warn!(%vmid, error = left.chain(), "half of an image's disk stays for now"),
                 }
                 Err(named(e))
@@ -162,48 +161,41 @@ impl ProxmoxVmBackend {
         };
         let spec = VmSpec {
             name: Some(name.to_owned()),
-            memory: Some(16),
-            cores: Some(1),
             disks: vec![disk],
-            tags: "k8s;lxcri-image".parse().map_err(property)?,
-            description: Some(identity.notes(&words)?),
-            pool: Some(config.pool.clone()).filter(|p| !p.is_empty()),
+            guest: NewGuest {
+                memory: Some(16),
+                cores: Some(1),
+                tags: "k8s;lxcri-image".parse().map_err(property)?,
+                description: Some(identity.notes(&words)?),
+                pool: Some(config.pool.clone()).filter(|p| !p.is_empty()),
+                ..NewGuest::default()
+            },
             ..VmSpec::default()
         };
-        let taken: BTreeSet<u32> = self.api.guests().await.map_err(Error::from)?.iter().map(|g| g.vmid.get()).collect();
-        let (first, last) = config.vmids;
-        for number in (first.get()..=last.get()).rev() {
-            if taken.contains(&number) || !self.reserve(number) {
-                continue;
-            }
-            let vmid = Vmid::new(number.into()).map_err(|e| Error::internal(e.to_string()))?;
-            let made = match self.api.vm_create(&config.node, vmid, &spec).await {
-                Ok(task) => task.wait().await.map(drop),
-                Err(e) => Err(e),
-            };
-            match made {
+        for vmid in self.vms.free().await?.rev() {
+            let made = async { self.api.vm_create(&config.node, vmid, &spec).await?.wait().await.map(drop) };
+            match made.await {
                 Ok(()) => return Ok(vmid),
-                Err(e) if *e.kind() == ErrorKind::AlreadyExists => self.release(vmid),
+                Err(e) if *e.kind() == ErrorKind::AlreadyExists => self.vms.release(vmid),
                 Err(e) => {
                     // What may come of it yet is found by its name.
-                    self.failed(vmid, &e);
-                    self.release(vmid);
+                    self.vms.failed(vmid, &e, true);
+                    self.vms.release(vmid);
                     return Err(e.into());
                 }
             }
         }
-        let what = format!("no number from {first} to {last} is free for an image's disk (handlers.proxmox-vm.vmids)");
-        Err(Error::new(Kind::ResourceExhausted, what))
+        Err(self.vms.none_free("an image's disk"))
     }
 
     /// Gives a running VM an image's disk.
     async fn attach(&self, vmid: Vmid, disk: &Disk) -> Result<()> {
         let named = |e: Error| e.context(format!("give VM {vmid} the disk {}", disk.volume));
         let config = self.api.vm_config(&self.config.node, vmid).await.map_err(|e| named(e.into()))?;
-        if config.disks.values().any(|d| d.other.get("serial") == Some(disk.serial.as_str())) {
+        if config.volumes.values().any(|d| d.other.get("serial") == Some(disk.serial.as_str())) {
             return Ok(());
         }
-        let free = IMAGE_SLOTS.map(|n| format!("scsi{n}")).find(|key| !config.disks.contains_key(key));
+        let free = IMAGE_SLOTS.map(|n| format!("scsi{n}")).find(|key| !config.volumes.contains_key(key));
         let key = free.ok_or_else(|| {
             let what = format!("a pod can't have more than {} images", IMAGE_SLOTS.count());
             named(Error::new(Kind::ResourceExhausted, what))

@@ -5,7 +5,8 @@ use camino::Utf8Path;
 use oci_spec::runtime::{Hooks, LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
 use super::guest::{self, CGROUP, CGROUPS, DATA, RUN};
-use super::{ProxmoxVmBackend, refused, unit};
+use super::plan::VM;
+use super::{ProxmoxVmBackend, refused};
 use crate::backends::oci::{self, HostFacts, SpecInput};
 use crate::backends::pods::launch::{add_hooks, exec_process, find_user, program_trouble, stop_signal, write};
 use crate::backends::pods::{PATH, destinations};
@@ -69,7 +70,7 @@ impl ProxmoxVmBackend {
         let duplicate =
             || rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e));
         let monitor = self.monitor_of(&pod.id)?;
-        let vmid = unit::vmid(pod)?;
+        let vmid = VM.vmid(pod)?;
         let user = {
             let (root, security, image_user) = (duplicate()?, config.security.clone(), image.config.user.clone());
             blocking(move || find_user(&beneath::Root::from_fd(root), &security, &image_user)).await?

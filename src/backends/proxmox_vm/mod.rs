@@ -18,16 +18,17 @@ mod unit;
 mod volumes;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::pods::{self, NodePods};
+use super::proxmox::{Guests, locked, look};
 use crate::core::backend::{Backend, Capabilities, ExecContext, IsKnown, Journal, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::config::{Addresses, Orphans, VmNetwork};
@@ -40,8 +41,9 @@ use crate::core::state::PodPhase;
 use crate::core::stats::{PodSample, StatsTarget, StatsWanted};
 use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use crate::utils::tasks::TaskSet;
+use plan::VM;
 
-/// How long a look at the API, or at what a container has left, may take.
+/// How long a look at what a container has left may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a port of a pod is waited for.
 const DIAL: Duration = Duration::from_secs(10);
@@ -117,12 +119,8 @@ pub struct Inner {
     pods: Arc<NodePods>,
     tasks: TaskSet,
     live: Mutex<HashMap<PodId, Live>>,
-    /// Numbers that pods and images of this node have or are about to ask for.
-    numbers: Mutex<BTreeSet<u32>>,
-    /// Numbers of VMs that may come into being yet, since no answer came; and until when.
-    unsure: Mutex<BTreeMap<u32, Instant>>,
-    /// VMs that were nobody's at the last look, by number.
-    orphans: Mutex<BTreeMap<u32, orphans::Orphan>>,
+    /// The VMs of pods and images: their numbers, and which are nobody's.
+    vms: Guests,
     /// Images' disks, by the beginning of the image's id: one is made once, whoever asks, and no other waits for it.
     images: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Vmid>>>>>,
     /// Held while a VM is given a disk; by whoever takes one away alone, and only where nobody has it.
@@ -137,10 +135,6 @@ impl std::ops::Deref for ProxmoxVmBackend {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn refused(what: impl Into<String>) -> Error {
     Error::new(Kind::Unimplemented, format!("handler proxmox-vm: {}", what.into()))
 }
@@ -148,15 +142,15 @@ fn refused(what: impl Into<String>) -> Error {
 impl ProxmoxVmBackend {
     /// Nothing is asked yet.
     pub fn new(config: ProxmoxVmConfig, api: Proxmox, pods: Arc<NodePods>, tasks: TaskSet) -> Self {
+        let remove_after = (config.orphans == Orphans::Remove).then_some(config.orphans_after);
+        let vms = Guests::new(&VM, &api, &config.node, &config.installation, config.vmids, remove_after);
         Self(Arc::new(Inner {
             config,
             api,
             pods,
             tasks,
             live: Default::default(),
-            numbers: Default::default(),
-            unsure: Default::default(),
-            orphans: Default::default(),
+            vms,
             images: Default::default(),
             giving: Default::default(),
         }))
@@ -201,10 +195,7 @@ impl Backend for ProxmoxVmBackend {
                 .map_err(|e| Error::because(Kind::FailedPrecondition, format!("{path} ({what})"), e))?;
         }
         let template = self.config.template;
-        let looked = tokio::time::timeout(PATIENCE, self.api.vm_config(&self.config.node, template));
-        let config = looked.await.map_err(|_| {
-            Error::new(Kind::DeadlineExceeded, format!("the Proxmox API has not answered within {PATIENCE:?}"))
-        })?;
+        let config = look(self.api.vm_config(&self.config.node, template)).await?;
         let config = config.map_err(|e| Error::from(e).context(format!("the template, VM {template}")))?;
         match config.get("template") {
             Some("1") => Ok(()),
@@ -253,10 +244,8 @@ impl Backend for ProxmoxVmBackend {
         let m = &pod.metadata;
         let named = |what: String| Err(refused(what).context(format!("pod {}/{}", m.namespace, m.name)));
         let namespaces = &pod.security.namespaces;
-        for (what, mode) in [("network", namespaces.network), ("PID", namespaces.pid), ("IPC", namespaces.ipc)] {
-            if mode == NamespaceMode::Node {
-                return named(format!("a VM can't have the node's {what} namespace"));
-            }
+        if let Some(what) = VM.node_namespace(namespaces) {
+            return named(what);
         }
         if namespaces.user.is_some() {
             return named("a pod can't have a user namespace of its own".into());
@@ -376,12 +365,7 @@ impl Backend for ProxmoxVmBackend {
     }
 
     async fn network_status(&self) -> std::result::Result<(), NetworkNotReady> {
-        let bridge = &self.config.network.bridge;
-        if Utf8Path::new("/sys/class/net").join(bridge).try_exists().unwrap_or(false) {
-            return Ok(());
-        }
-        let message = format!("this node has no bridge or vnet {bridge} (handlers.proxmox-vm.network.bridge)");
-        Err(NetworkNotReady { reason: "NetworkBridgeNotFound".into(), message })
+        VM.bridge_status(&self.config.network.bridge)
     }
 
     async fn collect_garbage(&self, _: &[PodRecord], _: &[ContainerId]) -> Result<()> {

@@ -4,45 +4,29 @@
 //! died, has none yet and is in no pool, so that our token may not see it: then Proxmox's record of our own clones counts. What
 //! can't be told now is an error, so that the caller asks again: a VM that is taken for another's is never looked at again.
 
-use std::time::Instant;
-
-use super::plan::TAKEN;
-use super::{ProxmoxVmBackend, locked};
+use super::ProxmoxVmBackend;
+use super::plan::VM;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::records::PodRecord;
 use crate::integrations::proxmox_api::{ErrorKind, Identity, Vmid};
 
 impl ProxmoxVmBackend {
-    pub(super) fn identity(&self, pod: &PodRecord) -> Identity {
-        Identity { installation: self.config.installation.clone(), pod: pod.id.to_string() }
-    }
-
     /// The node that has a VM of that number which is this pod's; None: there is none.
     pub(super) async fn find_own(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
-        if pod.resources.iter().any(|n| n.kind == TAKEN && n.name == vmid.to_string()) {
+        if VM.is_taken(pod, vmid) {
             return Ok(None);
         }
         let node = &self.config.node;
         match self.api.vm_config(node, vmid).await {
             Ok(config) => match Identity::find(config.description()) {
-                Some(found) if found == self.identity(pod) => Ok(Some(node.clone())),
+                Some(found) if found == self.vms.identity(pod) => Ok(Some(node.clone())),
                 None if config.get("lock") == Some("clone") => self.half_made(pod, vmid).await,
                 _ => {
                     tracing::info!(pod = pod.id.as_str(), %vmid, "the VM of that number is somebody else's");
                     Ok(None)
                 }
             },
-            Err(e) if e.is_not_found() => {
-                let until = locked(&self.unsure).get(&vmid.get()).copied();
-                match until.filter(|until| *until > Instant::now()) {
-                    None => self.elsewhere(pod, vmid).await,
-                    Some(until) => {
-                        let left = until.saturating_duration_since(Instant::now()).as_secs() + 1;
-                        let what = format!("whether Proxmox makes VM {vmid} yet is known in {left} s");
-                        Err(Error::new(Kind::Unavailable, what))
-                    }
-                }
-            }
+            Err(e) if e.is_not_found() => self.vms.elsewhere(pod, vmid).await,
             // Of one that was made our token is not refused what a pool gives it, unless somebody has taken it away.
             Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) && pod.facts.is_some() => Err(e.into()),
             Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => self.half_made(pod, vmid).await,
@@ -53,11 +37,8 @@ impl ProxmoxVmBackend {
     /// A VM without notes that we can read: somebody else's, if no clone of ours can have made it.
     async fn half_made(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
         // A clone's task is one of its template.
-        let tasks =
-            self.api.own_tasks(&self.config.node, self.config.template, "qmclone").await.map_err(Error::from)?;
-        // Both are of this node's clock; tasks have whole seconds.
-        let since = u64::try_from(pod.created_at / 1_000_000_000).unwrap_or_default();
-        if !tasks.iter().any(|t| t.starttime >= since && matches!(t.outcome(), None | Some(Err(_)))) {
+        let tasks = self.vms.tasks_since(pod, self.config.template, "qmclone").await?;
+        if !tasks.iter().any(|t| matches!(t.outcome(), None | Some(Err(_)))) {
             tracing::warn!(pod = pod.id.as_str(), %vmid, "the VM of that number is taken for somebody else's");
             return Ok(None);
         }
@@ -66,23 +47,5 @@ impl ProxmoxVmBackend {
              `qm unlock {vmid}; qm destroy {vmid}` removes what that has left"
         );
         Err(Error::new(Kind::Unavailable, hint))
-    }
-
-    /// The node that an operator has migrated the pod's VM to.
-    async fn elsewhere(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
-        let guests = self.api.guests().await.map_err(Error::from)?;
-        let other = guests
-            .iter()
-            .find(|g| g.vmid == vmid && g.kind == "qemu" && !g.node.is_empty() && g.node != self.config.node);
-        let Some(node) = other.map(|g| g.node.clone()) else { return Ok(None) };
-        match self.api.vm_config(&node, vmid).await {
-            Ok(config) if Identity::find(config.description()) == Some(self.identity(pod)) => {
-                tracing::warn!(pod = pod.id.as_str(), %vmid, node, "its VM was migrated: it is removed there");
-                Ok(Some(node))
-            }
-            Ok(_) => Ok(None),
-            Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => Err(Error::from(e).context(format!("VM {vmid} was migrated to node {node}"))),
-        }
     }
 }

@@ -4,18 +4,26 @@ use std::fmt::Write as _;
 
 use zeroize::Zeroizing;
 
-use crate::backends::proxmox_lxc::plan::{host_name, tags, words};
+use crate::backends::proxmox::Unit;
+use crate::backends::proxmox::plan::{cpus, host_name, tags, words};
 use crate::core::config::Addresses;
 use crate::core::error::Result;
 use crate::core::spec::{Resources, SandboxConfig};
-use crate::integrations::proxmox_api::{CloneSpec, GuestChange, Identity, VmNet, Volume};
+use crate::integrations::proxmox_api::{CloneSpec, GuestChange, GuestKind, GuestNet, Identity, VmNet, Volume};
 
 use super::ProxmoxVmConfig;
 
-/// Kind of the journal's notes of VMs.
-pub const VM: &str = "proxmox-vm";
-/// Kind of its notes of numbers that it has asked for and somebody else has.
-pub const TAKEN: &str = "proxmox-vm-taken";
+/// What a pod is in Proxmox.
+pub const VM: Unit = Unit {
+    kind: GuestKind::Vm,
+    handler: "proxmox-vm",
+    word: "VM",
+    note: "proxmox-vm",
+    taken: "proxmox-vm-taken",
+    tool: "qm",
+    dead_locks: ["clone", "create"],
+    orphans: "handlers.proxmox-vm.orphans",
+};
 /// Serial number of the disk with the configuration, which the guest's init looks for.
 const CONFIG_SERIAL: &str = "lxcri-config";
 /// Its key. The template's disk is scsi0.
@@ -45,16 +53,9 @@ pub fn limits(resources: &Resources, overhead: &Resources, config: &ProxmoxVmCon
         }
         _ => config.memory,
     };
-    let cpus = |r: &Resources| match (r.cpu_quota, r.cpu_period) {
-        (quota, period) if quota > 0 && period > 0 => quota as f64 / period as f64,
-        _ => 0.0,
-    };
-    match cpus(resources) {
+    match cpus(resources, overhead) {
         0.0 => Limits { memory, cores: config.cores, cpulimit: 0.0 },
-        some => {
-            let cpulimit = ((some + cpus(overhead)) * 100.0).ceil() / 100.0;
-            Limits { memory, cores: (cpulimit.ceil() as u32).max(1), cpulimit }
-        }
+        cpulimit => Limits { memory, cores: (cpulimit.ceil() as u32).max(1), cpulimit },
     }
 }
 

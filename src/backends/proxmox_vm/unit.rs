@@ -3,7 +3,6 @@
 //! The number is in the journal before it is asked for; a VM is ours if its notes say so. The secret is made for the VM, and is on its
 //! own small disk and in the pod's folder, for root alone. A crash leaves what the journal names.
 
-use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,16 +11,16 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::plan::{self, CONFIG_DISK, TAKEN, VM};
-use super::{ProxmoxVmBackend, guest, locked};
+use super::plan::{self, CONFIG_DISK, VM};
+use super::{ProxmoxVmBackend, guest};
 use crate::backends::pods::files;
 use crate::core::backend::Journal;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::{Monitor, NetworkResult};
-use crate::core::records::{PodRecord, Resource, SandboxFacts};
+use crate::core::records::{PodRecord, SandboxFacts};
 use crate::fail_point;
-use crate::integrations::proxmox_api::{ApiError, ErrorKind, GuestId, Vmid};
+use crate::integrations::proxmox_api::{GuestId, Vmid};
 use crate::utils::atomic::{self, Durability};
 
 /// How long a device node may take to appear.
@@ -30,13 +29,6 @@ const DEVICE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// What the relay is told of its guest.
 const GUEST: &str = "guest.json";
-
-/// The number of a pod's VM: the last that it has asked for.
-pub(super) fn vmid(pod: &PodRecord) -> Result<Vmid> {
-    let note = pod.resources.iter().rev().find(|note| note.kind == VM);
-    let note = note.ok_or_else(|| Error::precondition(format!("pod {} has no VM", pod.id)))?;
-    note.name.parse().map_err(|e| Error::internal(format!("pod {}: {e}", pod.id)))
-}
 
 impl ProxmoxVmBackend {
     pub(super) async fn make_unit(
@@ -73,59 +65,17 @@ impl ProxmoxVmBackend {
     /// Makes the VM; its number.
     async fn clone_template(&self, pod: &PodRecord, journal: &mut dyn Journal) -> Result<Vmid> {
         let config = &self.config;
-        let spec = plan::clone(&pod.config, &self.identity(pod), &config.pool)?;
-        let taken: BTreeSet<u32> = self.api.guests().await.map_err(Error::from)?.iter().map(|g| g.vmid.get()).collect();
-        let (first, last) = config.vmids;
-        for number in first.get()..=last.get() {
-            // Others of this node are under way with the same list.
-            if taken.contains(&number) || !self.reserve(number) {
-                continue;
-            }
-            let vmid = Vmid::new(number.into()).map_err(|e| Error::internal(e.to_string()))?;
-            if let Err(e) = journal.note(vec![Resource { kind: VM.into(), name: vmid.to_string() }]).await {
-                self.release(vmid);
-                return Err(e);
-            }
+        let spec = plan::clone(&pod.config, &self.vms.identity(pod), &config.pool)?;
+        let (api, spec, template) = (&self.api, &spec, GuestId::vm(&config.node, config.template));
+        let make = |vmid: Vmid| {
             fail_point!("vm.noted_number");
-            let template = GuestId::vm(&config.node, config.template);
-            let made = match self.api.guest_clone(template, vmid, &spec).await {
-                Ok(task) => task.wait().await.map(drop),
-                Err(e) => Err(e),
-            };
-            match made {
-                Ok(()) => return Ok(vmid),
-                Err(e) if *e.kind() == ErrorKind::AlreadyExists => {
-                    tracing::info!(pod = pod.id.as_str(), vmid = number, "the number is taken: the next one");
-                    journal.note(vec![Resource { kind: TAKEN.into(), name: vmid.to_string() }]).await?;
-                }
-                Err(e) => {
-                    self.failed(vmid, &e);
-                    return Err(Error::from(e).context(format!("clone VM {} for pod {}", config.template, pod.id)));
-                }
+            async move {
+                let made = async { api.guest_clone(template, vmid, spec).await?.wait().await.map(drop) }.await;
+                made.inspect_err(|e| self.vms.failed(vmid, e, true))
             }
-        }
-        Err(Error::new(
-            Kind::ResourceExhausted,
-            format!("no number from {first} to {last} is free for a VM (handlers.proxmox-vm.vmids)"),
-        ))
-    }
-
-    /// Keeps the number from all others of this node; false: it is taken, or may not be given yet.
-    pub(super) fn reserve(&self, number: u32) -> bool {
-        let mut unsure = locked(&self.unsure);
-        unsure.retain(|_, until| *until > Instant::now());
-        !unsure.contains_key(&number) && locked(&self.numbers).insert(number)
-    }
-
-    pub(super) fn release(&self, vmid: Vmid) {
-        locked(&self.numbers).remove(&vmid.get());
-    }
-
-    /// Takes note of a making that has failed: where no answer came it may be done yet, and meet the next VM of that number.
-    pub(super) fn failed(&self, vmid: Vmid, e: &ApiError) {
-        if e.is_uncertain() {
-            locked(&self.unsure).insert(vmid.get(), Instant::now() + self.api.patience());
-        }
+        };
+        let claimed = self.vms.claim(pod, journal, make).await?;
+        claimed.map_err(|e| Error::from(e).context(format!("clone VM {} for pod {}", config.template, pod.id)))
     }
 
     /// Size, network and the disk with what the guest has to know; and the same for the relay.
@@ -159,7 +109,8 @@ impl ProxmoxVmBackend {
     pub(super) async fn disk_path(&self, vmid: Vmid, key: &str) -> Result<Utf8PathBuf> {
         let node = &self.config.node;
         let config = self.api.vm_config(node, vmid).await.map_err(Error::from)?;
-        let disk = config.disks.get(key).ok_or_else(|| Error::precondition(format!("VM {vmid} has no disk {key}")))?;
+        let disk =
+            config.volumes.get(key).ok_or_else(|| Error::precondition(format!("VM {vmid} has no disk {key}")))?;
         let storage = disk.storage().unwrap_or_default();
         let path = self.api.volume_path(node, storage, &disk.volume).await.map_err(Error::from)?;
         let end = Instant::now() + DEVICE;
@@ -221,14 +172,14 @@ impl ProxmoxVmBackend {
     pub(super) async fn end_unit(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Result<()> {
         self.give_up(&pod.id);
         let mut first = Ok(());
-        for note in pod.resources.iter().filter(|n| n.kind != TAKEN) {
+        for note in pod.resources.iter().filter(|n| n.kind != VM.taken) {
             fail_point!("teardown.step");
             let removed = match note.kind.as_str() {
-                VM => {
+                kind if kind == VM.note => {
                     let vmid: Vmid = note.name.parse().map_err(|e| Error::internal(format!("pod {}: {e}", pod.id)))?;
                     let removed = self.remove(pod, vmid).await;
                     if removed.is_ok() {
-                        self.release(vmid);
+                        self.vms.release(vmid);
                     }
                     removed.map_err(|e| e.context(format!("remove VM {vmid} of pod {}", pod.id)))
                 }
@@ -259,22 +210,10 @@ impl ProxmoxVmBackend {
     /// Stops and deletes a VM of ours, its own disks included.
     pub(super) async fn delete_vm(&self, node: &str, vmid: Vmid) -> Result<()> {
         let id = GuestId::vm(node, vmid);
-        self.api.guest_stop(id).await.map_err(|e| hinted(vmid, e))?;
+        self.api.guest_stop(id).await.map_err(|e| VM.locked(vmid, e))?;
         fail_point!("vm.stopped");
-        self.api.guest_delete(id, true).await.map_err(|e| hinted(vmid, e))
+        self.api.guest_delete(id, true).await.map_err(|e| VM.locked(vmid, e))
     }
-}
-
-/// Says what a lock means for whoever waits.
-fn hinted(vmid: Vmid, e: ApiError) -> Error {
-    let hint = match e.kind() {
-        ErrorKind::Locked(lock) if matches!(lock.as_str(), "clone" | "create") => {
-            format!("what has locked it may have died: `qm unlock {vmid}` lets it be deleted")
-        }
-        ErrorKind::Locked(lock) => format!("VM {vmid} can't be removed as long as it has the lock {lock:?}"),
-        _ => return e.into(),
-    };
-    Error::from(e).context(hint)
 }
 
 /// 64 hexadecimal digits that nobody knows.

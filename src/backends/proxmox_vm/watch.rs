@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{Live, ProxmoxVmBackend, locked, unit};
+use super::plan::VM;
+use super::{Live, ProxmoxVmBackend, locked};
 use crate::core::ids::PodId;
 use crate::core::ports::Monitor;
 use crate::core::records::PodRecord;
@@ -41,9 +42,9 @@ impl ProxmoxVmBackend {
         if !is_new || pod.phase != PodPhase::Ready {
             return;
         }
-        match unit::vmid(pod) {
+        match VM.vmid(pod) {
             Ok(vmid) => {
-                locked(&self.numbers).insert(vmid.get());
+                self.vms.keep(vmid);
                 self.watch(&pod.id, vmid);
             }
             Err(e) => tracing::error!(pod = pod.id.as_str(), error = e.chain(), "its VM is not watched"),

@@ -2,7 +2,6 @@
 //!
 //! Plain data; checked with the rest of the configuration, so that what can't be is refused at start by its key.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -11,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::super::error::Result;
 use super::super::policy::Policy;
 use super::Span;
-use super::faults::{Fault, Faults};
+use super::faults::Faults;
+use super::proxmox_guests::{Addresses, Net0, Orphans, check_pool, check_storage, parse_range};
 
-/// Longest name of an interface of the kernel's (IFNAMSIZ without its end).
-pub(super) const NAME_MAX: usize = 15;
+const TABLE: &str = "handlers.proxmox-lxc";
 
 /// Handler `proxmox-lxc`. Uses `[proxmox]`, the OCI runtime of `crun`, and the programs of `lxc`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,17 +43,6 @@ pub struct ProxmoxLxcHandler {
     pub policy: Policy,
 }
 
-/// What becomes of CTs that carry this installation's identity and belong to no pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Orphans {
-    /// They are told in the log.
-    #[default]
-    Report,
-    /// They are deleted, too.
-    Remove,
-}
-
 impl Default for ProxmoxLxcHandler {
     fn default() -> Self {
         Self {
@@ -76,47 +64,27 @@ impl Default for ProxmoxLxcHandler {
 impl ProxmoxLxcHandler {
     /// The numbers that CTs get, first and last.
     pub fn vmids(&self) -> Result<(u32, u32)> {
-        Ok(self.range()?)
-    }
-
-    fn range(&self) -> Result<(u32, u32), Fault> {
-        parse_range("handlers.proxmox-lxc", &self.vmids)
+        Ok(parse_range(TABLE, &self.vmids)?)
     }
 
     pub(super) fn check(&self, faults: &mut Faults) {
         if !self.enabled {
             return;
         }
+        let key = |key: &str| format!("{TABLE}.{key}");
         if self.orphans_after.get() < Duration::from_secs(1) {
-            faults.add("handlers.proxmox-lxc.orphans_after", "at least 1s");
+            faults.add(key("orphans_after"), "at least 1s");
         }
-        let words = [("storage", &self.storage), ("template_storage", &self.template_storage)];
-        for (key, word) in words {
-            if word.is_empty() || word.contains(char::is_whitespace) {
-                faults.add(format!("handlers.proxmox-lxc.{key}"), format!("{word:?} is no storage's name"));
-            }
-        }
-        if self.pool.contains(char::is_whitespace) {
-            faults.add("handlers.proxmox-lxc.pool", format!("{:?} is no pool's name", self.pool));
-        }
-        faults.range("handlers.proxmox-lxc.first_id", self.first_id, 1..=u32::MAX);
-        faults.range("handlers.proxmox-lxc.ids", self.ids, 1..=u32::MAX);
-        match self.range() {
+        check_storage(key("storage"), &self.storage, faults);
+        check_storage(key("template_storage"), &self.template_storage, faults);
+        check_pool(key("pool"), &self.pool, faults);
+        faults.range(&key("first_id"), self.first_id, 1..=u32::MAX);
+        faults.range(&key("ids"), self.ids, 1..=u32::MAX);
+        match parse_range(TABLE, &self.vmids) {
             Ok((first, last)) => self.network.check(u128::from(last - first) + 1, faults),
             Err(fault) => faults.push(fault),
         }
     }
-}
-
-/// `FIRST-LAST` of the key `vmids` of a handler's table.
-pub(super) fn parse_range(table: &str, vmids: &str) -> Result<(u32, u32), Fault> {
-    let range = vmids.split_once('-').and_then(|(first, last)| {
-        let range: (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        (100 <= range.0 && range.0 <= range.1 && range.1 <= 999_999_999).then_some(range)
-    });
-    range.ok_or_else(|| {
-        Fault::new(format!("{table}.vmids"), format!("{vmids:?}: FIRST-LAST is needed, of 100 to 999999999"))
-    })
 }
 
 /// Who connects pods.
@@ -156,212 +124,43 @@ pub struct CtNetwork {
     pub gateway6: String,
 }
 
-/// Addresses of one family that CTs get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Addresses {
-    /// By DHCP, which is also how Proxmox's IPAM hands out its own.
-    Dhcp,
-    /// Those of a range, by number.
-    Range {
-        /// The first.
-        first: IpAddr,
-        /// Bits of the network.
-        prefix: u8,
-        /// Gateway.
-        gateway: Option<IpAddr>,
-    },
-}
-
-impl Addresses {
-    /// As Proxmox takes it: "dhcp", or the address of the CT that is `n`th of its range, with its prefix.
-    pub fn at(&self, n: u32) -> String {
-        match self {
-            Self::Dhcp => "dhcp".to_owned(),
-            Self::Range { first, prefix, .. } => {
-                format!("{}/{prefix}", from_bits(*first, bits(*first) + u128::from(n)))
-            }
-        }
-    }
-
-    /// The gateway.
-    pub fn gateway(&self) -> Option<String> {
-        match self {
-            Self::Range { gateway, .. } => gateway.map(|g| g.to_string()),
-            Self::Dhcp => None,
-        }
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(a) => u32::from(a).into(),
-        IpAddr::V6(a) => a.into(),
-    }
-}
-
-fn from_bits(family: IpAddr, bits: u128) -> IpAddr {
-    match family {
-        IpAddr::V4(_) => Ipv4Addr::from(u32::try_from(bits).unwrap_or(u32::MAX)).into(),
-        IpAddr::V6(_) => Ipv6Addr::from(bits).into(),
-    }
-}
-
-fn full(key: &str) -> String {
-    format!("handlers.proxmox-lxc.network.{key}")
-}
-
-/// The two keys of a family, in a handler's table `network`.
-pub(super) struct Family<'a> {
-    /// The handler's table: "handlers.proxmox-lxc".
-    pub(super) table: &'static str,
-    /// Key of the addresses.
-    pub(super) key: &'static str,
-    pub(super) address: &'a str,
-    pub(super) gateway_key: &'static str,
-    pub(super) gateway: &'a str,
-    /// Bits of an address.
-    pub(super) width: u8,
-}
-
-impl Family<'_> {
-    fn is_of(&self, address: IpAddr) -> bool {
-        address.is_ipv4() == (self.width == 32)
-    }
-
-    fn bad<T>(&self, key: &str, why: impl std::fmt::Display) -> Result<T, Fault> {
-        Err(Fault::new(format!("{}.network.{key}", self.table), why))
-    }
-
-    /// `count`: how many CTs there may be.
-    pub(super) fn parse(&self, count: u128) -> Result<Option<Addresses>, Fault> {
-        let none = match self.address {
-            "" => Some(None),
-            "dhcp" => Some(Some(Addresses::Dhcp)),
-            "auto" => {
-                return self
-                    .bad(self.key, "addresses of router advertisements can't be had: Proxmox sets none for its CTs");
-            }
-            _ => None,
-        };
-        if let Some(found) = none {
-            let why = format!("only with a range in `{}`", self.key);
-            return if self.gateway.is_empty() { Ok(found) } else { self.bad(self.gateway_key, why) };
-        }
-        self.range(count).map(Some)
-    }
-
-    fn range(&self, count: u128) -> Result<Addresses, Fault> {
-        let version = if self.width == 32 { 4 } else { 6 };
-        let parts = self.address.split_once('/').and_then(|(range, prefix)| {
-            let (first, last) = range.split_once('-')?;
-            let (first, last) = (first.trim().parse::<IpAddr>().ok()?, last.trim().parse::<IpAddr>().ok()?);
-            Some((first, last, prefix.trim().parse::<u8>().ok()?))
-        });
-        let Some((first, last, prefix)) = parts.filter(|(first, last, prefix)| {
-            self.is_of(*first) && self.is_of(*last) && (1..=self.width).contains(prefix)
-        }) else {
-            let what = format!("{:?} is neither \"dhcp\" nor FIRST-LAST/PREFIX of IPv{version}", self.address);
-            return self.bad(self.key, what);
-        };
-        let network = |a: IpAddr| bits(a).checked_shr(u32::from(self.width - prefix)).unwrap_or(0);
-        let (from, to) = (bits(first), bits(last));
-        if from > to || network(first) != network(last) {
-            return self.bad(self.key, format!("{first} to {last} is no range within one network of {prefix} bits"));
-        }
-        // IPv4 has two that are nobody's, but in networks that are too small for them.
-        let host = u128::MAX.checked_shr(128 - u32::from(self.width - prefix)).unwrap_or(0);
-        let nobodys = |b: u128| self.width == 32 && prefix < 31 && [0, host].contains(&(b & host));
-        if nobodys(from) || nobodys(to) {
-            return self.bad(self.key, "the network's own address and its broadcast address are nobody's");
-        }
-        if to - from + 1 < count {
-            let what = format!("{} addresses are too few for {count} numbers of {}.vmids", to - from + 1, self.table);
-            return self.bad(self.key, what);
-        }
-        let gateway = match self.gateway {
-            "" => None,
-            text => match text.parse::<IpAddr>() {
-                Ok(g) if self.is_of(g) && network(g) == network(first) && !(from..=to).contains(&bits(g)) => Some(g),
-                Ok(g) if self.is_of(g) => {
-                    return self.bad(
-                        self.gateway_key,
-                        format!("{g} is not in the network of `{}`, or in its range", self.key),
-                    );
-                }
-                _ => return self.bad(self.gateway_key, format!("{text:?} is no IPv{version} address")),
-            },
-        };
-        Ok(Addresses::Range { first, prefix, gateway })
-    }
-}
-
 impl CtNetwork {
-    fn families(&self) -> [Family<'_>; 2] {
-        let table = "handlers.proxmox-lxc";
-        let four = Family {
-            table,
-            key: "address",
-            address: &self.address,
-            gateway_key: "gateway",
-            gateway: &self.gateway,
-            width: 32,
-        };
-        let six = Family {
-            table,
-            key: "address6",
-            address: &self.address6,
-            gateway_key: "gateway6",
-            gateway: &self.gateway6,
-            width: 128,
-        };
-        [four, six]
+    fn net0(&self) -> Net0<'_> {
+        Net0 {
+            table: TABLE,
+            kind: Some("kind"),
+            no_dhcp: None,
+            bridge: &self.bridge,
+            vlan: self.vlan,
+            mtu: self.mtu,
+            rate: self.rate,
+            addresses: [(&self.address, &self.gateway), (&self.address6, &self.gateway6)],
+        }
     }
 
     /// IPv4 and IPv6 addresses of the CTs; `count`: how many there may be.
     pub fn addresses(&self, count: u128) -> Result<[Option<Addresses>; 2]> {
-        let [four, six] = self.families();
-        Ok([four.parse(count)?, six.parse(count)?])
+        self.net0().addresses(count)
     }
 
     fn check(&self, count: u128, faults: &mut Faults) {
-        let kind = full("kind");
-        if self.kind == NetworkKind::Cni {
-            let set = [
-                ("bridge", !self.bridge.is_empty()),
-                ("vlan", self.vlan.is_some()),
-                ("mtu", self.mtu.is_some()),
-                ("firewall", self.firewall.is_some()),
-                ("rate", self.rate.is_some()),
-                ("address", !self.address.is_empty()),
-                ("gateway", !self.gateway.is_empty()),
-                ("address6", !self.address6.is_empty()),
-                ("gateway6", !self.gateway6.is_empty()),
-            ];
-            for (key, _) in set.into_iter().filter(|(_, set)| *set) {
-                faults.with(full(key), &kind, "only with kind = \"pve\"");
-            }
-            return;
+        if self.kind == NetworkKind::Pve {
+            return self.net0().check(count, faults);
         }
-        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if self.bridge.is_empty() || self.bridge.len() > NAME_MAX || !self.bridge.chars().all(word) {
-            faults.with(full("bridge"), &kind, format!("{:?} is not the name of a bridge or vnet", self.bridge));
-        }
-        if self.vlan.is_some_and(|v| !(1..=4094).contains(&v)) {
-            faults.add(full("vlan"), "1 to 4094");
-        }
-        let least = if self.address6.is_empty() { 68 } else { 1280 };
-        if self.mtu.is_some_and(|m| m < least) {
-            faults.add(full("mtu"), format!("at least {least}"));
-        }
-        if self.rate.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
-            faults.add(full("rate"), "more than 0, in megabytes a second");
-        }
-        let [four, six] = self.families().map(|family| family.parse(count));
-        if matches!((&four, &six), (Ok(None), Ok(None))) {
-            faults.with(full("address"), &kind, "pods need one: \"dhcp\", or FIRST-LAST/PREFIX");
-        }
-        for fault in [four, six].into_iter().filter_map(Result::err) {
-            faults.push(fault);
+        let full = |key: &str| format!("{TABLE}.network.{key}");
+        let set = [
+            ("bridge", !self.bridge.is_empty()),
+            ("vlan", self.vlan.is_some()),
+            ("mtu", self.mtu.is_some()),
+            ("firewall", self.firewall.is_some()),
+            ("rate", self.rate.is_some()),
+            ("address", !self.address.is_empty()),
+            ("gateway", !self.gateway.is_empty()),
+            ("address6", !self.address6.is_empty()),
+            ("gateway6", !self.gateway6.is_empty()),
+        ];
+        for (key, _) in set.into_iter().filter(|(_, set)| *set) {
+            faults.with(full(key), &full("kind"), "only with kind = \"pve\"");
         }
     }
 }

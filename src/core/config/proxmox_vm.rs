@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::super::error::Result;
 use super::super::policy::Policy;
 use super::Span;
-use super::faults::{Fault, Faults};
-use super::proxmox_lxc::{Addresses, Family, NAME_MAX, Orphans, parse_range};
+use super::faults::Faults;
+use super::proxmox_guests::{Addresses, Net0, Orphans, check_pool, check_storage, parse_range};
 
 const TABLE: &str = "handlers.proxmox-vm";
 /// Least memory of a guest, in MiB: Debian's kernel and the agent.
@@ -88,11 +88,7 @@ impl Default for ProxmoxVmHandler {
 impl ProxmoxVmHandler {
     /// The numbers that VMs get, first and last.
     pub fn vmids(&self) -> Result<(u32, u32)> {
-        Ok(self.range()?)
-    }
-
-    fn range(&self) -> Result<(u32, u32), Fault> {
-        parse_range(TABLE, &self.vmids)
+        Ok(parse_range(TABLE, &self.vmids)?)
     }
 
     pub(super) fn check(&self, faults: &mut Faults) {
@@ -112,23 +108,19 @@ impl ProxmoxVmHandler {
                 faults.add(key(name), "at least 1s");
             }
         }
-        if self.storage.is_empty() || self.storage.contains(char::is_whitespace) {
-            faults.add(key("storage"), format!("{:?} is no storage's name", self.storage));
-        }
-        if self.pool.contains(char::is_whitespace) {
-            faults.add(key("pool"), format!("{:?} is no pool's name", self.pool));
-        }
+        check_storage(key("storage"), &self.storage, faults);
+        check_pool(key("pool"), &self.pool, faults);
         faults.range(&key("memory"), self.memory, MEMORY_MIN..=1 << 24);
         faults.range(&key("guest_memory"), self.guest_memory, MEMORY_MIN..=1 << 20);
         faults.range(&key("cores"), self.cores, 1..=8192);
         faults.range(&key("port"), self.port, 1..=u16::MAX);
         faults.absolute(&key("kubelet_root"), [&self.kubelet_root]);
         faults.absolute(&key("relay_path"), &self.relay_path);
-        match self.range() {
+        match parse_range(TABLE, &self.vmids) {
             Ok((first, last)) if (first..=last).contains(&self.template) => {
                 faults.with(key("template"), &key("vmids"), "the template's number can't be one that VMs get");
             }
-            Ok((first, last)) => self.network.check(u128::from(last - first) + 1, faults),
+            Ok((first, last)) => self.network.net0().check(u128::from(last - first) + 1, faults),
             Err(fault) => faults.push(fault),
         }
     }
@@ -159,62 +151,22 @@ pub struct VmNetwork {
 }
 
 impl VmNetwork {
-    fn families(&self) -> [Family<'_>; 2] {
-        let (address, gateway, address6, gateway6) = (&self.address, &self.gateway, &self.address6, &self.gateway6);
-        [
-            Family { table: TABLE, key: "address", address, gateway_key: "gateway", gateway, width: 32 },
-            Family {
-                table: TABLE,
-                key: "address6",
-                address: address6,
-                gateway_key: "gateway6",
-                gateway: gateway6,
-                width: 128,
-            },
-        ]
+    fn net0(&self) -> Net0<'_> {
+        Net0 {
+            table: TABLE,
+            kind: None,
+            no_dhcp: Some("the agent in a VM asks nobody for an address: FIRST-LAST/PREFIX is needed"),
+            bridge: &self.bridge,
+            vlan: self.vlan,
+            mtu: self.mtu,
+            rate: self.rate,
+            addresses: [(&self.address, &self.gateway), (&self.address6, &self.gateway6)],
+        }
     }
 
     /// IPv4 and IPv6 addresses of the VMs; `count`: how many there may be.
     pub fn addresses(&self, count: u128) -> Result<[Option<Addresses>; 2]> {
-        let [four, six] = self.families();
-        Ok([four.parse(count)?, six.parse(count)?])
-    }
-
-    fn check(&self, count: u128, faults: &mut Faults) {
-        let full = |key: &str| format!("{TABLE}.network.{key}");
-        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if self.bridge.is_empty() || self.bridge.len() > NAME_MAX || !self.bridge.chars().all(word) {
-            faults.add(full("bridge"), format!("{:?} is not the name of a bridge or vnet", self.bridge));
-        }
-        if self.vlan.is_some_and(|v| !(1..=4094).contains(&v)) {
-            faults.add(full("vlan"), "1 to 4094");
-        }
-        let least = if self.address6.is_empty() { 68 } else { 1280 };
-        if self.mtu.is_some_and(|m| m < least) {
-            faults.add(full("mtu"), format!("at least {least}"));
-        }
-        if self.rate.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
-            faults.add(full("rate"), "more than 0, in megabytes a second");
-        }
-        let mut none = true;
-        for family in self.families() {
-            if ["dhcp", "auto"].contains(&family.address) {
-                faults
-                    .add(full(family.key), "the agent in a VM asks nobody for an address: FIRST-LAST/PREFIX is needed");
-                none = false;
-                continue;
-            }
-            match family.parse(count) {
-                Ok(found) => none &= found.is_none(),
-                Err(fault) => {
-                    faults.push(fault);
-                    none = false;
-                }
-            }
-        }
-        if none {
-            faults.add(full("address"), "pods need one: FIRST-LAST/PREFIX");
-        }
+        self.net0().addresses(count)
     }
 }
 

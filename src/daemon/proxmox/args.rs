@@ -62,8 +62,14 @@ pub(super) fn commands() -> Vec<Command> {
 }
 
 /// Options of what makes a guest.
-fn made() -> Vec<Arg> {
+/// Of a guest that is made. `net`: a network as an example.
+fn made(net: &'static str) -> Vec<Arg> {
     vec![
+        option("vmid", "VMID", "Number (default: the next free one)"),
+        number("memory", "MIB", "Memory (Proxmox's default: 512)"),
+        number("cores", "N", "CPUs that it sees"),
+        option("cpulimit", "CPUS", "CPU time, fractions too").value_parser(clap::value_parser!(f64)),
+        list("net", "NET", net),
         option("tags", "TAGS", "a;b"),
         option("pool", "POOL", "Pool"),
         option("description", "TEXT", "Notes"),
@@ -135,20 +141,15 @@ fn ct() -> Vec<Command> {
         verb("create", "Make one; its number is printed")
             .args([
                 need("TEMPLATE", "STORAGE:vztmpl/NAME"),
-                option("vmid", "VMID", "Number (default: the next free one)"),
                 option("hostname", "NAME", "Host name"),
                 option("rootfs", "STORAGE:GIB", "Root file system (default: local, 4 GiB)"),
-                number("memory", "MIB", "Memory (Proxmox's default: 512)"),
                 number("swap", "MIB", "Swap"),
-                number("cores", "N", "CPUs that it sees"),
-                option("cpulimit", "CPUS", "CPU time, fractions too").value_parser(clap::value_parser!(f64)),
-                list("net", "NET", "Network: name=eth0,bridge=vmbr0,ip=dhcp"),
                 list("mp", "MOUNT", "Mount point: STORAGE:GIB,mp=/data"),
                 option("ostype", "TYPE", "debian, alpine, unmanaged, ..."),
                 switch("nesting", "Containers inside"),
                 switch("privileged", "Its root is root of the node"),
             ])
-            .args(made()),
+            .args(made("Network: name=eth0,bridge=vmbr0,ip=dhcp")),
         verb("exec", "Run a command in it; only for containers of this node").args([id(), words()]),
     ]
 }
@@ -157,17 +158,12 @@ fn vm() -> Vec<Command> {
     vec![
         verb("create", "Make one; its number is printed")
             .args([
-                option("vmid", "VMID", "Number (default: the next free one)"),
                 option("name", "NAME", "Name"),
-                number("memory", "MIB", "Memory (Proxmox's default: 512)"),
-                number("cores", "N", "CPUs that it sees"),
-                option("cpulimit", "CPUS", "CPU time, fractions too").value_parser(clap::value_parser!(f64)),
                 option("cpu", "TYPE", "Kind of CPU: host, ..."),
                 list("disk", "DISK", "SCSI disk: STORAGE:GIB, or STORAGE:0,import-from=STORAGE:import/NAME"),
-                list("net", "NET", "Network: virtio,bridge=vmbr0"),
                 switch("agent", "The QEMU guest agent runs in it"),
             ])
-            .args(made()),
+            .args(made("Network: virtio,bridge=vmbr0")),
         verb("exec", "Run a command in it by its QEMU guest agent; its output comes at its end").args([
             id(),
             number("timeout", "SECONDS", "Longest wait for its end").default_value("60"),

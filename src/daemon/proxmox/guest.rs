@@ -3,6 +3,7 @@
 //! Each is one operation of the client; repeating one that is done already is fine, as with the client.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use anyhow::{Result, bail};
 use clap::ArgMatches;
@@ -10,8 +11,8 @@ use clap::ArgMatches;
 use super::{Call, mib, settings, text, texts, vmid};
 use crate::cli::output::say;
 use crate::integrations::proxmox_api::{
-    ApiError, CloneSpec, CtSpec, ErrorKind, GuestChange, GuestId, GuestKind, GuestStatus, Interface, Running, VmSpec,
-    Vmid,
+    ApiError, CloneSpec, CtSpec, ErrorKind, GuestChange, GuestId, GuestKind, GuestNet, GuestStatus, Interface,
+    NewGuest, PropertyError, Running, VmSpec, Vmid,
 };
 
 /// How often the next free number is taken when somebody else was quicker.
@@ -119,9 +120,38 @@ impl Make<'_> {
     }
 }
 
+/// Values of an option, in the API's words.
+pub(super) fn parsed<T: FromStr<Err = PropertyError>>(matches: &ArgMatches, name: &str) -> Result<Vec<T>> {
+    Ok(texts(matches, name).iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+}
+
+/// What every guest has that is made.
+pub(super) fn new<N: GuestNet>(matches: &ArgMatches) -> Result<NewGuest<N>> {
+    Ok(NewGuest {
+        memory: matches.get_one::<u64>("memory").copied(),
+        cores: matches.get_one::<u64>("cores").copied().map(u32::try_from).transpose()?,
+        cpulimit: matches.get_one::<f64>("cpulimit").copied(),
+        nets: parsed(matches, "net")?,
+        tags: text(matches, "tags").unwrap_or_default().parse()?,
+        description: text(matches, "description"),
+        pool: text(matches, "pool"),
+        extra: settings(&texts(matches, "set"))?,
+    })
+}
+
+/// Makes one, and starts it if that is asked for.
+pub(super) async fn create(call: &Call, matches: &ArgMatches, kind: GuestKind, make: Make<'_>) -> Result<()> {
+    let vmid = numbered(call, matches, "vmid", make).await?;
+    say!("{vmid}")?;
+    if matches.get_flag("start") {
+        call.api.guest_start(GuestId { kind, node: &call.node, vmid }).await?;
+    }
+    Ok(())
+}
+
 /// Has a guest made with the number of option `name`, or with the next free one. The API reserves no number: one that we chose
 /// and somebody else was quicker to take is no failure, the next one is tried.
-pub(super) async fn numbered(call: &Call, matches: &ArgMatches, name: &str, make: Make<'_>) -> Result<Vmid> {
+async fn numbered(call: &Call, matches: &ArgMatches, name: &str, make: Make<'_>) -> Result<Vmid> {
     if matches.get_one::<String>(name).is_some() {
         let id = vmid(matches, name)?;
         return call.task(make.begin(call, id).await).await.map(|()| id);

@@ -7,9 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::ArgMatches;
 
 use super::guest::Make;
-use super::{Call, guest, settings, text, texts, vmid};
-use crate::cli::output::say;
-use crate::integrations::proxmox_api::{ErrorKind, GuestId, GuestKind, PropertyError, VmNet, VmSpec, Vmid, Volume};
+use super::{Call, guest, text, texts, vmid};
+use crate::integrations::proxmox_api::{ErrorKind, GuestId, GuestKind, VmSpec, Vmid};
 
 /// Most bytes that are read from our standard input: one more than can be sent, so that too many are told.
 const MAX_INPUT: u64 = (64 << 10) + 1;
@@ -21,7 +20,7 @@ pub(super) async fn run(call: &Call, matches: &ArgMatches) -> Result<u8> {
     }
     let id = || vmid(matches, "VMID");
     match verb {
-        "create" => create(call, matches).await?,
+        "create" => guest::create(call, matches, GuestKind::Vm, Make::Vm(&spec(matches)?)).await?,
         "info" => info(call, id()?).await?,
         "exec" => return exec(call, id()?, matches).await,
         "config" => guest::show(call, &call.api.vm_config(&call.node, id()?).await?.keys()?)?,
@@ -31,33 +30,13 @@ pub(super) async fn run(call: &Call, matches: &ArgMatches) -> Result<u8> {
 }
 
 fn spec(matches: &ArgMatches) -> Result<VmSpec> {
-    let nets = texts(matches, "net").iter().map(|n| n.parse::<VmNet>()).collect::<Result<Vec<_>, PropertyError>>()?;
-    let disks =
-        texts(matches, "disk").iter().map(|d| d.parse::<Volume>()).collect::<Result<Vec<_>, PropertyError>>()?;
     Ok(VmSpec {
         name: text(matches, "name"),
-        memory: matches.get_one::<u64>("memory").copied(),
-        cores: matches.get_one::<u64>("cores").copied().map(u32::try_from).transpose()?,
-        cpulimit: matches.get_one::<f64>("cpulimit").copied(),
         cpu: text(matches, "cpu"),
-        disks,
-        nets,
+        disks: guest::parsed(matches, "disk")?,
         agent: matches.get_flag("agent"),
-        tags: text(matches, "tags").unwrap_or_default().parse()?,
-        description: text(matches, "description"),
-        pool: text(matches, "pool"),
-        extra: settings(&texts(matches, "set"))?,
+        guest: guest::new(matches)?,
     })
-}
-
-async fn create(call: &Call, matches: &ArgMatches) -> Result<()> {
-    let (spec, node) = (spec(matches)?, call.node.as_str());
-    let id = guest::numbered(call, matches, "vmid", Make::Vm(&spec)).await?;
-    say!("{id}")?;
-    if matches.get_flag("start") {
-        call.api.guest_start(GuestId::vm(node, id)).await?;
-    }
-    Ok(())
 }
 
 async fn info(call: &Call, id: Vmid) -> Result<()> {

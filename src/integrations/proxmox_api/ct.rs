@@ -3,7 +3,7 @@
 //! Called by the command line and the backend. Fails with [`ApiError`].
 
 use super::ct_types::{CtConfig, CtSpec};
-use super::error::{ApiError, ErrorKind};
+use super::error::ApiError;
 use super::guest_types::{GuestId, Interface};
 use super::ids::Vmid;
 use super::task::Running;
@@ -12,9 +12,7 @@ use super::transport::{Form, Proxmox};
 impl Proxmox {
     /// A container's configuration as it is now.
     pub async fn ct_config(&self, node: &str, vmid: Vmid) -> Result<CtConfig, ApiError> {
-        let ct = GuestId::ct(node, vmid);
-        let unfit = |why: String| ApiError::new(ErrorKind::Protocol, format!("GET {}", ct.path(&["config"])), why);
-        CtConfig::parse(&self.guest_config(ct).await?).map_err(|e| unfit(e.to_string()))
+        self.config(node, vmid).await
     }
 
     /// Makes one. `AlreadyExists`, here or from the task, means that the number is taken.

@@ -6,16 +6,14 @@
 use serde_json::Value;
 
 use super::error::{ApiError, ErrorKind};
-use super::guest_types::{CloneSpec, GuestChange, GuestId, GuestKind, GuestStatus, Pending, Snapshot};
+use super::guest_types::{
+    CloneSpec, GuestChange, GuestConfig, GuestId, GuestKind, GuestNet, GuestStatus, Pending, Snapshot, pairs,
+};
 use super::ids::{Upid, Vmid};
 use super::lenient;
 use super::property::PropertyError;
 use super::task::{Ended, Running};
 use super::transport::{Form, Proxmox, path};
-
-pub(super) fn pairs<const N: usize>(list: [(&str, Option<String>); N]) -> Form {
-    list.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
-}
 
 pub(super) fn flag(on: bool) -> Option<String> {
     on.then(|| "1".to_owned())
@@ -73,9 +71,16 @@ impl Proxmox {
     }
 
     /// Its configuration as it is now, as the API sends it.
-    pub(super) async fn guest_config(&self, guest: GuestId<'_>) -> Result<Value, ApiError> {
+    async fn guest_config(&self, guest: GuestId<'_>) -> Result<Value, ApiError> {
         let answer = self.get(&guest.path(&["config"]), pairs([("current", flag(true))])).await;
         self.settle(guest.vmid, answer).await
+    }
+
+    /// The same as a type.
+    pub(super) async fn config<N: GuestNet>(&self, node: &str, vmid: Vmid) -> Result<GuestConfig<N>, ApiError> {
+        let guest = GuestId { kind: N::KIND, node, vmid };
+        let unfit = |why: String| ApiError::new(ErrorKind::Protocol, format!("GET {}", guest.path(&["config"])), why);
+        GuestConfig::parse(&self.guest_config(guest).await?).map_err(|e| unfit(e.to_string()))
     }
 
     /// Changes its configuration; the answer are the keys that wait for the next start.

@@ -1,14 +1,18 @@
-//! What is the same of containers and VMs, as types: which guest, its state, changes, snapshots, clones.
+//! What is the same of containers and VMs, as types: which guest, its state, configuration, changes, snapshots, clones, and what
+//! a new one is like.
 //!
 //! Pure; `guest` has what can be done with them.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ids::Vmid;
 use super::lenient;
+use super::property::{Features, PropertyError, Tags, Volume};
+use super::transport::Form;
 
 /// Which kind of guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +116,139 @@ impl GuestStatus {
     }
 }
 
+/// A network interface, `net0`, of one kind of guest; and what else tells the kinds' configurations apart.
+pub trait GuestNet: FromStr<Err = PropertyError> + Default {
+    /// Which.
+    const KIND: GuestKind;
+
+    /// Whether a key's value is a volume; `n`: the number at the key's end.
+    fn is_volume(name: &str, n: Option<u32>) -> bool;
+
+    /// As the API takes it.
+    fn write(&self) -> Result<String, PropertyError>;
+}
+
+/// A guest's configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GuestConfig<N> {
+    /// Changes with every change; a change that names it fails if another came between.
+    pub digest: String,
+    /// Networks by number.
+    pub nets: BTreeMap<u32, N>,
+    /// A container's root file system and mount points ("rootfs", "mp0"), a VM's disks and CD drives ("scsi0", "ide2", "efidisk0").
+    pub volumes: BTreeMap<String, Volume>,
+    /// Tags.
+    pub tags: Tags,
+    /// What a container may beyond the usual.
+    pub features: Features,
+    /// Everything else: "memory", "hostname", "lock".
+    pub other: BTreeMap<String, String>,
+}
+
+impl<N: GuestNet> GuestConfig<N> {
+    /// From the API's answer, which has a digest: one without it is something else, and no configuration that has nothing in it.
+    pub fn parse(answer: &Value) -> Result<Self, PropertyError> {
+        let Value::Object(keys) = answer else {
+            return Err(PropertyError::new("configuration", "the answer is no object"));
+        };
+        let mut config = Self::default();
+        for (key, value) in keys {
+            let text = lenient::as_string(value);
+            let (name, n) = numbered(key);
+            match (name, n) {
+                ("digest", None) => config.digest = text,
+                ("tags", None) => config.tags = text.parse()?,
+                ("features", None) => config.features = text.parse()?,
+                ("net", Some(n)) => drop(config.nets.insert(n, text.parse()?)),
+                _ if N::is_volume(name, n) => drop(config.volumes.insert(key.clone(), text.parse()?)),
+                _ => drop(config.other.insert(key.clone(), text)),
+            }
+        }
+        if config.digest.is_empty() {
+            return Err(PropertyError::new("configuration", "the answer has no digest"));
+        }
+        Ok(config)
+    }
+
+    /// Everything as the API writes it, sorted.
+    pub fn keys(&self) -> Result<BTreeMap<String, String>, PropertyError> {
+        let mut keys = self.other.clone();
+        keys.insert("digest".into(), self.digest.clone());
+        for (n, net) in &self.nets {
+            keys.insert(format!("net{n}"), net.write()?);
+        }
+        for (key, volume) in &self.volumes {
+            keys.insert(key.clone(), volume.write()?);
+        }
+        let words = [("tags", self.tags.to_string()), ("features", self.features.write()?)];
+        keys.extend(words.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_owned(), v)));
+        Ok(keys)
+    }
+}
+
+impl<N> GuestConfig<N> {
+    /// A value as text.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.other.get(key).map(String::as_str)
+    }
+
+    /// The notes.
+    pub fn description(&self) -> &str {
+        self.get("description").unwrap_or_default()
+    }
+}
+
+/// What a new guest of either kind is like. What is None or empty is left to Proxmox.
+#[derive(Debug, Clone, Default)]
+pub struct NewGuest<N> {
+    /// MiB; Proxmox's own default is 512.
+    pub memory: Option<u64>,
+    /// CPUs that it sees.
+    pub cores: Option<u32>,
+    /// CPU time; 0: no limit.
+    pub cpulimit: Option<f64>,
+    /// Networks.
+    pub nets: Vec<N>,
+    /// Tags.
+    pub tags: Tags,
+    /// Notes; at most 8 KiB.
+    pub description: Option<String>,
+    /// Pool.
+    pub pool: Option<String>,
+    /// Further keys as the API names them; a VM's win.
+    pub extra: BTreeMap<String, String>,
+}
+
+impl<N: GuestNet> NewGuest<N> {
+    /// The parameters of the call, but those of `extra`.
+    pub(super) fn form(&self, vmid: Vmid) -> Result<Form, PropertyError> {
+        let mut form = pairs([
+            ("vmid", Some(vmid.to_string())),
+            ("memory", self.memory.map(|n| n.to_string())),
+            ("cores", self.cores.map(|n| n.to_string())),
+            ("cpulimit", self.cpulimit.map(|n| n.to_string())),
+            ("tags", Some(self.tags.to_string()).filter(|t| !t.is_empty())),
+            ("description", self.description.clone()),
+            ("pool", self.pool.clone()),
+        ]);
+        for (n, net) in self.nets.iter().enumerate() {
+            form.push((format!("net{n}"), net.write()?));
+        }
+        Ok(form)
+    }
+
+    /// The storage that it is made on, of its first volume.
+    pub(super) fn storage<'a>(&'a self, first: Option<&'a Volume>) -> &'a str {
+        let named = first.and_then(Volume::storage);
+        named.or_else(|| self.extra.get("storage").map(String::as_str)).unwrap_or("local")
+    }
+}
+
+/// Those that there are.
+pub(super) fn pairs<const N: usize>(list: [(&str, Option<String>); N]) -> Form {
+    list.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+}
+
 /// A change of a configuration.
 #[derive(Debug, Clone, Default)]
 pub struct GuestChange {
@@ -188,8 +325,9 @@ pub struct CloneSpec {
     pub full: bool,
 }
 
-/// Name and number of a key as "net0".
-pub(super) fn numbered(key: &str) -> Option<(&str, u32)> {
-    let at = key.find(|c: char| c.is_ascii_digit())?;
-    Some((&key[..at], key[at..].parse().ok()?))
+/// Name and number of a key as "net0"; all of it, and no number, where it has none.
+fn numbered(key: &str) -> (&str, Option<u32>) {
+    let digits = key.find(|c: char| c.is_ascii_digit());
+    let parsed = digits.and_then(|at| Some((&key[..at], key[at..].parse().ok()?)));
+    parsed.map_or((key, None), |(name, n)| (name, Some(n)))
 }

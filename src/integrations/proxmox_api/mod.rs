@@ -34,7 +34,10 @@ pub use agent::AgentOutput;
 pub use cluster::{Content, Guest, Node, Storage, Version};
 pub use ct_types::{CtConfig, CtSpec};
 pub use error::{ApiError, ErrorKind};
-pub use guest_types::{CloneSpec, GuestChange, GuestId, GuestKind, GuestStatus, Interface, Pending, Snapshot};
+pub use guest_types::{
+    CloneSpec, GuestChange, GuestConfig, GuestId, GuestKind, GuestNet, GuestStatus, Interface, NewGuest, Pending,
+    Snapshot,
+};
 pub use identity::Identity;
 pub use ids::{BadId, Upid, Vmid};
 pub use property::{Features, Net, Properties, PropertyError, Tags, Volume};

@@ -2,7 +2,7 @@
 //!
 //! Called by the command line. Fails with [`ApiError`].
 
-use super::error::{ApiError, ErrorKind};
+use super::error::ApiError;
 use super::guest_types::GuestId;
 use super::ids::Vmid;
 use super::task::Running;
@@ -12,9 +12,7 @@ use super::vm_types::{VmConfig, VmSpec};
 impl Proxmox {
     /// A VM's configuration as it is now.
     pub async fn vm_config(&self, node: &str, vmid: Vmid) -> Result<VmConfig, ApiError> {
-        let vm = GuestId::vm(node, vmid);
-        let unfit = |why: String| ApiError::new(ErrorKind::Protocol, format!("GET {}", vm.path(&["config"])), why);
-        VmConfig::parse(&self.guest_config(vm).await?).map_err(|e| unfit(e.to_string()))
+        self.config(node, vmid).await
     }
 
     /// Makes one. `AlreadyExists`, here or from the task, means that the number is taken.

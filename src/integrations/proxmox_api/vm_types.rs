@@ -5,12 +5,9 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use serde_json::Value;
-
-use super::guest_types::numbered;
+use super::guest_types::{GuestConfig, GuestKind, GuestNet, NewGuest, pairs};
 use super::ids::Vmid;
-use super::lenient;
-use super::property::{Properties, PropertyError, Tags, Volume};
+use super::property::{Properties, PropertyError, Volume};
 use super::transport::Form;
 
 /// Network cards that QEMU has, as the API names them.
@@ -85,9 +82,14 @@ impl FromStr for VmNet {
     }
 }
 
-impl VmNet {
-    /// As the API takes it.
-    pub fn write(&self) -> Result<String, PropertyError> {
+impl GuestNet for VmNet {
+    const KIND: GuestKind = GuestKind::Vm;
+
+    fn is_volume(name: &str, n: Option<u32>) -> bool {
+        n.is_some() && ["scsi", "virtio", "ide", "sata", "efidisk", "tpmstate"].contains(&name)
+    }
+
+    fn write(&self) -> Result<String, PropertyError> {
         let mut p = self.other.clone();
         p.set("model", Some(&self.model));
         p.set("macaddr", self.macaddr.as_ref());
@@ -102,143 +104,58 @@ impl VmNet {
 }
 
 /// A VM's configuration.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct VmConfig {
-    /// Changes with every change; a change that names it fails if another came between.
-    pub digest: String,
-    /// Networks by number.
-    pub nets: BTreeMap<u32, VmNet>,
-    /// Disks and CD drives by key: "scsi0", "ide2", "efidisk0".
-    pub disks: BTreeMap<String, Volume>,
-    /// Tags.
-    pub tags: Tags,
-    /// Everything else: "memory", "name", "lock".
-    pub other: BTreeMap<String, String>,
-}
-
-impl VmConfig {
-    /// From the API's answer, which has a digest: one without it is something else, and no configuration that has nothing in it.
-    pub fn parse(answer: &Value) -> Result<Self, PropertyError> {
-        let Value::Object(keys) = answer else {
-            return Err(PropertyError::new("configuration", "the answer is no object"));
-        };
-        let mut config = Self::default();
-        for (key, value) in keys {
-            let text = lenient::as_string(value);
-            match (key.as_str(), numbered(key)) {
-                ("digest", _) => config.digest = text,
-                ("tags", _) => config.tags = text.parse()?,
-                (_, Some(("net", n))) => drop(config.nets.insert(n, text.parse()?)),
-                (_, Some(("scsi" | "virtio" | "ide" | "sata" | "efidisk" | "tpmstate", _))) => {
-                    drop(config.disks.insert(key.clone(), text.parse()?));
-                }
-                _ => drop(config.other.insert(key.clone(), text)),
-            }
-        }
-        if config.digest.is_empty() {
-            return Err(PropertyError::new("configuration", "the answer has no digest"));
-        }
-        Ok(config)
-    }
-
-    /// A value as text.
-    pub fn get(&self, key: &str) -> Option<&str> {
-        self.other.get(key).map(String::as_str)
-    }
-
-    /// Everything as the API writes it, sorted.
-    pub fn keys(&self) -> Result<BTreeMap<String, String>, PropertyError> {
-        let mut keys = self.other.clone();
-        keys.insert("digest".into(), self.digest.clone());
-        for (n, net) in &self.nets {
-            keys.insert(format!("net{n}"), net.write()?);
-        }
-        for (key, disk) in &self.disks {
-            keys.insert(key.clone(), disk.write()?);
-        }
-        let tags = self.tags.to_string();
-        if !tags.is_empty() {
-            keys.insert("tags".into(), tags);
-        }
-        Ok(keys)
-    }
-
-    /// The notes.
-    pub fn description(&self) -> &str {
-        self.get("description").unwrap_or_default()
-    }
-}
+pub type VmConfig = GuestConfig<VmNet>;
 
 /// What a new VM is like. What is None or empty is left to Proxmox, except that it runs Linux, has a fast SCSI controller, a
 /// serial console, and is not started at boot.
 #[derive(Debug, Clone, Default)]
 pub struct VmSpec {
+    /// What every guest has.
+    pub guest: NewGuest<VmNet>,
     /// Name, as a host's.
     pub name: Option<String>,
-    /// MiB; Proxmox's own default is 512.
-    pub memory: Option<u64>,
-    /// CPUs that it sees.
-    pub cores: Option<u32>,
-    /// CPU time; 0: no limit.
-    pub cpulimit: Option<f64>,
     /// Kind of CPU: "host".
     pub cpu: Option<String>,
     /// Disks, as `scsi0` and so on. The first one is booted from.
     pub disks: Vec<Volume>,
-    /// Networks.
-    pub nets: Vec<VmNet>,
     /// A channel for the QEMU guest agent.
     pub agent: bool,
-    /// Tags.
-    pub tags: Tags,
-    /// Notes; at most 8 KiB.
-    pub description: Option<String>,
-    /// Pool.
-    pub pool: Option<String>,
-    /// Further keys as the API names them; they win.
-    pub extra: BTreeMap<String, String>,
 }
 
 impl VmSpec {
     /// The parameters of the call.
     pub fn form(&self, vmid: Vmid) -> Result<Form, PropertyError> {
-        let mut form: BTreeMap<String, String> = BTreeMap::new();
-        let mut put = |key: &str, value: Option<String>| form.extend(value.map(|v| (key.to_owned(), v)));
-        put("name", self.name.clone());
-        put("memory", self.memory.map(|n| n.to_string()));
-        put("cores", self.cores.map(|n| n.to_string()));
-        put("cpulimit", self.cpulimit.map(|n| n.to_string()));
-        put("cpu", self.cpu.clone());
-        put("scsihw", Some("virtio-scsi-single".into()));
+        let mut form: BTreeMap<String, String> = pairs([
+            ("name", self.name.clone()),
+            ("cpu", self.cpu.clone()),
+            ("scsihw", Some("virtio-scsi-single".into())),
+            ("boot", (!self.disks.is_empty()).then(|| "order=scsi0".into())),
+            ("agent", self.agent.then(|| "enabled=1".into())),
+            ("serial0", Some("socket".into())),
+            ("ostype", Some("l26".into())),
+            ("onboot", Some("0".into())),
+        ])
+        .into_iter()
+        .chain(self.guest.form(vmid)?)
+        .collect();
         for (n, disk) in self.disks.iter().enumerate() {
-            put(&format!("scsi{n}"), Some(disk.write()?));
+            form.insert(format!("scsi{n}"), disk.write()?);
         }
-        put("boot", (!self.disks.is_empty()).then(|| "order=scsi0".into()));
-        for (n, net) in self.nets.iter().enumerate() {
-            put(&format!("net{n}"), Some(net.write()?));
-        }
-        put("agent", self.agent.then(|| "enabled=1".into()));
-        put("serial0", Some("socket".into()));
-        put("ostype", Some("l26".into()));
-        put("tags", Some(self.tags.to_string()).filter(|t| !t.is_empty()));
-        put("description", self.description.clone());
-        put("pool", self.pool.clone());
-        put("onboot", Some("0".into()));
-        form.extend(self.extra.clone());
+        form.extend(self.guest.extra.clone());
         form.insert("vmid".into(), vmid.to_string());
         Ok(form.into_iter().collect())
     }
 
     /// Storage of the first disk.
     pub(super) fn storage(&self) -> &str {
-        let named = self.disks.first().and_then(Volume::storage);
-        named.or_else(|| self.extra.get("storage").map(String::as_str)).unwrap_or("local")
+        self.guest.storage(self.disks.first())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
 
@@ -277,9 +194,9 @@ mod tests {
             (c.digest.as_str(), c.get("cores"), c.get("scsihw")),
             ("abc", Some("2"), Some("virtio-scsi-single"))
         );
-        assert_eq!(c.disks.keys().collect::<Vec<_>>(), ["ide2", "scsi0", "scsi1"]);
-        assert_eq!((c.disks["scsi0"].storage(), c.disks["scsi1"].ro), (Some("local"), Some(true)));
-        assert_eq!(c.disks["scsi1"].other.get("serial"), Some("img"));
+        assert_eq!(c.volumes.keys().collect::<Vec<_>>(), ["ide2", "scsi0", "scsi1"]);
+        assert_eq!((c.volumes["scsi0"].storage(), c.volumes["scsi1"].ro), (Some("local"), Some(true)));
+        assert_eq!(c.volumes["scsi1"].other.get("serial"), Some("img"));
         assert!(c.tags.has("k8s") && c.nets[&0].bridge.as_deref() == Some("vmbr0"));
         let keys = serde_json::to_value(c.keys().unwrap()).unwrap();
         assert_eq!(VmConfig::parse(&keys).unwrap(), c, "what is read can be written back");
@@ -293,7 +210,7 @@ mod tests {
             name: Some("v1".into()),
             disks: vec![Volume::allocate("tank", 512)],
             agent: true,
-            extra: [("ostype".to_owned(), "other".to_owned())].into(),
+            guest: NewGuest { extra: [("ostype".to_owned(), "other".to_owned())].into(), ..NewGuest::default() },
             ..VmSpec::default()
         };
         let form: BTreeMap<_, _> = spec.form(Vmid::new(100).unwrap()).unwrap().into_iter().collect();
