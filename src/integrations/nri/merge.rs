@@ -240,7 +240,8 @@ impl Merge {
         for update in asked {
             let id = update.container_id.clone();
             if own == Some(id.as_str()) {
-                let message = format!("plugin {plugin:?} wants an update of container {id}, which is only being made");
+                let message =
+                    format!("plugin {plugin:?} wants an update of container {id}, which can have no new limits now");
                 return Err(Error::precondition(message));
             }
             let resources = update.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
