@@ -177,7 +177,7 @@ func (p *plugin) CreateContainer(_ context.Context, pod *api.PodSandbox, c *api.
 		adjust.AddDevice(device)
 	}
 	var updates []*api.ContainerUpdate
-	if id := p.ids[p.Other]; id != "" && p.OtherMemory > 0 {
+	if id := p.ids[p.Other]; id != "" && p.Other != c.Name {
 		updates = append(updates, limits(id, p.OtherMemory))
 	}
 	return adjust, updates, nil

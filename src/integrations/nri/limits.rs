@@ -38,7 +38,7 @@ pub fn to_core(of: &LinuxResources) -> Result<Resources> {
         i64::try_from(n.as_ref().map_or(0, |n| n.value)).map_err(|_| Error::invalid(format!("{name} is out of range")))
     };
     let signed = |n: &Option<OptionalInt64>| n.as_ref().map_or(0, |n| n.value);
-    let (memory, cpu) = (of.memory.clone().unwrap_or_default(), of.cpu.clone().unwrap_or_default());
+    let (memory, cpu) = (of.memory.unwrap_or_default(), of.cpu.clone().unwrap_or_default());
     Ok(Resources {
         cpu_period: unsigned("cpu.period", &cpu.period)?,
         cpu_quota: signed(&cpu.quota),
@@ -55,7 +55,7 @@ pub fn to_core(of: &LinuxResources) -> Result<Resources> {
 
 /// Refuses what no handler keeps. `made`: the container is being made, else it is there.
 pub fn check(of: &LinuxResources, made: bool) -> Result<()> {
-    let (memory, cpu) = (of.memory.clone().unwrap_or_default(), of.cpu.clone().unwrap_or_default());
+    let (memory, cpu) = (of.memory.unwrap_or_default(), of.cpu.clone().unwrap_or_default());
     for (name, there) in [
         ("memory.reservation", memory.reservation.is_some()),
         ("memory.kernel", memory.kernel.is_some()),

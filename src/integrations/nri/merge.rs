@@ -241,7 +241,7 @@ impl Merge {
             let id = update.container_id.clone();
             if own == Some(id.as_str()) {
                 let message =
-                    format!("plugin {plugin:?} wants an update of container {id}, which can have no new limits now");
+                    format!("plugin {plugin:?} wants an update of container {id}, which the request itself is about");
                 return Err(Error::precondition(message));
             }
             let resources = update.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();

@@ -12,6 +12,8 @@ mod limits;
 mod merge;
 mod mux;
 mod plugin;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 use std::sync::{Arc, OnceLock};
