@@ -12,8 +12,6 @@ mod limits;
 mod merge;
 mod mux;
 mod plugin;
-#[cfg(test)]
-mod tests;
 pub mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -507,3 +505,6 @@ impl Plugins for Nri {
         Ok((asked, updates))
     }
 }
+
+#[cfg(test)]
+mod tests;
