@@ -141,10 +141,8 @@ impl Connection {
             (mux::PLUGIN, mux::RESPONSE) => {
                 // One whose caller has given up has nobody here.
                 let Some(waits) = self.waiting().remove(&message.stream) else { return };
-                let answer = Response::decode(message.body).unwrap_or_else(|e| {
-                    let status = Status { code: UNKNOWN, message: format!("an answer that is none: {e}") };
-                    Response { status: Some(status), ..Default::default() }
-                });
+                // Who waits learns of it by that its place is gone.
+                let Ok(answer) = Response::decode(message.body) else { return self.close() };
                 let _ = waits.send(answer);
             }
             (mux::RUNTIME, mux::REQUEST) => {
