@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, PodId};
+use super::plugins::Adjusted;
 use super::ports::{Image, Monitor, monitor_v1};
 use super::records::{ContainerRecord, PodRecord, ResolvedUser, Resource, SandboxFacts};
 use super::spec::{ContainerConfig, Resources};
@@ -83,6 +84,8 @@ pub struct Launch {
     pub user: ResolvedUser,
     /// Signal that asks it to end.
     pub stop_signal: i32,
+    /// What plugins have made of it; None: they were not asked.
+    pub adjusted: Option<Adjusted>,
 }
 
 /// A process to run in a container.

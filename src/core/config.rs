@@ -9,6 +9,7 @@ mod faults;
 mod keys;
 pub mod legacy;
 mod load;
+mod nri;
 mod proxmox;
 mod proxmox_guests;
 mod proxmox_lxc;
@@ -30,6 +31,7 @@ use super::policy::Policy;
 pub use bfc::{BfcImages, PlainRootfs};
 pub use keys::{Key, keys as all_keys, schema};
 pub use load::{Loaded, Origin, Problem, Problems, Sources};
+pub use nri::Nri;
 pub use proxmox::Proxmox;
 pub use proxmox_guests::{Addresses, Orphans};
 pub use proxmox_lxc::{CtNetwork, NetworkKind, ProxmoxLxcHandler};
@@ -59,6 +61,8 @@ pub struct Config {
     pub network: Network,
     /// The Proxmox API.
     pub proxmox: Proxmox,
+    /// Plugins of the node.
+    pub nri: Nri,
     /// What Prometheus reads.
     pub metrics: Metrics,
     /// Traces for OpenTelemetry.
@@ -79,6 +83,7 @@ impl Default for Config {
             images: Images::default(),
             network: Network::default(),
             proxmox: Proxmox::default(),
+            nri: Nri::default(),
             metrics: Metrics::default(),
             tracing: Tracing::default(),
             routing: Vec::new(),

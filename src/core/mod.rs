@@ -11,6 +11,7 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod metrics;
+pub mod plugins;
 pub mod policy;
 pub mod ports;
 pub mod progress;

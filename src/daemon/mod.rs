@@ -35,6 +35,7 @@ use crate::core::caps::CapSet;
 use crate::core::config::{CgroupDriver, Config, NetworkKind, Router};
 use crate::core::engine::{Engine, EngineConfig, Ports};
 use crate::core::error::{Error, Kind, Result};
+use crate::core::plugins::Plugins;
 use crate::core::ports::{Clock, ImageStore, PodNetwork, Supervisor};
 use crate::core::records::RecordStore;
 use crate::integrations::cgroup::{Driver, Hierarchy, Mode};
@@ -45,6 +46,7 @@ use crate::integrations::layers::confined::Unpacker;
 use crate::integrations::monitor::{MonitorConfig, MonitorSupervisor};
 use crate::integrations::mounts;
 use crate::integrations::netns::NamespacePins;
+use crate::integrations::nri::{Nri, NriConfig};
 use crate::integrations::proxmox_api::{Proxmox, Vmid};
 use crate::integrations::registry::keychain::Keychain;
 use crate::integrations::registry::proxy::Proxies;
@@ -141,7 +143,9 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let pods = pods_config(config, cgroup_driver, idmapped)?;
     let in_cts = PodsConfig { driver: Driver::Cgroupfs, ..pods.clone() };
     let in_cts = (in_cts, hierarchy.clone(), pins.clone(), network.clone());
-    let pods = Arc::new(NodePods::new(pods, hierarchy, pins, network, tasks.clone()).await?);
+    let plugins = config.nri.enabled.then(|| Nri::new(nri_config(config), tasks.clone()));
+    let pods = NodePods::new(pods, hierarchy, pins, network, tasks.clone()).await?;
+    let pods = Arc::new(pods.with_plugins(plugins.clone()));
     let crun = CrunBackend::new(crun_config(config), pods.clone()).await;
     let lxc = LxcBackend::new(lxc_config(config, holders), pods.clone());
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(crun), Arc::new(lxc)];
@@ -176,11 +180,16 @@ pub async fn wire(config: &Config) -> Result<Wired> {
             supervisor,
             clock: Arc::new(SystemClock),
             parked: Arc::new(SystemdFdStore::open()),
+            plugins: plugins.clone().map(|p| p as Arc<dyn Plugins>),
         },
         RecordStore::open(root)?,
         tasks.clone(),
     );
     let report = engine.recover().await?;
+    if let Some(plugins) = plugins {
+        // Before anybody can ask for a pod: none is made without those that the node has.
+        plugins.start(engine.plugin_host()).await?;
+    }
     tasks.spawn_cancellable("housekeeping", keep_house(engine.clone()));
     tracing::info!(pods = report.pods, running = report.running, quarantined = report.quarantined.len(), "recovered");
     Ok(Wired { engine, cgroup_driver, tasks, _lock: lock })
@@ -246,6 +255,20 @@ fn cni_config(config: &Config) -> Result<CniConfig> {
         plugin_timeout: Duration::from_secs(network.plugin_timeout.max(1)),
         ..CniConfig::new(config.server.root.join("cni"))
     })
+}
+
+fn nri_config(config: &Config) -> NriConfig {
+    let nri = &config.nri;
+    NriConfig {
+        plugin_dir: nri.plugin_dir.clone(),
+        plugin_config_dir: nri.plugin_config_dir.clone(),
+        socket: nri.connecting_plugins.then(|| nri.socket.clone()),
+        registration_timeout: nri.registration_timeout.get(),
+        request_timeout: nri.request_timeout.get(),
+        required: nri.required_plugins.clone(),
+        // Those whose containers are made from a specification on the node, by what can hold what plugins change.
+        handlers: vec!["crun", "lxc"],
+    }
 }
 
 fn crun_config(config: &Config) -> CrunConfig {

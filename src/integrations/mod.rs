@@ -14,6 +14,7 @@ pub mod monitor;
 pub(crate) mod mountattr;
 pub mod mounts;
 pub mod netns;
+pub mod nri;
 pub mod oci_hooks;
 pub mod overlay;
 pub mod proxmox_api;

@@ -9,7 +9,8 @@ use crate::fail_point;
 
 impl CrunBackend {
     pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
-        let prepared = self.pods.prepare(&context, self.program.abilities().recursive_read_only).await?;
+        let mut prepared = self.pods.prepare(&context, self.program.abilities().recursive_read_only).await?;
+        let adjusted = self.pods.adjust(&context, &mut prepared).await?;
         let LaunchContext { run_dir, id, config, .. } = context;
         let text =
             serde_json::to_vec(&prepared.spec).map_err(|e| Error::because(Kind::Internal, "encode the OCI spec", e))?;
@@ -33,7 +34,7 @@ impl CrunBackend {
             terminal: config.tty,
         };
         let plan = self.pods.monitor_plan(&context, &prepared, calls);
-        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal })
+        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal, adjusted })
     }
 
     pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {

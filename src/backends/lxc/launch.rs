@@ -34,6 +34,12 @@ impl LxcBackend {
             }
             system::prepare(&mut prepared, &context, args.first().map_or("", String::as_str))?;
         }
+        // The system's own program is what the container is prepared for, and stays.
+        let adjusted = self.pods.adjust(&context, &mut prepared).await?;
+        let now = prepared.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
+        if (system || system::is_init(&now)) && now != args {
+            return Err(Error::new(Kind::Unimplemented, "a plugin's args from or to an init system's"));
+        }
         let mut process = prepared.spec.process().clone().ok_or_else(lacking)?;
         process.set_terminal(Some(system || config.tty));
         self.make_points(&context, &prepared).await?;
@@ -127,7 +133,7 @@ impl LxcBackend {
             terminal,
         };
         let plan = self.pods.monitor_plan(&context, &prepared, calls);
-        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal })
+        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal, adjusted })
     }
 
     /// With systemd the processes are in a group below the scope, as crun has it, and so are the limits.

@@ -3,6 +3,7 @@
 //! [`plan`] is pure: everything that must be looked up (the user in the image, device nodes, profiles, what the host
 //! can do) is in its input. What can't be honoured is refused by name.
 
+pub mod adjust;
 pub mod cdi;
 pub mod linux;
 pub mod mounts;

@@ -3,6 +3,7 @@
 //! `sandbox` makes and takes down the pod, `launch` looks up what a container needs, `stats` reads what is used. A
 //! crash leaves what the pod's journal names.
 
+mod adjust;
 pub mod bundle;
 pub mod destinations;
 pub mod devices;
@@ -27,6 +28,7 @@ use crate::core::records::PodRecord;
 use crate::core::spec::{NamespaceMode, Profile, Resources, SandboxConfig};
 use crate::integrations::cgroup::{Driver, Hierarchy, Mode, Parent};
 use crate::integrations::netns::NamespacePins;
+use crate::integrations::nri::Nri;
 use crate::integrations::{apparmor, host};
 use crate::utils::inquiry::Inquiry;
 use crate::utils::tasks::TaskSet;
@@ -88,6 +90,8 @@ pub struct NodePods {
     pub network: Arc<dyn PodNetwork>,
     /// What outlives the call that began it.
     pub tasks: TaskSet,
+    /// Plugins that change containers; None: there are none.
+    pub plugins: Option<Arc<Nri>>,
     network_asked: NetworkAsked,
     traffic: stats::TrafficCache,
 }
@@ -120,9 +124,14 @@ impl NodePods {
         let network_asked =
             NetworkAsked { inquiry: Inquiry::new("network status", tasks.clone()), last: Mutex::default() };
         let traffic = Default::default();
-        let this = Self { config, host, hierarchy, pins, network, tasks, network_asked, traffic };
+        let this = Self { config, host, hierarchy, pins, network, tasks, plugins: None, network_asked, traffic };
         this.load_apparmor().await;
         Ok(this)
+    }
+
+    /// The same with plugins.
+    pub fn with_plugins(self, plugins: Option<Arc<Nri>>) -> Self {
+        Self { plugins, ..self }
     }
 
     /// Loads the default profile, waiting for it no longer than [`PROFILE_PATIENCE`]; then it is loaded beside all else.

@@ -90,7 +90,7 @@ impl ProxmoxLxcBackend {
             terminal: config.tty,
         };
         let plan = self.pods.monitor_plan(&context, &prepared, calls);
-        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal })
+        Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal, adjusted: None })
     }
 
     fn delete_call<'a>(&self, parent: &Parent, id: &'a ContainerId, log: &'a Utf8Path) -> Call<'a> {

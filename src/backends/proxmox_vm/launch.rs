@@ -147,7 +147,7 @@ impl ProxmoxVmBackend {
             cgroups: Some(monitor_v1::Cgroups { memory: cgroup.clone(), kill: cgroup }),
             ..Default::default()
         };
-        Ok(Launch { plan, user, stop_signal })
+        Ok(Launch { plan, user, stop_signal, adjusted: None })
     }
 
     /// Hooks are programs of the node, which is not where the container is.

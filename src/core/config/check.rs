@@ -47,6 +47,7 @@ impl Config {
         self.network.check(&mut faults);
         self.proxmox.check(&mut faults);
         self.tracing.check(&mut faults);
+        self.nri.check(&mut faults);
         self.check_handlers(&mut faults);
         faults.into_vec()
     }

@@ -99,7 +99,7 @@ impl ZfsImages {
             part.chars().all(fits) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
         };
         let pool = self.dataset.starts_with(|c: char| c.is_ascii_alphabetic());
-        if !self.dataset.is_empty() && !(pool && self.dataset.split('/').all(word)) {
+        if !(self.dataset.is_empty() || pool && self.dataset.split('/').all(word)) {
             faults.add(dataset, format!("{:?} is no dataset's name, such as \"rpool/lxcri\"", self.dataset));
         }
         if self.dataset.len() > DATASET_MAX {

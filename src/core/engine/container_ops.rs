@@ -16,6 +16,7 @@ use crate::core::backend::{Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
+use crate::core::plugins::ContainerMoment;
 use crate::core::ports::{Image, RootfsOptions, monitor_v1};
 use crate::core::records::{self, ContainerRecord, ExitInfo, ResolvedUser, SandboxFacts};
 use crate::core::spec::{ContainerConfig, NamespaceMode};
@@ -81,6 +82,9 @@ impl PodTask {
                 self.keep(&id).await;
                 fail_point!("create.kept");
                 self.tell(EventKind::Created, Some(&id));
+                if let Some(made) = self.containers.get(&id) {
+                    self.tell_plugins_of(ContainerMoment::Created, made).await;
+                }
                 Ok(id)
             }
             Err(e) => {
@@ -88,6 +92,8 @@ impl PodTask {
                     self.on_monitor_gone().await;
                 }
                 self.undo_create(&id).await;
+                record.phase = ContainerPhase::Removing;
+                self.tell_plugins_of(ContainerMoment::Remove, &record).await;
                 Err(e.context(format!("create container {:?} in pod {}", config.name, self.pod.id)))
             }
         }
@@ -177,7 +183,7 @@ impl PodTask {
         let (volumes, volume_mounts) =
             volumes::mount(&self.shared, wanted, config, self.pod.config.security.namespaces.user.as_ref()).await?;
         let target = self.target(config)?;
-        let Launch { mut plan, user, stop_signal } = self
+        let Launch { mut plan, user, stop_signal, adjusted } = self
             .backend
             .launch_plan(LaunchContext {
                 pod: &self.pod,
@@ -195,6 +201,7 @@ impl PodTask {
             })
             .await?;
         (record.user, record.stop_signal) = (user, stop_signal);
+        let updates = self.note_adjusted(record, adjusted)?;
         plan.info = records::encode(record)?;
         takeover::save_plan(&run_dir, &plan).await?;
         fail_point!("create.planned");
@@ -223,6 +230,7 @@ impl PodTask {
         record.phase = ContainerPhase::Created;
         self.save_container(&Arc::new(record.clone())).await?;
         fail_point!("create.saved");
+        self.set_later(updates);
         Ok(())
     }
 
@@ -302,6 +310,12 @@ impl PodTask {
             self.finish(&mut record, now, exit).await;
             return Err(Error::invalid(format!("start container {id}: {why}")));
         }
+        if let Err(e) = self.may_start(&record).await {
+            let now = self.shared.ports.clock.now_ns();
+            let exit = ExitInfo { code: 128, reason: "StartError".into(), message: e.chain() };
+            self.finish(&mut record, now, exit).await;
+            return Err(e.context(format!("start container {id}")));
+        }
         fail_point!("start.asked");
         let restored = record.restore;
         if restored && let Err(e) = self.restore(&mut record).await {
@@ -335,6 +349,7 @@ impl PodTask {
                 let saved = self.save_container(&record).await;
                 fail_point!("start.saved");
                 self.tell(EventKind::Started, Some(id));
+                self.tell_plugins_of(ContainerMoment::Started, &record).await;
                 saved
             }
             Err(e) => {
@@ -420,6 +435,7 @@ impl PodTask {
             }
         }
         self.stops.retain(|w| w.id != record.id);
+        self.tell_plugins_of(ContainerMoment::Stop, record).await;
         if saved.is_ok()
             && let Err(e) = self.reap(&record.id).await
         {
@@ -549,6 +565,7 @@ impl PodTask {
         }
         fail_point!("remove.reaped");
         record.phase = ContainerPhase::Removing;
+        self.tell_plugins_of(ContainerMoment::Remove, &record).await;
         let (store, copy) = (self.shared.records.clone(), record);
         if let Err(e) = blocking(move || store.save_container(&copy)).await {
             // A full disk must not keep what would free it from going.

@@ -12,6 +12,7 @@ mod exec;
 mod fork;
 mod index;
 mod orphans;
+mod plugins;
 mod pod;
 mod pod_checkpoint;
 mod pod_restore;
@@ -39,6 +40,7 @@ use super::backend::Backend;
 use super::config::Router;
 use super::error::{Error, Kind, Result};
 use super::ids::{ContainerId, PodId};
+use super::plugins::Plugins;
 use super::policy::Policy;
 use super::ports::{Clock, FdStore, ImageStore, LayerStore, Supervisor};
 use super::records::{ContainerRecord, PodRecord, RecordStore};
@@ -94,6 +96,8 @@ pub struct Ports {
     pub clock: Arc<dyn Clock>,
     /// Descriptors for the next daemon.
     pub parked: Arc<dyn FdStore>,
+    /// Plugins of the node; None: there are none.
+    pub plugins: Option<Arc<dyn Plugins>>,
 }
 
 /// What the pods' tasks share.

@@ -47,7 +47,7 @@ pub(super) enum Command {
     StartContainer { id: ContainerId, reply: Reply<()> },
     StopContainer { id: ContainerId, grace: Duration, reply: Reply<()> },
     RemoveContainer { id: ContainerId, reply: Reply<()> },
-    UpdateContainer { id: ContainerId, asked: Box<Resources>, reply: Reply<()> },
+    UpdateContainer { id: ContainerId, asked: Box<Resources>, by_plugin: bool, reply: Reply<()> },
     UpdateSandbox { resources: Box<Resources>, overhead: Box<Resources>, reply: Reply<()> },
     Stop { reply: Reply<()> },
     Remove { reply: Reply<()> },
@@ -295,7 +295,9 @@ impl PodTask {
                 Next::GoOn
             }
             Command::RemoveContainer { id, reply } => answer(reply, self.remove_container(&id).await),
-            Command::UpdateContainer { id, asked, reply } => answer(reply, self.update_container(&id, &asked).await),
+            Command::UpdateContainer { id, asked, by_plugin, reply } => {
+                answer(reply, self.update_container(&id, &asked, by_plugin).await)
+            }
             Command::UpdateSandbox { resources, overhead, reply } => {
                 answer(reply, self.update_sandbox(*resources, *overhead).await)
             }

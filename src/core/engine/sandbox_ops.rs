@@ -14,6 +14,7 @@ use crate::core::backend::Journal;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
+use crate::core::plugins::PodMoment;
 use crate::core::ports::{MonitorEvent, monitor_v1};
 use crate::core::records::{self, ContainerRecord, PodRecord, RecordStore, Resource};
 use crate::core::state::{ContainerPhase, PodPhase, PodRequest, Verdict};
@@ -68,6 +69,10 @@ impl PodTask {
             }
             Err(e) => {
                 self.pod.phase = PodPhase::Stopping;
+                if self.pod.facts.is_some() {
+                    // They may have been told that it is there.
+                    self.tell_plugins(PodMoment::Remove).await;
+                }
                 if let Err(left) = self.take_back().await {
                     tracing::error!(
                         pod = self.pod.id.as_str(),
@@ -100,6 +105,7 @@ impl PodTask {
         self.pod.resources = journal.pod.resources;
         self.pod.facts = Some(made?);
         fail_point!("sandbox.made");
+        self.may_run().await?;
         if self.cancel.is_cancelled() {
             return Err(Error::new(Kind::Aborted, format!("pod {} was stopped while it was made", self.pod.id)));
         }
@@ -171,6 +177,7 @@ impl PodTask {
         self.mark().await;
         self.publish_pod();
         fail_point!("stop_pod.marked");
+        self.tell_plugins(PodMoment::Stop).await;
         self.end_containers().await?;
         fail_point!("stop_pod.ended");
         self.end_monitor().await?;
@@ -196,6 +203,7 @@ impl PodTask {
             self.remove_container(&id).await?;
         }
         fail_point!("remove_pod.containers");
+        self.tell_plugins(PodMoment::Remove).await;
         self.forget().await?;
         tracing::info!(pod = self.pod.id.as_str(), "pod removed");
         self.tell(EventKind::Deleted, None);

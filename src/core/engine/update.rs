@@ -9,6 +9,7 @@ use crate::core::backend::UpdateContext;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
 use crate::core::limits;
+use crate::core::plugins::{ContainerMoment, PodMoment};
 use crate::core::spec::Resources;
 use crate::core::state::{ContainerRequest, PodRequest, Verdict};
 
@@ -19,7 +20,7 @@ impl Engine {
         let (id, handle) = self.container_handle(scope, id)?;
         let asked = Box::new(asked);
         let gone = |e: Error| if e.kind() == Kind::Aborted { unknown_container(id.as_str()) } else { e };
-        let update = |reply| Command::UpdateContainer { id: id.clone(), asked, reply };
+        let update = |reply| Command::UpdateContainer { id: id.clone(), asked, by_plugin: false, reply };
         handle.ask(update).await.map_err(gone)
     }
 
@@ -47,12 +48,20 @@ impl Engine {
 }
 
 impl PodTask {
-    pub(super) async fn update_container(&mut self, id: &ContainerId, asked: &Resources) -> Result<()> {
+    /// `by_plugin`: it is a plugin's own wish, which no plugin is asked about.
+    pub(super) async fn update_container(
+        &mut self,
+        id: &ContainerId,
+        asked: &Resources,
+        by_plugin: bool,
+    ) -> Result<()> {
         let mut record = self.record(id).ok_or_else(|| unknown_container(id.as_str()))?;
         let named = |e: Error| e.context(format!("update container {id}"));
         if let Verdict::Refuse(why) = record.phase.verdict(ContainerRequest::Update) {
             return Err(named(Error::precondition(why)));
         }
+        let changed = if by_plugin { asked.clone() } else { self.ask_limits(&record, asked).await.map_err(named)? };
+        let asked = &changed;
         let merged = asked.over(&record.config.resources);
         limits::check(asked, &merged).map_err(named)?;
         if let Some((handler, policy)) = self.policy() {
@@ -64,7 +73,11 @@ impl PodTask {
         record.config.resources = merged;
         let record = self.put(record);
         tracing::info!(pod = self.pod.id.as_str(), container = id.as_str(), "container has new limits");
-        self.save_container(&record).await
+        self.save_container(&record).await?;
+        if !by_plugin {
+            self.tell_plugins_of(ContainerMoment::Updated, &record).await;
+        }
+        Ok(())
     }
 
     pub(super) async fn update_sandbox(&mut self, resources: Resources, overhead: Resources) -> Result<()> {
@@ -76,12 +89,14 @@ impl PodTask {
         limits::check(&resources, &merged.0).map_err(named)?;
         limits::check(&overhead, &merged.1).map_err(|e| named(e.context("overhead")))?;
         let (resources, overhead) = merged;
+        self.ask_pod_limits(&resources, &overhead).await.map_err(named)?;
         self.backend.update_sandbox(&self.pod, &resources, &overhead).await.map_err(named)?;
         (self.pod.config.resources, self.pod.config.overhead) = (resources, overhead);
         self.save_pod().await?;
         self.tell_monitor().await;
         self.publish_pod();
         tracing::info!(pod = self.pod.id.as_str(), "pod has new limits");
+        self.tell_plugins(PodMoment::Updated).await;
         Ok(())
     }
 }

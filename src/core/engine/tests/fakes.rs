@@ -148,7 +148,7 @@ impl Backend for FakeBackend {
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch> {
         self.0.step("plan").await?;
         let plan = monitor_v1::CreateContainer { id: context.id.to_string(), ..Default::default() };
-        Ok(Launch { plan, user: ResolvedUser::default(), stop_signal: libc::SIGTERM })
+        Ok(Launch { plan, user: ResolvedUser::default(), stop_signal: libc::SIGTERM, adjusted: None })
     }
     async fn exec_plan(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         Ok(monitor_v1::Exec { exec_id: context.exec_id.into(), ..Default::default() })

@@ -43,6 +43,7 @@ fn engine_with(backends: Vec<Arc<dyn Backend>>, world: &Arc<World>, dir: &Utf8Pa
         images: Arc::new(FakeImages),
         supervisor: Arc::new(FakeSupervisor(world.clone())),
         parked: Arc::new(NoFdStore),
+        plugins: None,
         clock: world.clone(),
     };
     let records = RecordStore::open(&dir.join("root")).expect("records");
