@@ -71,7 +71,7 @@ pub struct ZfsStoreConfig {
 /// Room that a fork of a full container has.
 const SOME_ROOM: u64 = 1 << 20;
 /// Bytes that a file system of zfs-fuse refers to before anything is in it, and some more.
-const EMPTY: u64 = 64 << 10;
+const EMPTY: u64 = 120 << 10;
 /// How long a layer's commit waits for zfs-fuse to be told of its closed files, and how often it looks.
 const LET_GO: Duration = Duration::from_secs(5);
 const LET_GO_PAUSE: Duration = Duration::from_millis(10);
