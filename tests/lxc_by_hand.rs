@@ -272,6 +272,47 @@ fn nothing_takes_a_root_file_system_of_ones_own_away() {
     });
 }
 
+/// A template writes where it has made a folder itself, and `delete` removes what it has made.
+#[test]
+fn a_template_takes_nobodys_folder() {
+    isolated("a_template_takes_nobodys_folder", || {
+        let hand = Hand::new();
+        let precious = hand.node.dir.join("precious");
+        std::fs::create_dir_all(&precious).expect("a folder");
+        std::fs::write(precious.join("letters"), "mine").expect("a file");
+        let whole = || {
+            let names = std::fs::read_dir(&precious).expect("it is there").map(|e| e.expect("an entry").file_name());
+            names.collect::<Vec<_>>() == ["letters"]
+        };
+        let line = format!("lxc.rootfs.path = dir:{}\n", precious.display());
+        let file = hand.node.dir.join("with-root.conf");
+        std::fs::write(&file, format!("lxc.net.0.type = empty\n{line}")).expect("a file");
+        let file = file.to_str().expect("UTF-8");
+        hand.refused(&["create", "x", "--template", "busybox", "--file", file], "lxc.rootfs.path");
+        let set = format!("lxc.rootfs.path=dir:{}", precious.display());
+        hand.refused(&["create", "x", "--template", "busybox", "--file", &hand.plain, "--set", &set], "lxc.rootfs.path");
+        assert!(whole() && !hand.node.dir.join("lib/lxc/x").exists());
+        // As another container is.
+        hand.good(&["create", "one", "--root", &hand.root, "--file", &hand.plain]);
+        let ones = hand.node.dir.join("lib/lxc/one/config");
+        hand.refused(
+            &["create", "two", "--template", "busybox", "--file", ones.to_str().expect("UTF-8")],
+            "lxc.rootfs.path",
+        );
+        hand.good(&["delete", "one"]);
+        // Written into its configuration later.
+        hand.good(&["create", "two", "--template", "busybox", "--file", &hand.plain]);
+        let config = hand.node.dir.join("lib/lxc/two/config");
+        let before = std::fs::read_to_string(&config).expect("its configuration");
+        std::fs::write(&config, format!("{before}{line}")).expect("its configuration");
+        hand.refused(&["delete", "two"], "not in the container's folder");
+        assert!(whole());
+        std::fs::write(&config, before).expect("its configuration");
+        hand.good(&["delete", "two"]);
+        assert!(whole() && !hand.node.dir.join("lib/lxc/two").exists());
+    });
+}
+
 /// A configuration that was cut or damaged has no root file system, and liblxc would take the node's own: its mounts would become
 /// private, with which no pod can be made.
 #[test]

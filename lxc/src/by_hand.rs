@@ -8,6 +8,7 @@
 use std::ffi::{c_int, c_void};
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lxcri_lxc::become_it::{self, Trouble};
@@ -42,7 +43,7 @@ pub fn make(options: &Options) -> Result<(), String> {
         return Err(format!("container {}: it is there already", options.name));
     }
     let file = if options.config.is_empty() { DEFAULT } else { &options.config };
-    if !options.config.is_empty() || std::path::Path::new(file).is_file() {
+    if !options.config.is_empty() || Path::new(file).is_file() {
         container.load(file)?;
     }
     if !options.root.is_empty() {
@@ -63,7 +64,16 @@ pub fn make(options: &Options) -> Result<(), String> {
         container.set("lxc.ephemeral", "0")?;
     }
     match options.rest.split_first() {
-        Some((template, arguments)) => container.create(template, arguments),
+        Some((template, arguments)) => {
+            // liblxc would let the template write there, and remove it with the container.
+            let root = container.get("lxc.rootfs.path")?;
+            if !root.is_empty() {
+                return Err(format!(
+                    "lxc.rootfs.path is {root:?} in what it is to begin with, and a template makes a root file system of its own"
+                ));
+            }
+            container.create(template, arguments)
+        }
         None => container.save(),
     }
 }
@@ -131,9 +141,21 @@ fn monitors_of(options: &Options, known: &[i32]) -> Vec<i32> {
     pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
 }
 
-/// `destroy`: with its root file system.
+/// `destroy`: with its root file system, if that is the container's own.
 pub fn destroy(options: &Options) -> Result<(), String> {
     let (_library, container) = open(options)?;
+    // "0": it removes none.
+    if container.get("lxc.rootfs.managed")? != "0" {
+        let root = container.get("lxc.rootfs.path")?;
+        let folder = Path::new(&options.lxcpath).join(&options.name);
+        if let Some(foreign) = outside(&root, &folder)? {
+            return Err(format!(
+                "lxc.rootfs.path is {foreign:?}, which is not in the container's folder, and would be removed with it: let it be \
+                 kept by lxc.rootfs.managed = 0 in {}/config, or say otherwise where the root file system is",
+                folder.display()
+            ));
+        }
+    }
     if container.destroy() { Ok(()) } else { Err("liblxc could not remove the container".into()) }
 }
 
@@ -150,6 +172,27 @@ pub fn states(options: &Options) -> Result<(), String> {
         writeln!(out, "{name} {state} {pid}").map_err(|e| e.to_string())?;
     }
     Ok(())
+}
+
+/// The file or folder that liblxc would remove for a root file system, if it is not below `folder`, wherever links lead.
+fn outside(root: &str, folder: &Path) -> Result<Option<PathBuf>, String> {
+    let path = match root.split_once(':') {
+        // Volumes of a pool or a group have names of their own.
+        Some(("dir" | "loop" | "btrfs", path)) => path,
+        // What has been written is in the last one.
+        Some(("overlay" | "overlayfs", paths)) => paths.rsplit(':').next().unwrap_or(paths),
+        _ if root.starts_with('/') => root,
+        _ => return Ok(None),
+    };
+    match Path::new(path).canonicalize() {
+        // There is nothing to remove.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(format!("lxc.rootfs.path {path}: {e}")),
+        Ok(real) => {
+            let folder = folder.canonicalize().map_err(|e| format!("{}: {e}", folder.display()))?;
+            Ok((!real.starts_with(&folder) || real == folder).then_some(real))
+        }
+    }
 }
 
 struct Payload {
@@ -219,5 +262,31 @@ pub fn attach(options: &Options) -> Result<u8, String> {
         Some(packet) => Err(packet.text),
         None if libc::WIFSIGNALED(status) => Ok((128 + libc::WTERMSIG(status)) as u8),
         None => Ok(libc::WEXITSTATUS(status) as u8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_file_system_is_its_own_below_its_folder_alone() {
+        let dir = std::env::temp_dir().join(format!("lxcri-outside-{}", std::process::id()));
+        let folder = dir.join("c");
+        std::fs::create_dir_all(folder.join("rootfs")).expect("a folder");
+        std::fs::create_dir_all(dir.join("precious")).expect("a folder");
+        std::os::unix::fs::symlink("../precious", folder.join("link")).expect("a link");
+        let at = |kind: &str, path: &str| outside(&format!("{kind}{}/{path}", dir.display()), &folder).expect("looked at");
+        for kind in ["", "dir:", "loop:", "overlay:/below:"] {
+            assert_eq!(at(kind, "c/rootfs"), None, "{kind}");
+            for foreign in ["precious", "c/../precious", "c/link", "c"] {
+                assert!(at(kind, foreign).is_some(), "{kind} {foreign}");
+            }
+        }
+        assert_eq!(at("dir:", "none"), None);
+        for other in ["", "zfs:pool/c", "lvm:/dev/group/c"] {
+            assert_eq!(outside(other, &folder), Ok(None), "{other}");
+        }
+        std::fs::remove_dir_all(&dir).expect("removed");
     }
 }

@@ -29,8 +29,10 @@ const FOREIGN_ROOT: &str = "lxcri-root";
 const CONFIG: &str = "config";
 /// Most bytes of a call's log that are looked at.
 const LOG_MAX: u64 = 1 << 20;
+/// Where a root file system is.
+const ROOT: &str = "lxc.rootfs.path";
 /// What a root file system of somebody's own decides, and nobody else: with other values liblxc would remove it.
-const ROOTS: [&str; 3] = ["lxc.rootfs.path", "lxc.rootfs.managed", "lxc.ephemeral"];
+const ROOTS: [&str; 3] = [ROOT, "lxc.rootfs.managed", "lxc.ephemeral"];
 
 /// What a container is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +105,9 @@ impl ByHand {
             if matches!(new.source, Source::Root(_)) && ROOTS.contains(&key.trim()) {
                 return Err(Error::invalid(format!("{key} is not to be set beside a root file system of your own")));
             }
+            if key.trim() == ROOT {
+                return Err(Error::invalid(format!("{key} is not to be set beside a template, which makes it")));
+            }
             more.extend(["--set".to_owned(), line(key, value)?]);
         }
         let mut root = None;
@@ -131,7 +136,7 @@ impl ByHand {
             let removed = blocking(move || {
                 // A whole one, or a template's, goes with `delete`.
                 match std::fs::read_to_string(folder.join(CONFIG)) {
-                    Ok(text) if template || text.contains(ROOTS[0]) => return Ok(()),
+                    Ok(text) if template || text.contains(ROOT) => return Ok(()),
                     _ => {}
                 }
                 // What is not empty then is liblxc's to tell of. The note goes last.
