@@ -13,8 +13,8 @@ use oci_spec::runtime::{
     Process, Spec,
 };
 
-use super::limits;
 use super::lines::Lines;
+use super::{limits, seccomp};
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
 
@@ -405,6 +405,7 @@ pub fn process(spec: &Spec, process: &Process) -> Result<Plan> {
         inheritable: bits(LinuxCapabilities::inheritable)?.0,
         ambient: bits(LinuxCapabilities::ambient)?.0,
         no_new_privs: process.no_new_privileges().unwrap_or(false),
+        architectures: linux.seccomp().as_ref().map(seccomp::architectures).unwrap_or_default(),
         limits: process
             .rlimits()
             .iter()
