@@ -429,6 +429,199 @@ fn a_seccomp_profile_call_by_call() {
     });
 }
 
+/// A program for amd64 that makes a system call of i386's, and ends well.
+fn i386_caller() -> Vec<u8> {
+    // mov eax, 20 (getpid); int 0x80; mov eax, 60 (exit); xor edi, edi; syscall
+    let code = [0xb8, 20, 0, 0, 0, 0xcd, 0x80, 0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05];
+    let (at, headers) = (0x40_0000u64, 64 + 56u64);
+    let size = headers + code.len() as u64;
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    elf.extend([2u16, 62].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend(1u32.to_le_bytes());
+    elf.extend([at + headers, 64, 0].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend(0u32.to_le_bytes());
+    elf.extend([64u16, 56, 1, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend([1u32, 5].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend([0, at, at, size, size, 0x1000].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend(code);
+    elf
+}
+
+/// liblxc's policies let other architectures in, with the default action; a profile that does not name one means that nobody gets by
+/// it there.
+#[test]
+fn architectures_that_a_profile_does_not_name_are_closed() {
+    isolated("architectures_that_a_profile_does_not_name_are_closed", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        std::fs::create_dir_all("/var/lib/kubelet/seccomp").expect("a folder");
+        let volume = node.dir.join("volume");
+        std::fs::create_dir_all(&volume).expect("a folder");
+        std::fs::write(volume.join("i386"), i386_caller()).expect("a program");
+        std::fs::set_permissions(volume.join("i386"), std::fs::Permissions::from_mode(0o755)).expect("its mode");
+        let own = json!(["SCMP_ARCH_X86_64"]);
+        let both = json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]);
+        for (n, (name, list, code)) in
+            [("own", own, "159"), ("none", json!(null), "159"), ("both", both, "0")].into_iter().enumerate()
+        {
+            let mut profile = json!({"defaultAction": "SCMP_ACT_ALLOW",
+                                     "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]});
+            if !list.is_null() {
+                profile["architectures"] = list;
+            }
+            let file = format!("arch-{n}.json");
+            std::fs::write(Path::new("/var/lib/kubelet/seccomp").join(&file), profile.to_string()).expect("a profile");
+            let mut config = container_config(name, BUSYBOX, "/v/i386; echo $?; exec sleep 1000");
+            config["mounts"] = json!([{"host_path": volume, "container_path": "/v"}]);
+            // Not root, with no capabilities, and as the first process' maker left it.
+            config["linux"]["security_context"] = json!({
+                "run_as_user": {"value": 1000}, "no_new_privs": true, "capabilities": {"drop_capabilities": ["ALL"]},
+                "seccomp": {"profile_type": 2, "localhost_ref": file},
+            });
+            let id = create(&crictl, &pod, "p", &config).expect("created");
+            crictl.run(&["start", &id]);
+            let said = wait_for("its word", Duration::from_secs(20), || log_of(&node, "p", name).last().cloned());
+            assert_eq!(said, code, "{name}");
+            let (good, said) = crictl.try_run(&["exec", "-s", &id, "/v/i386"]);
+            assert_eq!(good, code == "0", "{name}: {said}");
+        }
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+/// Paths in volumes are closed, or refused by name; and what an unprivileged container has read-only is a privileged one's to write.
+#[test]
+fn closed_paths_in_volumes_and_a_sysfs_for_each() {
+    isolated("closed_paths_in_volumes_and_a_sysfs_for_each", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let mut config = pod_config("p", &node.pod_logs("p"));
+        config["linux"]["security_context"]["privileged"] = json!(true);
+        let pod = crictl.run(&["runp", &crictl.file("pod-p", &config)]);
+        let volume = node.dir.join("volume");
+        std::fs::create_dir_all(volume.join("real")).expect("a folder");
+        std::fs::create_dir_all(volume.join("open")).expect("a folder");
+        std::fs::write(volume.join("real/f"), "secret").expect("a file");
+        std::fs::write(volume.join("open/f"), "secret").expect("a file");
+        std::os::unix::fs::symlink("real", volume.join("link")).expect("a link");
+        std::os::unix::fs::symlink("real/f", volume.join("file")).expect("a link");
+        let made = |name: &str, script: &str, change: &dyn Fn(&mut Value)| {
+            let mut config = container_config(name, BUSYBOX, script);
+            config["mounts"] = json!([{"host_path": volume, "container_path": "/v"}]);
+            change(&mut config);
+            let file = crictl.file(&format!("c-{name}"), &config);
+            let pod_file = crictl.file("pod-p", &pod_config("p", &node.pod_logs("p")));
+            let (good, said) = crictl.try_run(&["create", "--no-pull", &pod, &file, &pod_file]);
+            if !good {
+                return Err(said);
+            }
+            let id = said.trim().to_owned();
+            crictl.run(&["start", &id]);
+            crictl.wait_exit(&id);
+            Ok(log_of(&node, "p", name))
+        };
+        for (list, path) in [("masked_paths", "/v/link"), ("masked_paths", "/v/file"), ("readonly_paths", "/v/link/f")]
+        {
+            let refused = made("bad", "cat /v/real/f", &|config| {
+                config["linux"]["security_context"][list] = json!([path]);
+            });
+            let said = refused.expect_err(path);
+            assert!(said.contains("Unimplemented") && said.contains(path), "{said}");
+        }
+        let script = "cat /v/real/f 2>/dev/null || echo hidden; wc -c </v/open/f; touch /v/open/new || echo closed; \
+                      wc -c </proc/uptime; echo 1400 >/sys/class/net/eth0/mtu || echo closed, too";
+        let said = made("plain", script, &|config| {
+            config["linux"]["security_context"]["masked_paths"] = json!(["/v/real", "/v/open/f", "/proc/uptime"]);
+            config["linux"]["security_context"]["readonly_paths"] = json!(["/v/open"]);
+        });
+        assert_eq!(said.expect("made"), ["hidden", "0", "closed", "0", "closed, too"]);
+        let said = made("strong", "echo 1400 >/sys/class/net/eth0/mtu && cat /sys/class/net/eth0/mtu", &|config| {
+            config["linux"]["security_context"]["privileged"] = json!(true);
+        });
+        assert_eq!(said.expect("made"), ["1400"]);
+        // A volume where liblxc would mount terminals, and one on a link of the kernel's.
+        let said = made("pts", "ls /dev/pts", &|config| {
+            config["mounts"] = json!([{"host_path": volume, "container_path": "/dev/pts"}]);
+        });
+        assert_eq!(said.expect("made"), ["file", "link", "open", "real"]);
+        let refused = made("environ", "true", &|config| {
+            config["mounts"] = json!([{"host_path": volume.join("real/f"), "container_path": "/proc/self/environ"}]);
+        });
+        let said = refused.expect_err("refused");
+        assert!(said.contains("Unimplemented") && said.contains("/proc/self/environ"), "{said}");
+        // A failure in words, without liblxc's time and place.
+        let refused = made("file", "true", &|config| {
+            config["mounts"] = json!([{"host_path": volume.join("real/f"), "container_path": "/etc"}]);
+        });
+        let said = refused.expect_err("refused");
+        assert!(said.contains("Not a directory") && !said.contains("utils.c") && !said.contains("--plan"), "{said}");
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+/// A container of a pod with the node's IPC namespace has the node's /dev/shm, and with it the usual flags.
+#[test]
+fn the_nodes_shared_memory_has_its_flags() {
+    isolated("the_nodes_shared_memory_has_its_flags", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let mut config = pod_config("p", &node.pod_logs("p"));
+        config["linux"]["security_context"]["namespace_options"]["ipc"] = json!(2);
+        let pod = crictl.run(&["runp", &crictl.file("pod-ipc", &config)]);
+        let mut config = container_config("c", BUSYBOX, "grep ' /dev/shm ' /proc/mounts; exec sleep 1000");
+        config["linux"]["security_context"] = json!({"namespace_options": {"ipc": 2, "pid": 1}});
+        let id = create(&crictl, &pod, "p", &config).expect("created");
+        crictl.run(&["start", &id]);
+        let said = wait_for("its word", Duration::from_secs(20), || log_of(&node, "p", "c").first().cloned());
+        assert!(["nosuid", "nodev", "noexec"].iter().all(|flag| said.contains(flag)), "{said}");
+        crictl.run(&["rmp", "-f", &pod]);
+    });
+}
+
+/// A file system in user space that never answers, where lxcfs is mounted.
+#[test]
+fn an_lxcfs_that_hangs_holds_up_nobody() {
+    isolated("an_lxcfs_that_hangs_holds_up_nobody", || {
+        let node = lxc_node();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let pod = crictl.run_pod("p");
+        std::fs::create_dir_all("/var/lib/lxcfs").expect("a folder");
+        let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", std::os::fd::AsRawFd::as_raw_fd(&fuse));
+        let data = std::ffi::CString::new(data).expect("a text");
+        rustix::mount::mount(
+            "lxcfs",
+            "/var/lib/lxcfs",
+            "fuse",
+            rustix::mount::MountFlags::empty(),
+            Some(data.as_c_str()),
+        )
+        .expect("mounted");
+        for n in 0..3 {
+            let begun = std::time::Instant::now();
+            let refused = create(&crictl, &pod, "p", &container_config(&format!("c{n}"), BUSYBOX, "true"));
+            let said = refused.expect_err("it hangs");
+            assert!(said.contains("Unavailable") && said.contains("lxcfs"), "{said}");
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+            crictl.run(&["version"]);
+        }
+        // Its process ends: there is no lxcfs any more.
+        drop(fuse);
+        let id = wait_for("a container without lxcfs", Duration::from_secs(20), || {
+            create(&crictl, &pod, "p", &container_config("c", BUSYBOX, "echo ran")).ok()
+        });
+        crictl.run(&["start", &id]);
+        assert_eq!(crictl.wait_exit(&id)["exitCode"], 0);
+        crictl.run(&["rmp", "-f", &pod]);
+        rustix::mount::unmount("/var/lib/lxcfs", rustix::mount::UnmountFlags::DETACH).expect("unmounted");
+    });
+}
+
 /// Pulls an OCI layout under a name.
 fn pull_layout(node: &Node, layout: &Path, name: &str) {
     let mut pull = Command::new(support::daemon_program());

@@ -272,6 +272,50 @@ fn nothing_takes_a_root_file_system_of_ones_own_away() {
     });
 }
 
+/// A template writes where it has made a folder itself, and `delete` removes what it has made.
+#[test]
+fn a_template_takes_nobodys_folder() {
+    isolated("a_template_takes_nobodys_folder", || {
+        let hand = Hand::new();
+        let precious = hand.node.dir.join("precious");
+        std::fs::create_dir_all(&precious).expect("a folder");
+        std::fs::write(precious.join("letters"), "mine").expect("a file");
+        let whole = || {
+            let names = std::fs::read_dir(&precious).expect("it is there").map(|e| e.expect("an entry").file_name());
+            names.collect::<Vec<_>>() == ["letters"]
+        };
+        let line = format!("lxc.rootfs.path = dir:{}\n", precious.display());
+        let file = hand.node.dir.join("with-root.conf");
+        std::fs::write(&file, format!("lxc.net.0.type = empty\n{line}")).expect("a file");
+        let file = file.to_str().expect("UTF-8");
+        hand.refused(&["create", "x", "--template", "busybox", "--file", file], "lxc.rootfs.path");
+        let set = format!("lxc.rootfs.path=dir:{}", precious.display());
+        hand.refused(
+            &["create", "x", "--template", "busybox", "--file", &hand.plain, "--set", &set],
+            "lxc.rootfs.path",
+        );
+        assert!(whole() && !hand.node.dir.join("lib/lxc/x").exists());
+        // As another container is.
+        hand.good(&["create", "one", "--root", &hand.root, "--file", &hand.plain]);
+        let ones = hand.node.dir.join("lib/lxc/one/config");
+        hand.refused(
+            &["create", "two", "--template", "busybox", "--file", ones.to_str().expect("UTF-8")],
+            "lxc.rootfs.path",
+        );
+        hand.good(&["delete", "one"]);
+        // Written into its configuration later.
+        hand.good(&["create", "two", "--template", "busybox", "--file", &hand.plain]);
+        let config = hand.node.dir.join("lib/lxc/two/config");
+        let before = std::fs::read_to_string(&config).expect("its configuration");
+        std::fs::write(&config, format!("{before}{line}")).expect("its configuration");
+        hand.refused(&["delete", "two"], "not in the container's folder");
+        assert!(whole());
+        std::fs::write(&config, before).expect("its configuration");
+        hand.good(&["delete", "two"]);
+        assert!(whole() && !hand.node.dir.join("lib/lxc/two").exists());
+    });
+}
+
 /// A configuration that was cut or damaged has no root file system, and liblxc would take the node's own: its mounts would become
 /// private, with which no pod can be made.
 #[test]
@@ -367,6 +411,86 @@ fn an_init_that_reboots_is_stopped_and_an_interrupt_ends_all() {
         let logs = std::fs::read_dir("/run").expect("/run").flatten();
         let logs: Vec<_> = logs.map(|e| e.file_name()).filter(|n| n.as_encoded_bytes().ends_with(b".log")).collect();
         assert!(logs.is_empty(), "{logs:?}");
+    });
+}
+
+/// Whoever ends `exec` ends the command; and a container whose process does not answer hides no other.
+#[test]
+fn an_exec_ends_with_its_caller_and_a_silent_container_hides_none() {
+    isolated("an_exec_ends_with_its_caller_and_a_silent_container_hides_none", || {
+        let hand = Hand::new();
+        for name in ["one", "two"] {
+            hand.good(&["create", name, "--root", &hand.root, "--file", &hand.plain, "--set", "lxc.uts.name = x"]);
+            hand.good(&["start", name]);
+        }
+        let exec = |args: &[&str], line: &str| {
+            let mut command = hand.command(&[&["exec", "one"], args].concat());
+            let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program");
+            support::streams::wait_there(line);
+            child
+        };
+        let mut child = exec(&["sleep", "777"], "sleep 777");
+        kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+        assert_eq!(child.wait().expect("its end").code(), Some(143));
+        support::streams::wait_gone("sleep 777");
+        // What the command makes of it is its own affair.
+        let child =
+            exec(&["sh", "-c", "trap 'echo heard; exit 5' TERM; sleep 776 >/dev/null 2>&1 & wait"], "sleep 776");
+        kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+        let out = child.wait_with_output().expect("its end");
+        assert_eq!((out.status.code(), &*out.stdout), (Some(5), &b"heard\n"[..]));
+        let mut child = exec(&["sleep", "775"], "sleep 775");
+        kill_process(Pid::from_child(&child), Signal::KILL).expect("kill");
+        child.wait().expect("its end");
+        support::streams::wait_gone("sleep 775");
+        assert_eq!(hand.good(&["exec", "--env", "TERM=dumb", "one", "sh", "-c", "echo $TERM"]), "dumb");
+
+        let title = format!("[lxc monitor] {} one", hand.node.dir.join("lib/lxc").display());
+        let is_it = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|b| *b == 0).next() == Some(title.as_bytes())
+        };
+        let pids = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let monitor = pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).find(is_it).expect("its monitor");
+        let monitor = Pid::from_raw(monitor).expect("a pid");
+        kill_process(monitor, Signal::STOP).expect("stop");
+        let begun = Instant::now();
+        let list = hand.good(&["list"]);
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        let state = |list: &str, name: &str| {
+            let line = list.lines().find(|l| l.split_whitespace().next() == Some(name)).expect("a line").to_owned();
+            line.split_whitespace().nth(1).map(str::to_owned)
+        };
+        assert_eq!(state(&list, "one").as_deref(), Some("UNKNOWN"), "{list}");
+        assert_eq!(state(&list, "two").as_deref(), Some("RUNNING"), "{list}");
+        hand.refused(&["exec", "one", "true"], "UNKNOWN");
+        kill_process(monitor, Signal::CONT).expect("go on");
+        assert_eq!(state(&hand.good(&["list"]), "one").as_deref(), Some("RUNNING"));
+        for name in ["one", "two"] {
+            hand.good(&["delete", "--force", name]);
+        }
+    });
+}
+
+/// Two that make one of the same name at once: one of them has it, and it starts.
+#[test]
+fn two_makers_of_one_name() {
+    isolated("two_makers_of_one_name", || {
+        let hand = Hand::new();
+        let other = hand.node.dir.join("other");
+        busybox_root(&other);
+        let other = other.to_str().expect("UTF-8");
+        for _ in 0..5 {
+            let make = |root: &str| {
+                let mut command = hand.command(&["create", "one", "--root", root, "--file", &hand.plain]);
+                command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program")
+            };
+            let mut both = [make(&hand.root), make(other)];
+            let codes: Vec<_> = both.iter_mut().map(|c| c.wait().expect("its end").code()).collect();
+            assert!(codes.contains(&Some(0)) && codes.contains(&Some(1)), "{codes:?}");
+            hand.good(&["start", "one"]);
+            hand.good(&["delete", "--force", "one"]);
+        }
     });
 }
 

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Uid, openat2};
 
 use crate::plan::{Node, Plan};
-use crate::{terminal, wire};
+use crate::{foreign, terminal, wire};
 
 /// Inode of procfs' root (the kernel's PROC_ROOT_INO).
 const PROC_ROOT: u64 = 1;
@@ -83,6 +83,7 @@ pub fn prepare(plan: &Plan, tell: BorrowedFd<'_>) -> Result<Program, Trouble> {
             set_label(kind, label).map_err(step(format_args!("{kind} label {label:?}")))?;
         }
     }
+    foreign::close(plan.architectures).map_err(step("system calls of other architectures"))?;
     make_folder(&plan.cwd).map_err(step(format_args!("working directory {:?}", plan.cwd)))?;
     identity(plan)?;
     // Again as the user: it may not be its own.

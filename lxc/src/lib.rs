@@ -4,6 +4,7 @@
 //! The daemon writes plans; the first process of a container and execs read them. Nothing here knows liblxc.
 
 pub mod become_it;
+pub mod foreign;
 pub mod plan;
 pub mod terminal;
 pub mod wire;

@@ -14,6 +14,8 @@ const MAJORS: std::ops::RangeInclusive<u32> = 5..=7;
 const WITHOUT_V1: u32 = 7;
 /// Longest value that is asked for, in bytes: a path and its kind.
 const VALUE_MAX: usize = 8192;
+/// So many characters of a value are in an error.
+const TOLD_MAX: usize = 100;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// `struct lxc_container`, as far as it is used. Functions that are not are pointers.
@@ -253,7 +255,13 @@ impl Container {
         // SAFETY: the container is alive; what is kept is copied.
         match unsafe { ((*self.0).set_config_item)(self.0, key_.as_ptr(), value_.as_ptr()) } {
             true => Ok(()),
-            false => Err(format!("liblxc refuses {key} = {value:?}")),
+            false => {
+                let (begin, more) = match value.char_indices().nth(TOLD_MAX) {
+                    Some((at, _)) => (&value[..at], "..."),
+                    None => (value, ""),
+                };
+                Err(format!("liblxc refuses {key} = {begin:?}{more}"))
+            }
         }
     }
 

@@ -13,6 +13,7 @@ mod kills;
 mod liblxc;
 mod options;
 mod within;
+mod words;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -68,8 +69,11 @@ fn main() -> ExitCode {
 fn fail(log: &str, why: &str) -> ExitCode {
     if log.is_empty() {
         let _ = writeln!(std::io::stderr(), "proxmox-lxcri-lxc: {why}");
-    } else if let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(log) {
-        let _ = writeln!(file, "{why}");
+    } else {
+        let _ = words::make_plain(log);
+        if let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(log) {
+            let _ = writeln!(file, "{why}");
+        }
     }
     ExitCode::FAILURE
 }

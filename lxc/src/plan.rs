@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::foreign::Architectures;
+
 /// A soft and a hard limit of a resource, by its number (setrlimit(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
@@ -59,6 +61,8 @@ pub struct Plan {
     pub ambient: u64,
     /// prctl(PR_SET_NO_NEW_PRIVS).
     pub no_new_privs: bool,
+    /// Whose system calls its seccomp profile lets in.
+    pub architectures: Architectures,
     /// Limits.
     pub limits: Vec<Limit>,
     /// /proc/self/oom_score_adj.
@@ -111,6 +115,9 @@ impl Plan {
         put("inheritable", &self.inheritable.to_string())?;
         put("ambient", &self.ambient.to_string())?;
         put("no_new_privs", if self.no_new_privs { "1" } else { "0" })?;
+        if let Architectures::Some { compat, x32 } = self.architectures {
+            put("architectures", &format!("{} {}", u8::from(compat), u8::from(x32)))?;
+        }
         for limit in &self.limits {
             put("limit", &format!("{} {} {}", limit.resource, limit.soft, limit.hard))?;
         }
@@ -156,6 +163,10 @@ impl Plan {
             "inheritable" => self.inheritable = value.parse().ok()?,
             "ambient" => self.ambient = value.parse().ok()?,
             "no_new_privs" => self.no_new_privs = value == "1",
+            "architectures" => {
+                let (compat, x32) = value.split_once(' ')?;
+                self.architectures = Architectures::Some { compat: compat == "1", x32: x32 == "1" };
+            }
             "limit" => {
                 let mut words = value.split(' ');
                 let resource = words.next()?.parse().ok()?;
@@ -195,6 +206,7 @@ mod tests {
             let plan = Plan {
                 args, env, cwd: path.clone(), uid, gid, groups: vec![gid, uid], bounding, ambient,
                 permitted: bounding, inheritable: ambient, no_new_privs: flag, terminal: !flag,
+                architectures: Architectures::Some { compat: flag, x32: uid % 2 == 0 },
                 limits: vec![Limit { resource: uid, soft: bounding, hard: ambient }],
                 oom_score_adj: Some(score), apparmor: Some(path.clone()), selinux: flag.then(|| path.clone()),
                 nodes: vec![Node { path, mode: uid, major: gid, minor: uid, uid, gid }],

@@ -24,6 +24,8 @@ use crate::reaper::Ended;
 const DEADLINE_MS: u32 = 120_000;
 /// So much of a program's own words goes into a failure, in bytes.
 const TAIL: u64 = 4096;
+/// So many characters of a command line.
+const COMMAND_MAX: usize = 200;
 
 /// A program that runs.
 pub struct Running {
@@ -74,6 +76,7 @@ pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
         .chain(program.args.iter().map(String::as_str))
         .collect::<Vec<_>>()
         .join(" ");
+    let what = cut(what);
     let mut words = None;
     let absent = || -> Result<Stdio> {
         if !fds.mute {
@@ -187,6 +190,15 @@ impl Running {
         let code = if self.overdue { ErrorCode::ErrorDeadline } else { ErrorCode::ErrorProgram };
         Err(Failure::new(code, message))
     }
+}
+
+/// The beginning of a command line, which says what it was: some have dozens of folders in them.
+fn cut(mut line: String) -> String {
+    if let Some((at, _)) = line.char_indices().nth(COMMAND_MAX) {
+        line.truncate(at);
+        line.push_str(" ...");
+    }
+    line
 }
 
 fn tail_of_log(path: &str) -> Option<String> {

@@ -117,7 +117,9 @@ async fn run(containers: &ByHand, verb: &str, matches: &ArgMatches) -> Result<u8
         "info" => say!("{}", serde_json::to_string_pretty(&containers.info(name).await.map_err(plain)?)?)?,
         "exec" => {
             let mut env = texts(matches, "env");
-            env.extend(std::env::var("TERM").ok().map(|term| format!("TERM={term}")));
+            if !env.iter().any(|line| line.starts_with("TERM=")) {
+                env.extend(std::env::var("TERM").ok().map(|term| format!("TERM={term}")));
+            }
             let (program, arguments) = containers.exec(name, &texts(matches, "CMD"), &env).await.map_err(plain)?;
             // No child to wait for: streams, terminal and signals are the command's own.
             #[allow(clippy::disallowed_methods)]
@@ -134,15 +136,22 @@ fn new(name: &str, matches: &ArgMatches) -> Result<New> {
     let source = match (matches.get_one::<String>("template"), matches.get_one::<Utf8PathBuf>("root")) {
         (Some(template), _) => Source::Template(template.clone(), arguments),
         (None, Some(_)) if !arguments.is_empty() => bail!("a root file system takes no arguments"),
-        (None, Some(root)) => Source::Root(root.clone()),
+        (None, Some(root)) => Source::Root(absolute(root)?),
         (None, None) => bail!("--template or --root is needed"),
     };
     let pair = |line: &String| {
         let (key, value) = line.split_once('=').ok_or_else(|| anyhow!("{line:?} is not of the form KEY=VALUE"))?;
-        Ok((key.to_owned(), value.to_owned()))
+        Ok((key.trim().to_owned(), value.trim().to_owned()))
     };
     let set = texts(matches, "set").iter().map(pair).collect::<Result<_>>()?;
-    Ok(New { name: name.to_owned(), source, config: matches.get_one::<Utf8PathBuf>("file").cloned(), set })
+    let config = matches.get_one::<Utf8PathBuf>("file").map(absolute).transpose()?;
+    Ok(New { name: name.to_owned(), source, config, set })
+}
+
+/// From where this is called.
+fn absolute(path: &Utf8PathBuf) -> Result<Utf8PathBuf> {
+    let found = std::path::absolute(path).with_context(|| format!("path {path:?}"))?;
+    Utf8PathBuf::from_path_buf(found).map_err(|_| anyhow!("{path:?} is below a folder whose path is not UTF-8"))
 }
 
 fn show(all: &[Info], json: bool) -> Result<()> {
@@ -161,6 +170,17 @@ fn show(all: &[Info], json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_and_lines_are_taken_as_people_write_them() {
+        let create = verbs().into_iter().find(|v| v.get_name() == "create").expect("the verb");
+        let line = ["create", "x", "--root", "r", "--file", "f", "--set", "lxc.uts.name = y"];
+        let made = new("x", &create.get_matches_from(line)).expect("fits");
+        let here = std::env::current_dir().expect("a folder");
+        assert_eq!(made.source, Source::Root(Utf8PathBuf::from_path_buf(here.join("r")).expect("UTF-8")));
+        assert_eq!(made.config.expect("a file"), here.join("f"));
+        assert_eq!(made.set, [("lxc.uts.name".to_owned(), "y".to_owned())]);
+    }
 
     #[test]
     fn the_arguments_are_well_formed() {

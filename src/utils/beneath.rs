@@ -75,15 +75,16 @@ impl Root {
     /// Path inside the root, without links, of the folder that `path` leads to: for a program that knows nothing of
     /// roots. It is worth as much as the promise that nobody changes the root's content.
     pub fn resolve_dir(&self, path: &Path) -> io::Result<PathBuf> {
-        self.resolve_to(path, false)
+        self.resolve_to(path, false, &|_| false)
     }
 
-    /// As [`Root::resolve_dir`], of what may be no folder, or not be there: then links are followed as far as there are any.
-    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
-        self.resolve_to(path, true)
+    /// As [`Root::resolve_dir`], of what may be no folder, or not be there: then links are followed as far as there are any, and
+    /// not beyond a place that `covered` knows, by its path inside the root: the rest is added as it is.
+    pub fn resolve_until(&self, path: &Path, covered: &dyn Fn(&Path) -> bool) -> io::Result<PathBuf> {
+        self.resolve_to(path, true, covered)
     }
 
-    fn resolve_to(&self, path: &Path, anything: bool) -> io::Result<PathBuf> {
+    fn resolve_to(&self, path: &Path, anything: bool, covered: &dyn Fn(&Path) -> bool) -> io::Result<PathBuf> {
         let parts = |path: &Path| path.components().map(|c| c.as_os_str().to_owned()).rev().collect::<Vec<_>>();
         let (mut pending, mut done, mut links) = (parts(path), PathBuf::new(), 0);
         while let Some(part) = pending.pop() {
@@ -93,6 +94,9 @@ impl Root {
                 b".." => drop(done.pop()),
                 _ => {
                     let next = done.join(&part);
+                    if covered(&next) {
+                        return Ok(pending.into_iter().rev().fold(next, |path, part| path.join(part)));
+                    }
                     let fd = match self.open_at(&next, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
                         Err(e) if anything && e.kind() == io::ErrorKind::NotFound => {
                             done = next;
@@ -414,6 +418,21 @@ mod tests {
         root.mkdir_all(Path::new("evil/y"), 0o755, &mut |_| {}).expect("mkdir");
         assert!(!dir.path().join("outside/x").try_exists().expect("exists"));
         assert!(root.mkdir_all(Path::new("loop/x"), 0o755, &mut |_| {}).is_err());
+    }
+
+    #[test]
+    fn what_is_covered_is_not_followed() {
+        let (dir, root) = tree();
+        let r = dir.path().join("root");
+        std::fs::create_dir(r.join("v")).expect("mkdir");
+        symlink("/elsewhere", r.join("v/link")).expect("symlink");
+        symlink("v/link", r.join("to")).expect("symlink");
+        let until = |path: &str| root.resolve_until(Path::new(path), &|p| p == Path::new("v")).expect("resolved");
+        for path in ["/v/link/f", "/to/f", "/./to/f"] {
+            assert_eq!(until(path), Path::new("v/link/f"), "{path}");
+        }
+        assert_eq!(until("/v"), Path::new("v"));
+        assert_eq!(root.resolve_until(Path::new("/to/f"), &|_| false).expect("resolved"), Path::new("elsewhere/f"));
     }
 
     #[test]

@@ -61,7 +61,8 @@ fn main() -> ExitCode {
     }
     drop(start);
     let e = program.execute();
-    let _ = writeln!(std::io::stderr(), "exec: {e}");
+    // In one piece: the log has a record for each.
+    let _ = std::io::stderr().write_all(format!("exec: {e}\n").as_bytes());
     ExitCode::from(CANNOT_RUN)
 }
 

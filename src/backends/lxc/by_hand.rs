@@ -5,12 +5,14 @@
 //! live below `<root>/lxc` and are liblxc's own in every way: `lxc-start -P` and the like work. Containers of pods are listed
 //! and shown, and all else is refused by name: they belong to their pods. A crash leaves what liblxc's own call leaves.
 
+use std::fs::DirBuilder;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags, memfd_create};
 use serde::Serialize;
 
 use super::{LxcConfig, PATH};
@@ -30,8 +32,10 @@ const FOREIGN_ROOT: &str = "lxcri-root";
 const CONFIG: &str = "config";
 /// Most bytes of a call's log that are looked at.
 const LOG_MAX: u64 = 1 << 20;
+/// Where a root file system is.
+const ROOT: &str = "lxc.rootfs.path";
 /// What a root file system of somebody's own decides, and nobody else: with other values liblxc would remove it.
-const ROOTS: [&str; 3] = ["lxc.rootfs.path", "lxc.rootfs.managed", "lxc.ephemeral"];
+const ROOTS: [&str; 3] = [ROOT, "lxc.rootfs.managed", "lxc.ephemeral"];
 
 /// What a container is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +108,9 @@ impl ByHand {
             if matches!(new.source, Source::Root(_)) && ROOTS.contains(&key.trim()) {
                 return Err(Error::invalid(format!("{key} is not to be set beside a root file system of your own")));
             }
+            if key.trim() == ROOT {
+                return Err(Error::invalid(format!("{key} is not to be set beside a template, which makes it")));
+            }
             more.extend(["--set".to_owned(), line(key, value)?]);
         }
         let mut root = None;
@@ -121,8 +128,14 @@ impl ByHand {
                 more.extend(arguments.iter().cloned());
             }
         }
+        self.has_helper()?;
         let folder = self.folder.join(&new.name);
         let (at, template) = (folder.clone(), root.is_none());
+        let claimed = blocking(move || claim(&at)).await?;
+        if self.at(&self.folder, &new.name)?.is_some() {
+            return Err(Error::new(Kind::AlreadyExists, format!("container {:?} is there already", new.name)));
+        }
+        let at = folder.clone();
         // Before there is a configuration: no crash may make it look like a container whose root file system goes with it.
         let mut made = blocking(move || note(&at, root.as_deref())).await;
         if made.is_ok() {
@@ -130,9 +143,13 @@ impl ByHand {
         }
         if made.is_err() {
             let removed = blocking(move || {
+                // liblxc removes it itself when a template fails: then it may be somebody else's by now.
+                if !is_at(&claimed, &folder) {
+                    return Ok(());
+                }
                 // A whole one, or a template's, goes with `delete`.
                 match std::fs::read_to_string(folder.join(CONFIG)) {
-                    Ok(text) if template || text.contains(ROOTS[0]) => return Ok(()),
+                    Ok(text) if template || text.contains(ROOT) => return Ok(()),
                     _ => {}
                 }
                 // What is not empty then is liblxc's to tell of. The note goes last.
@@ -247,7 +264,10 @@ impl ByHand {
         for (folder, of_pod) in [(&self.folder, false), (&self.pods, true)] {
             if self.at(folder, name)?.is_some() {
                 let mut found = self.states(folder, vec![name.to_owned()], of_pod).await?;
-                return found.pop().ok_or_else(|| Error::internal(format!("liblxc does not tell of {name:?}")));
+                // None: it has been removed this moment.
+                if let Some(found) = found.pop() {
+                    return Ok(found);
+                }
             }
         }
         Err(Error::not_found(format!("container {name:?}: there is none")))
@@ -345,11 +365,17 @@ impl ByHand {
         })
     }
 
-    fn spawn(&self, arguments: Vec<String>, deadline: Duration) -> Result<Spawn> {
+    fn has_helper(&self) -> Result<()> {
         let helper = &self.config.helper;
-        if !helper.try_exists().unwrap_or(false) {
-            return Err(Error::precondition(format!("helper {helper} (handlers.lxc) is not there")));
+        match helper.try_exists().unwrap_or(false) {
+            true => Ok(()),
+            false => Err(Error::precondition(format!("helper {helper} (handlers.lxc) is not there"))),
         }
+    }
+
+    fn spawn(&self, arguments: Vec<String>, deadline: Duration) -> Result<Spawn> {
+        self.has_helper()?;
+        let helper = &self.config.helper;
         Ok(Spawn::new(helper.as_str(), arguments).env("PATH", PATH).env("HOME", "/root").deadline(deadline))
     }
 
@@ -365,11 +391,47 @@ impl ByHand {
     }
 }
 
+/// Makes a container's folder, which is the caller's as long as the descriptor is open: two that make one of the same name must not
+/// take each other's notes for theirs.
+fn claim(folder: &Utf8Path) -> Result<OwnedFd> {
+    let failed = |e| Error::io(format!("make {folder}"), e);
+    let all = folder.parent().unwrap_or(folder);
+    // As the daemon makes its own, if it has not run yet.
+    if let Some(root) = all.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed)?;
+    }
+    std::fs::create_dir_all(all).map_err(failed)?;
+    loop {
+        match DirBuilder::new().mode(0o770).create(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            _ => {}
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = match rustix::fs::open(folder.as_std_path(), flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => continue,
+            opened => opened.map_err(|e| failed(e.into()))?,
+        };
+        match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let name = folder.file_name().unwrap_or_default();
+                return Err(Error::new(Kind::AlreadyExists, format!("container {name:?} is being made")));
+            }
+            locked => locked.map_err(|e| failed(e.into()))?,
+        }
+        if is_at(&opened, folder) {
+            return Ok(opened);
+        }
+    }
+}
+
+/// Whether a folder has that path still.
+fn is_at(folder: &OwnedFd, path: &Utf8Path) -> bool {
+    let there = rustix::fs::lstat(path.as_std_path());
+    rustix::fs::fstat(folder).is_ok_and(|f| there.is_ok_and(|t| (t.st_dev, t.st_ino) == (f.st_dev, f.st_ino)))
+}
+
 /// Writes into a container's folder whose its root file system is; None: its own.
 fn note(folder: &Utf8Path, root: Option<&Utf8Path>) -> Result<()> {
-    let above = folder.parent().unwrap_or(folder);
-    let wanted = if root.is_some() { folder } else { above };
-    std::fs::create_dir_all(wanted).map_err(|e| Error::io(format!("make {wanted}"), e))?;
     let file = folder.join(FOREIGN_ROOT);
     match root {
         Some(root) => atomic::write(file.as_std_path(), root.as_str().as_bytes(), 0o600, Durability::Machine)
@@ -451,6 +513,8 @@ fn real_folder(path: &Utf8Path) -> Result<Utf8PathBuf> {
     if !real.is_dir() {
         return Err(Error::invalid(format!("root file system {path} is no folder")));
     }
+    // A value of liblxc's configuration begins and ends with no blank.
+    super::lines::Lines::default().put(ROOT, real.as_str())?;
     if real == "/" || real.as_str().chars().any(char::is_control) {
         return Err(Error::invalid(format!("root file system {path:?} can't be a container's")));
     }
@@ -479,6 +543,26 @@ mod tests {
         for bad in ["relative", "/", "/etc/passwd", "/no/such"] {
             assert_eq!(real_folder(bad.into()).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_folder_is_claimed_once_at_a_time() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap().join("fresh");
+        let folder = root.join("lxc/one");
+        let claimed = claim(&folder).unwrap();
+        assert_eq!(root.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(claim(&folder).unwrap_err().kind(), Kind::AlreadyExists);
+        std::fs::remove_dir(&folder).unwrap();
+        assert!(!is_at(&claimed, &folder));
+        let other = claim(&folder).unwrap();
+        assert!(is_at(&other, &folder) && !is_at(&claimed, &folder));
+        drop(other);
+        claim(&folder).unwrap();
+        let blank = root.join("blank ");
+        std::fs::create_dir(&blank).unwrap();
+        assert_eq!(real_folder(&blank).unwrap_err().kind(), Kind::InvalidArgument);
     }
 
     proptest! {

@@ -1,10 +1,11 @@
 //! Launch plans: writes what liblxc and the first process are told, and says which calls of the helper run them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use oci_spec::runtime::Mount;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
 
 use super::{LxcBackend, plan, seccomp, system};
 use crate::backends::pods::launch::{Calls, ExecFiles, Prepared, exec_process, write};
@@ -43,7 +44,7 @@ impl LxcBackend {
         let mut process = prepared.spec.process().clone().ok_or_else(lacking)?;
         process.set_terminal(Some(system || config.tty));
         self.make_points(&context, &prepared).await?;
-        closed_without_links(&context, &mut prepared).await?;
+        let closed = closed_without_links(&context, &mut prepared).await?;
         let program = plan::process(&prepared.spec, &process)?;
         let policy = run_dir.join("seccomp");
         let filter = prepared.spec.linux().as_ref().and_then(|l| l.seccomp().clone());
@@ -54,7 +55,8 @@ impl LxcBackend {
         let folders = self.pods.hierarchy.container(&prepared.parent, id);
         let (memory, kills) = (self.memory_folder(&folders.memory), run_dir.join("kills"));
         let made = points_in_volumes(&prepared).await?;
-        let is_folder = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
+        let sources = sources_that_are_folders(prepared.spec.mounts().clone().unwrap_or_default()).await?;
+        let lxcfs = self.lxcfs().await?;
         let (text, staged) = plan::configuration(&plan::Input {
             spec: &prepared.spec,
             rootfs: context.rootfs_mount_point,
@@ -66,7 +68,7 @@ impl LxcBackend {
             seccomp: filter.is_some().then_some(policy.as_path()),
             cgroup_v2: self.pods.host.cgroup_v2,
             apparmor: self.pods.host.apparmor,
-            lxcfs: self.lxcfs().as_deref(),
+            lxcfs: lxcfs.then_some(super::LXCFS.into()),
             system,
             node_net: node_net()?,
             kills: (!memory.as_str().is_empty()).then_some(plan::Kills {
@@ -74,8 +76,10 @@ impl LxcBackend {
                 group: memory.as_path(),
                 file: &kills,
             }),
-            is_folder: &is_folder,
+            is_folder: &|path| sources.contains(path),
             made: &made,
+            closed: &closed,
+            shm: context.facts.shm.as_deref(),
         })?;
         if let Some(above) = cgroup.parent() {
             self.pods.hierarchy.let_cpuset_be_inherited(above)?;
@@ -150,7 +154,7 @@ impl LxcBackend {
         if !context.config.security.readonly_rootfs {
             return Ok(());
         }
-        let is_folder = |path: &str| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
+        let folders = sources_that_are_folders(prepared.spec.mounts().clone().unwrap_or_default()).await?;
         let mut points: Vec<(String, bool)> = POINTS.iter().map(|p| (p.to_string(), true)).collect();
         let cwd = prepared.spec.process().as_ref().and_then(|p| p.cwd().to_str());
         points.extend(cwd.map(|cwd| (cwd.trim_start_matches('/').to_owned(), true)));
@@ -158,7 +162,7 @@ impl LxcBackend {
             let Some(place) = m.destination().to_str() else { continue };
             let bind = m.typ().as_deref() == Some("bind");
             let source = m.source().as_ref().and_then(|s| s.to_str()).unwrap_or_default();
-            points.push((place.trim_start_matches('/').to_owned(), !bind || is_folder(source)));
+            points.push((place.trim_start_matches('/').to_owned(), !bind || folders.contains(source)));
         }
         let rootfs = context.rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate a descriptor", e))?;
         blocking(move || {
@@ -284,7 +288,7 @@ async fn points_in_volumes(prepared: &Prepared) -> Result<BTreeSet<String>> {
 fn make_point_in(outer: &Mount, rest: &str, folder: bool) -> std::io::Result<()> {
     use std::os::fd::AsFd;
 
-    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+    use rustix::fs::CWD;
     let none = || std::io::Error::from(std::io::ErrorKind::NotFound);
     let source = outer.source().as_ref().ok_or_else(none)?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -314,27 +318,138 @@ fn make_point_in(outer: &Mount, rest: &str, folder: bool) -> std::io::Result<()>
     }
 }
 
-/// liblxc mounts through no link, and says nothing of a masked or read-only path that is one: where such paths lead is closed.
-async fn closed_without_links(context: &LaunchContext<'_>, prepared: &mut Prepared) -> Result<()> {
-    let Some(mut linux) = prepared.spec.linux().clone() else { return Ok(()) };
+/// liblxc mounts through no link, and says nothing of a masked or read-only path that is one: where such paths lead in the image is
+/// closed, and a link in a volume, which its users can change at any time, is refused by name. Gives those that are there in a
+/// volume, and whether they are folders.
+async fn closed_without_links(context: &LaunchContext<'_>, prepared: &mut Prepared) -> Result<BTreeMap<String, bool>> {
+    let Some(mut linux) = prepared.spec.linux().clone() else { return Ok(BTreeMap::new()) };
     let lists = [linux.masked_paths().clone(), linux.readonly_paths().clone()];
+    let mounts = prepared.spec.mounts().clone().unwrap_or_default();
     let rootfs = context.rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate a descriptor", e))?;
-    let [masked, readonly] = blocking(move || {
+    let ([masked, readonly], closed) = blocking(move || {
         let root = beneath::Root::from_fd(rootfs);
-        let resolved = |path: String| match root.resolve(path.as_ref()) {
-            Ok(found) => std::path::Path::new("/")
-                .join(found)
-                .into_os_string()
-                .into_string()
-                .map_err(|_| Error::invalid(format!("{path:?} leads to a path that is not UTF-8"))),
-            Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Ok(path),
-            Err(e) => Err(Error::io(format!("follow {path:?} in the image"), e)),
+        let mut closed = BTreeMap::new();
+        let mut resolved = |path: String| {
+            let path = in_image(&root, &mounts, path)?;
+            if let Some(folder) = in_volume(&mounts, &path)? {
+                closed.insert(path.clone(), folder);
+            }
+            Ok(path)
         };
-        let [masked, readonly] = lists.map(|list| list.map(|paths| paths.into_iter().map(resolved).collect()));
-        Ok([masked.transpose()?, readonly.transpose()?])
+        let [masked, readonly] =
+            lists.map(|list| list.map(|paths| paths.into_iter().map(&mut resolved).collect::<Result<Vec<_>>>()));
+        Ok(([masked.transpose()?, readonly.transpose()?], closed))
     })
     .await?;
     linux.set_masked_paths(masked).set_readonly_paths(readonly);
     prepared.spec.set_linux(Some(linux));
-    Ok(())
+    Ok(closed)
+}
+
+/// Where a path leads by links of the image; what is below a mount stays as it is.
+fn in_image(root: &beneath::Root, mounts: &[Mount], path: String) -> Result<String> {
+    let covered = |at: &Path| mounts.iter().any(|m| m.destination().strip_prefix("/").is_ok_and(|place| place == at));
+    match root.resolve_until(path.as_ref(), &covered) {
+        Ok(found) if found.components().any(|c| c == Component::ParentDir) => {
+            Err(Error::invalid(format!("{path:?}: a \"..\" inside of a mount")))
+        }
+        Ok(found) => Path::new("/")
+            .join(found)
+            .into_os_string()
+            .into_string()
+            .map_err(|_| Error::invalid(format!("{path:?} leads to a path that is not UTF-8"))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Ok(path),
+        Err(e) => Err(Error::io(format!("follow {path:?} in the image"), e)),
+    }
+}
+
+/// Whether what a path leads to in a volume is a folder; None: it is in none, or not there.
+fn in_volume(mounts: &[Mount], path: &str) -> Result<Option<bool>> {
+    let inside = |m: &Mount| Path::new(path).strip_prefix(m.destination()).map(Path::to_owned).ok();
+    let deepest =
+        mounts.iter().rev().filter_map(|m| Some((m, inside(m)?))).min_by_key(|(_, rest)| rest.components().count());
+    let Some((volume, rest)) = deepest else { return Ok(None) };
+    if volume.typ().as_deref() != Some("bind") || rest.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let Some(source) = volume.source() else { return Ok(None) };
+    let failed = |e: rustix::io::Errno| Error::io(format!("look at {path:?} in {}", source.display()), e.into());
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(source.as_path(), flags, Mode::empty()).map_err(failed)?;
+    match openat2(&fd, &rest, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
+        Ok(fd) => {
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd).map_err(failed)?.st_mode);
+            Ok(Some(kind == FileType::Directory))
+        }
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
+        Err(rustix::io::Errno::LOOP) => Err(Error::new(
+            Kind::Unimplemented,
+            format!(
+                "masked or read-only path {path:?}: a link is on its way in what is mounted at {:?}, and liblxc mounts through none",
+                volume.destination().display().to_string()
+            ),
+        )),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Those sources of mounts that are folders.
+async fn sources_that_are_folders(mounts: Vec<Mount>) -> Result<BTreeSet<String>> {
+    let source = |m: Mount| m.source().as_ref().and_then(|s| s.to_str()).map(str::to_owned);
+    let is_folder = |path: &String| std::fs::metadata(path).is_ok_and(|m| m.is_dir());
+    blocking(move || Ok(mounts.into_iter().filter_map(source).filter(is_folder).collect())).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::MountBuilder;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn closed_paths_are_followed_in_the_image_and_not_in_volumes() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (image, volume) = (dir.path().join("image"), dir.path().join("volume"));
+        for folder in [image.join("v"), image.join("real"), volume.join("real"), volume.join("inner")] {
+            std::fs::create_dir_all(folder).expect("a folder");
+        }
+        // What the volume hides does not count.
+        symlink("/etc", image.join("v/real")).expect("a link");
+        symlink("v/real", image.join("to")).expect("a link");
+        symlink("real", image.join("one")).expect("a link");
+        symlink("real", volume.join("link")).expect("a link");
+        std::fs::copy("/proc/version", volume.join("real/f")).expect("a file");
+        let bind = |source: &Path, place: &str| {
+            MountBuilder::default().source(source).destination(place).typ("bind").build().expect("a mount")
+        };
+        let proc = MountBuilder::default().source("proc").destination("/proc").typ("proc").build().expect("a mount");
+        let mounts = [proc, bind(&volume, "/v"), bind(&volume.join("real"), "/v/inner")];
+        let root = beneath::Root::open(&image).expect("the image");
+        let leads = |path: &str| in_image(&root, &mounts, path.to_owned());
+        for (path, to) in [
+            ("/one", "/real"),
+            ("/to/f", "/v/real/f"),
+            ("/v/real/f", "/v/real/f"),
+            ("/proc/self/mounts", "/proc/self/mounts"),
+            ("/none/x", "/none/x"),
+        ] {
+            assert_eq!(leads(path).expect("followed"), to);
+        }
+        assert_eq!(leads("/v/../etc").expect_err("out of it").kind(), Kind::InvalidArgument);
+        for (path, folder) in [
+            ("/v/real/f", Some(false)),
+            ("/v/real", Some(true)),
+            ("/v/inner/f", Some(false)),
+            ("/v/none", None),
+            ("/v", None),
+            ("/real", None),
+            ("/proc/kcore", None),
+        ] {
+            assert_eq!(in_volume(&mounts, path).expect(path), folder, "{path}");
+        }
+        for path in ["/v/link", "/v/link/f"] {
+            let e = in_volume(&mounts, path).expect_err(path);
+            assert!(e.kind() == Kind::Unimplemented && e.chain().contains(path), "{e:?}");
+        }
+    }
 }

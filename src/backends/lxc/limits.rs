@@ -78,6 +78,13 @@ pub fn settings(limits: &LinuxResources, v2: bool) -> Result<Vec<Setting>> {
         if !is_key(file) || !file.contains('.') {
             return Err(Error::invalid(format!("unified resource {file:?} is not a controller's file")));
         }
+        // In liblxc's configuration that is no file but its list of devices, and an empty value takes a line back.
+        if file.starts_with("devices.") {
+            return Err(Error::invalid(format!("unified resource {file:?}: cgroup v2 has no such file")));
+        }
+        if value.trim().is_empty() {
+            return Err(Error::invalid(format!("unified resource {file:?} has no value")));
+        }
         out.retain(|(known, _)| known != file);
         out.push((file.clone(), value.clone()));
     }

@@ -2,7 +2,7 @@
 //! small helper under the pod's monitor.
 //!
 //! `plan` turns an OCI spec into liblxc's configuration and a plan for the container's first process, `seccomp` and `limits`
-//! are parts of that; `launch` plans containers and execs, `system` has what an
+//! are parts of that; `launch` plans containers and execs, `lxcfs` asks whether that runs, `system` has what an
 //! init wants to be different. The containers are below `<state>/lxc`, where liblxc's own tools
 //! see them. A crash leaves there what [`Backend::collect_garbage`] or the container's removal takes away.
 
@@ -10,6 +10,7 @@ pub mod by_hand;
 mod launch;
 pub(super) mod limits;
 mod lines;
+mod lxcfs;
 mod plan;
 mod seccomp;
 mod system;
@@ -60,6 +61,7 @@ pub struct LxcBackend {
     config: LxcConfig,
     pods: Arc<NodePods>,
     holders: Utf8PathBuf,
+    lxcfs: lxcfs::Lxcfs,
     /// Identity of the helper that found liblxc: it is asked again only when it changes.
     probed: std::sync::Mutex<Option<(u64, std::time::SystemTime)>>,
     /// Held while [`Self::hidden_net`] is made.
@@ -78,7 +80,8 @@ impl LxcBackend {
     /// Nothing is looked at yet: a node without liblxc has this handler, too, and says so in [`Backend::probe`].
     pub fn new(config: LxcConfig, pods: Arc<NodePods>) -> Self {
         let holders = config.holders.clone();
-        Self { config, pods, holders, probed: Default::default(), hiding: Default::default() }
+        let (lxcfs, probed, hiding) = Default::default();
+        Self { config, pods, holders, lxcfs, probed, hiding }
     }
 
     fn lxcpath(&self) -> Utf8PathBuf {
@@ -144,9 +147,9 @@ impl LxcBackend {
         }
     }
 
-    fn lxcfs(&self) -> Option<Utf8PathBuf> {
-        let folder = Utf8Path::new(LXCFS);
-        folder.join("proc/meminfo").try_exists().unwrap_or(false).then(|| folder.to_owned())
+    /// Whether lxcfs runs.
+    async fn lxcfs(&self) -> Result<bool> {
+        self.lxcfs.ask(|| Utf8Path::new(LXCFS).join("proc/meminfo").try_exists().unwrap_or(false)).await
     }
 
     fn run_dir(&self, pod: &PodRecord, container: &ContainerId) -> Utf8PathBuf {

@@ -4,7 +4,7 @@
 //! process itself (user, capabilities, limits, labels, terminal) is for our own first process, in all versions of liblxc
 //! alike. What neither can do is refused by name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use lxcri_lxc::plan::{Limit, Node, Plan};
@@ -13,8 +13,8 @@ use oci_spec::runtime::{
     Process, Spec,
 };
 
-use super::limits;
 use super::lines::Lines;
+use super::{limits, seccomp};
 use crate::core::caps::CapSet;
 use crate::core::error::{Error, Kind, Result};
 
@@ -50,6 +50,10 @@ pub struct Input<'a> {
     pub is_folder: &'a dyn Fn(&str) -> bool,
     /// Destinations whose mount points are there: liblxc must not make them.
     pub made: &'a BTreeSet<String>,
+    /// Masked and read-only paths that are there in a volume, and whether they are folders.
+    pub closed: &'a BTreeMap<String, bool>,
+    /// The pod's own /dev/shm on the node.
+    pub shm: Option<&'a Utf8Path>,
 }
 
 /// What liblxc runs between a container's end and the removal of its group.
@@ -146,12 +150,12 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
             lines.put("lxc.idmap", &format!("{kind} {} {} {}", m.container_id(), m.host_id(), m.size()))?;
         }
     }
-    let own_dev = mounts(input, &linux, &mut lines, &mut staged)?;
+    let Dev { own: own_dev, terminals } = mounts(input, &linux, &mut lines, &mut staged)?;
     lines.put("lxc.autodev", if own_dev { "1" } else { "0" })?;
     if own_dev {
         lines.put("lxc.autodev.tmpfs.size", DEV_SIZE)?;
     }
-    lines.put("lxc.pty.max", if own_dev { "1024" } else { "0" })?;
+    lines.put("lxc.pty.max", if own_dev && terminals { "1024" } else { "0" })?;
     lines.put("lxc.cgroup.dir.container", input.cgroup.as_str())?;
     lines.put("lxc.cgroup.dir.monitor", input.holder_cgroup.as_str())?;
     lines.put("lxc.cgroup.dir.monitor.pivot", input.pivot.as_str())?;
@@ -223,18 +227,27 @@ fn namespaces(linux: &oci_spec::runtime::Linux, cgroup_v2: bool, node_net: &str,
     lines.put("lxc.namespace.keep", &keep.join(" "))
 }
 
-/// Mount entries; whether /dev is liblxc's to make.
+/// What of /dev is liblxc's to make.
+struct Dev {
+    own: bool,
+    /// Nothing else was asked for at /dev/pts.
+    terminals: bool,
+}
+
+/// Mount entries.
 fn mounts(
     input: &Input<'_>,
     linux: &oci_spec::runtime::Linux,
     lines: &mut Lines,
     staged: &mut Vec<Staged>,
-) -> Result<bool> {
+) -> Result<Dev> {
     let list = input.spec.mounts().clone().unwrap_or_default();
     let text = |m: &Mount| m.destination().to_str().map(str::to_owned);
     let own_dev = list.iter().any(|m| m.typ().as_deref() == Some("tmpfs") && text(m).as_deref() == Some("/dev"));
+    let terminals = list.iter().any(|m| m.typ().as_deref() == Some("devpts") && text(m).as_deref() == Some("/dev/pts"));
     for m in &list {
         let place = text(m).ok_or_else(|| Error::invalid("a mount's place is not UTF-8"))?;
+        not_through_links_of_proc("mount", &place)?;
         let kind = m.typ().clone().unwrap_or_else(|| "bind".into());
         let options = m.options().clone().unwrap_or_default();
         match (kind.as_str(), place.as_str()) {
@@ -254,13 +267,25 @@ fn mounts(
                 lines.mount("/sys/fs/cgroup", &place, "none", &["rbind", access])?;
             }
             ("cgroup", _) => cgroups(input, &options, lines)?,
+            // As above, of whatever is there.
+            ("bind", "/dev/pts") => {
+                bind(input, m, &place, &options, lines, staged)?;
+                bind(input, m, &place, &options, lines, staged)?;
+            }
             ("bind", _) => bind(input, m, &place, &options, lines, staged)?,
             (kind, _) => {
-                let mut words: Vec<&str> = options.iter().map(String::as_str).collect();
+                // sysfs and its like are one for all containers of a pod's namespace, and read-only for all of them if the first
+                // of them mounts them so: it is the mount that has to be.
+                let closes = kind != "tmpfs" && options.iter().any(|o| o == "ro");
+                let mut words: Vec<&str> =
+                    options.iter().map(String::as_str).filter(|o| !(closes && *o == "ro")).collect();
                 if !input.made.contains(&place) {
                     words.push("create=dir");
                 }
                 lines.mount(kind, &place, kind, &words)?;
+                if closes {
+                    read_only(&place, lines)?;
+                }
             }
         }
     }
@@ -277,15 +302,7 @@ fn mounts(
             ));
         }
     }
-    for path in linux.masked_paths().iter().flatten() {
-        // One of them fits what the container has there, which may be no folder where the node has one.
-        // Read-only: it is the node's, and its mode and owner would be the container's to change.
-        lines.mount("/dev/null", path, "none", &["bind", "ro", "optional"])?;
-        lines.mount("tmpfs", path, "tmpfs", &["ro", "nosuid", "nodev", "noexec", "size=0k", "optional"])?;
-    }
-    for path in linux.readonly_paths().iter().flatten() {
-        lines.mount(path.trim_start_matches('/'), path, "none", &["rbind", "ro", "relative", "optional"])?;
-    }
+    // Before what is masked: their places are among it, if that is asked for.
     if let Some(folder) = input.lxcfs {
         let taken = |path: &str| list.iter().any(|m| text(m).as_deref() == Some(path));
         for file in LXCFS.iter().filter(|f| !taken(&format!("/proc/{f}"))) {
@@ -297,7 +314,48 @@ fn mounts(
             )?;
         }
     }
-    Ok(own_dev)
+    for path in linux.masked_paths().iter().flatten() {
+        not_through_links_of_proc("masked path", path)?;
+        if let Some(folder) = input.closed.get(path) {
+            // In a volume, whose users may put a link there yet: liblxc fails then.
+            match folder {
+                true => lines.mount("tmpfs", path, "tmpfs", &["ro", "nosuid", "nodev", "noexec", "size=0k"])?,
+                false => lines.mount("/dev/null", path, "none", &["bind", "ro"])?,
+            }
+            continue;
+        }
+        // One of them fits what the container has there, which may be no folder where the node has one.
+        // Read-only: it is the node's, and its mode and owner would be the container's to change.
+        lines.mount("/dev/null", path, "none", &["bind", "ro", "optional"])?;
+        lines.mount("tmpfs", path, "tmpfs", &["ro", "nosuid", "nodev", "noexec", "size=0k", "optional"])?;
+    }
+    for path in linux.readonly_paths().iter().flatten() {
+        not_through_links_of_proc("read-only path", path)?;
+        match input.closed.contains_key(path) {
+            true => read_only(path, lines)?,
+            false => {
+                let words = ["rbind", "ro", "relative", "optional"];
+                lines.mount(path.trim_start_matches('/'), path, "none", &words)?;
+            }
+        }
+    }
+    Ok(Dev { own: own_dev, terminals })
+}
+
+/// What is there becomes read-only by a mount of its own.
+fn read_only(path: &str, lines: &mut Lines) -> Result<()> {
+    lines.mount(path.trim_start_matches('/'), path, "none", &["rbind", "ro", "relative"])
+}
+
+/// liblxc mounts through no link, and of these there is none in an image.
+fn not_through_links_of_proc(what: &str, path: &str) -> Result<()> {
+    const LINKS: [&str; 4] = ["self", "thread-self", "net", "mounts"];
+    let mut parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+    if parts.next() == Some("proc") && parts.next().is_some_and(|part| LINKS.contains(&part)) {
+        let why = format!("{what} {path:?}: a link of the kernel's is on its way, and liblxc mounts through none");
+        return Err(Error::new(Kind::Unimplemented, why));
+    }
+    Ok(())
 }
 
 fn has_own(linux: &oci_spec::runtime::Linux, kind: LinuxNamespaceType) -> bool {
@@ -329,9 +387,10 @@ fn bind(
     // liblxc mounts as who is root inside, and folders of the node may be closed to that.
     let linux = input.spec.linux().as_ref();
     let closed = linux.and_then(|l| l.uid_mappings().as_ref()).is_some_and(|maps| !maps.is_empty());
-    // liblxc sets flags of a bind mount only together with `ro`, and never of what is mounted below. The pod's /dev/shm has
-    // its flags where it comes from.
-    if !closed && idmap.is_none() && !has("rro") && (!flags || has("ro") || place == "/dev/shm") {
+    // liblxc sets flags of a bind mount only together with `ro`, and never of what is mounted below. The pod's own /dev/shm
+    // has its flags where it comes from; the node's has not.
+    let of_pod = input.shm.is_some_and(|shm| shm == source) && place == "/dev/shm";
+    if !closed && idmap.is_none() && !has("rro") && (!flags || has("ro") || of_pod) {
         let words: Vec<&str> = options.iter().map(String::as_str).chain(create).collect();
         return lines.mount(source, place, "none", &words);
     }
@@ -408,6 +467,7 @@ pub fn process(spec: &Spec, process: &Process) -> Result<Plan> {
         inheritable: bits(LinuxCapabilities::inheritable)?.0,
         ambient: bits(LinuxCapabilities::ambient)?.0,
         no_new_privs: process.no_new_privileges().unwrap_or(false),
+        architectures: linux.seccomp().as_ref().map(seccomp::architectures).unwrap_or_default(),
         limits: process
             .rlimits()
             .iter()
@@ -493,6 +553,8 @@ mod tests {
             }),
             is_folder: &|path| !path.contains("file"),
             made: &BTreeSet::new(),
+            closed: &BTreeMap::from([("/v/folder".into(), true), ("/v/f".into(), false)]),
+            shm: Some("/shm".into()),
         })
     }
 
@@ -636,6 +698,68 @@ mod tests {
         assert!(own.contains("lxc.pty.max = 1024") && !own.contains(entry), "{own}");
         let nodes = configured(&spec(vec![bind_of("/dev", "/dev", &["rbind"]), pts])).unwrap();
         assert!(nodes.contains("lxc.pty.max = 0") && nodes.matches(entry).count() == 2, "{nodes}");
+    }
+
+    fn closing(masked: &[&str], readonly: &[&str]) -> Spec {
+        let mut closing = spec(vec![bind_of("/volume", "/v", &["rbind", "rw"])]);
+        let mut linux = closing.linux().clone().unwrap();
+        let texts = |list: &[&str]| Some(list.iter().map(ToString::to_string).collect::<Vec<_>>());
+        linux.set_masked_paths(texts(masked)).set_readonly_paths(texts(readonly));
+        closing.set_linux(Some(linux));
+        closing
+    }
+
+    #[test]
+    fn masks_are_over_what_else_is_mounted_and_in_volumes_they_may_not_fail() {
+        let text = configured(&closing(&["/proc/meminfo", "/v/folder", "/v/f"], &["/v/f"])).unwrap();
+        let at =
+            |line: &str| text.lines().position(|l| l == line).unwrap_or_else(|| panic!("{line}\nis not in\n{text}"));
+        let lxcfs = at("lxc.mount.entry = /var/lib/lxcfs/proc/meminfo proc/meminfo none bind,optional 0 0");
+        assert!(lxcfs < at("lxc.mount.entry = /dev/null proc/meminfo none bind,ro,optional 0 0"));
+        at("lxc.mount.entry = tmpfs v/folder tmpfs ro,nosuid,nodev,noexec,size=0k 0 0");
+        at("lxc.mount.entry = /dev/null v/f none bind,ro 0 0");
+        at("lxc.mount.entry = v/f v/f none rbind,ro,relative 0 0");
+        for (masked, readonly) in
+            [(&["/proc/self/environ"][..], &[][..]), (&["/proc//net/tcp"], &[]), (&[], &["/proc/mounts"])]
+        {
+            let e = configured(&closing(masked, readonly)).unwrap_err();
+            assert!(e.kind() == Kind::Unimplemented && e.chain().contains("link of the kernel's"), "{e:?}");
+        }
+        let e = configured(&spec(vec![bind_of("/a", "/proc/self/environ", &["rbind"])])).unwrap_err();
+        assert!(e.kind() == Kind::Unimplemented && e.chain().contains("/proc/self/environ"), "{e:?}");
+    }
+
+    #[test]
+    fn a_read_only_sysfs_is_so_by_its_mount_alone() {
+        let sys = MountBuilder::default().source("sysfs").destination("/sys").typ("sysfs");
+        let sys = sys.options(["nosuid", "noexec", "nodev", "ro"].map(str::to_owned)).build().unwrap();
+        let text = configured(&spec(vec![sys])).unwrap();
+        let lines: Vec<&str> = text.lines().filter(|l| l.contains(" sys ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "lxc.mount.entry = sysfs sys sysfs nosuid,noexec,nodev,create=dir 0 0",
+                "lxc.mount.entry = sys sys none rbind,ro,relative 0 0"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_nodes_shared_memory_gets_its_flags() {
+        let (text, staged) =
+            staged(&spec(vec![bind_of("/dev/shm", "/dev/shm", &["rbind", "nosuid", "noexec", "rw", "rprivate"])]))
+                .unwrap();
+        assert_eq!(staged[0].attributes, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC);
+        assert!(text.contains("lxc.mount.entry = /run/x/mounts/0 dev/shm none rbind,rprivate,create=dir"), "{text}");
+    }
+
+    #[test]
+    fn a_volume_at_dev_pts_stays_to_be_seen() {
+        let dev = MountBuilder::default().source("tmpfs").destination("/dev").typ("tmpfs").build().unwrap();
+        let text = configured(&spec(vec![dev, bind_of("/a", "/dev/pts", &["rbind"])])).unwrap();
+        let entry = "lxc.mount.entry = /a dev/pts none rbind,create=dir";
+        assert!(text.contains("lxc.pty.max = 0") && text.contains("lxc.autodev = 1"), "{text}");
+        assert_eq!(text.matches(entry).count(), 2, "{text}");
     }
 
     proptest! {

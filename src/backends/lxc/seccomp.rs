@@ -1,17 +1,33 @@
 //! Seccomp profiles of OCI in liblxc's words (its version 2 of a policy).
 //!
 //! Pure. liblxc knows allow, errno, kill (of the thread) and trap, by name and with arguments compared; what else a profile
-//! asks for is refused by name. The rules hold for all architectures that the machine can run, which is never weaker.
+//! asks for is refused by name. Its rules hold for all architectures that the machine can run, which it always lets in with the
+//! default action; those that the profile does not name are closed by the container's first process ([`architectures`]).
 
 use std::fmt::Write;
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
+use lxcri_lxc::foreign::Architectures;
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
 
 use super::lines::is_key;
 use crate::core::error::{Error, Kind, Result};
 
 /// EPERM, which profiles mean by an errno without a number.
 const EPERM: u32 = libc::EPERM as u32;
+
+/// What liblxc and the container's first process do before they become the program, and can't tell that it failed.
+const NEEDED: [&str; 3] = ["execve", "read", "write"];
+
+/// Whether a call gets through, with some arguments at least.
+fn lets(profile: &LinuxSeccomp, default: &str, call: &str) -> bool {
+    let allow = |rule: &LinuxSyscall| rule.action() == LinuxSeccompAction::ScmpActAllow;
+    let of_call = |rule: &&LinuxSyscall| rule.names().iter().any(|n| n == call);
+    let mut rules = profile.syscalls().iter().flatten().filter(of_call);
+    match default {
+        "allow" => rules.all(|rule| allow(rule) || rule.args().as_ref().is_some_and(|args| !args.is_empty())),
+        _ => rules.any(allow),
+    }
+}
 
 /// The policy.
 pub fn policy(profile: &LinuxSeccomp) -> Result<String> {
@@ -23,11 +39,11 @@ pub fn policy(profile: &LinuxSeccomp) -> Result<String> {
         return Err(unknown("flags"));
     }
     let style = if default == "allow" { "denylist" } else { "allowlist" };
-    let allows =
-        |c: &LinuxSyscall| c.action() == LinuxSeccompAction::ScmpActAllow && c.names().iter().any(|n| n == "execve");
-    if default != "allow" && !profile.syscalls().iter().flatten().any(allows) {
-        // In force before the first process becomes the program.
-        return Err(Error::invalid("seccomp profile: it does not allow execve, without which no program can run"));
+    // In force before the first process becomes the program.
+    if let Some(call) = NEEDED.iter().find(|call| !lets(profile, &default, call)) {
+        return Err(Error::invalid(format!(
+            "seccomp profile: it does not allow {call}, without which no program can be run under it"
+        )));
     }
     let mut text = format!("2\n{style} {default}\n[all]\n");
     for call in profile.syscalls().iter().flatten() {
@@ -38,6 +54,16 @@ pub fn policy(profile: &LinuxSeccomp) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// Whose system calls a process under the profile may make: the machine's own always, as libseccomp has it, others by name.
+pub fn architectures(profile: &LinuxSeccomp) -> Architectures {
+    let named = |arch| profile.architectures().iter().flatten().any(|a| *a == arch);
+    if cfg!(target_arch = "aarch64") {
+        Architectures::Some { compat: named(Arch::ScmpArchArm), x32: false }
+    } else {
+        Architectures::Some { compat: named(Arch::ScmpArchX86), x32: named(Arch::ScmpArchX32) }
+    }
 }
 
 fn rules(call: &LinuxSyscall, verdict: &str, text: &mut String) -> Result<()> {
@@ -112,7 +138,7 @@ mod tests {
         let text =
             of(r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "architectures": ["SCMP_ARCH_X86_64"],
             "syscalls": [
-              {"names": ["execve", "write"], "action": "SCMP_ACT_ALLOW"},
+              {"names": ["execve", "read", "write"], "action": "SCMP_ACT_ALLOW"},
               {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
               {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
               {"names": ["kill"], "action": "SCMP_ACT_KILL"},
@@ -126,7 +152,7 @@ mod tests {
             .expect("fits");
         assert_eq!(
             text,
-            "2\nallowlist errno 38\n[all]\nexecve allow\nwrite allow\nchmod errno 1\nkill kill\n\
+            "2\nallowlist errno 38\n[all]\nexecve allow\nread allow\nwrite allow\nchmod errno 1\nkill kill\n\
              clone allow [0,0,SCMP_CMP_MASKED_EQ,2114060288]\n\
              socket allow [0,40,SCMP_CMP_NE] [1,3,SCMP_CMP_LT]\n\
              personality trap [0,0,SCMP_CMP_EQ]\npersonality trap [0,8,SCMP_CMP_EQ]\n"
@@ -148,9 +174,30 @@ mod tests {
         let e = e.expect_err("nothing can be executed");
         assert!(e.kind() == Kind::InvalidArgument && e.chain().contains("execve"), "{e:?}");
         let e = of(
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["close", "read"], "action": "SCMP_ACT_ERRNO"}]}"#,
+        );
+        assert!(e.expect_err("the first process could not read its plan").chain().contains("does not allow read"));
+        let e = of(
             r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["a\nb kill"], "action": "SCMP_ACT_KILL"}]}"#,
         );
         assert_eq!(e.expect_err("forged").kind(), Kind::InvalidArgument);
+    }
+
+    #[test]
+    fn other_architectures_are_those_that_are_named() {
+        let of = |list: &str| {
+            let text = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW" {list}}}"#);
+            architectures(&seccomp::parse(&text, "test").expect("JSON"))
+        };
+        let (compat, own) = if cfg!(target_arch = "aarch64") { ("ARM", "AARCH64") } else { ("X86", "X86_64") };
+        let none = Architectures::Some { compat: false, x32: false };
+        assert_eq!(of(""), none);
+        assert_eq!(of(r#", "architectures": []"#), none);
+        assert_eq!(of(&format!(r#", "architectures": ["SCMP_ARCH_{own}"]"#)), none);
+        let both = of(&format!(r#", "architectures": ["SCMP_ARCH_{own}", "SCMP_ARCH_{compat}"]"#));
+        assert_eq!(both, Architectures::Some { compat: true, x32: false });
+        let ours = architectures(&seccomp::runtime_default(CapSet::default()).expect("profile"));
+        assert_eq!(ours, Architectures::Some { compat: true, x32: cfg!(target_arch = "x86_64") });
     }
 
     #[test]
