@@ -155,6 +155,17 @@ mod tests {
     }
 
     #[test]
+    fn unified_resources_that_liblxc_would_take_for_something_else() {
+        for (file, value, good) in
+            [("devices.allow", "a *:* rwm", false), ("memory.high", " ", false), ("memory.high", "1000000", true)]
+        {
+            let mut limits = LinuxResources::default();
+            limits.set_unified(Some([(file.to_owned(), value.to_owned())].into()));
+            assert_eq!(settings(&limits, true).is_ok(), good, "{file} {value:?}");
+        }
+    }
+
+    #[test]
     fn both_kinds_of_cgroups() {
         let asked = Resources {
             cpu_shares: 1024,
