@@ -10,6 +10,7 @@ mod assemble;
 mod bfc;
 mod check;
 mod commit;
+mod ends;
 mod export;
 mod load;
 pub mod manifest;
