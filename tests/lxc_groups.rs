@@ -150,7 +150,9 @@ fn a_container_is_frozen_and_runs_on() {
         goes_on();
 
         let tool = |name: &str| {
-            support::run(Command::new(name).arg("-P").arg(node.dir.join("run/lxc")).args(["-n", &id]));
+            let net = format!("--net={}", node.dir.join("run/lxc.net").display());
+            let mut command = Command::new("nsenter");
+            support::run(command.args([&net, name, "-P"]).arg(node.dir.join("run/lxc")).args(["-n", &id]));
         };
         tool("lxc-freeze");
         assert_eq!(state().trim(), "FROZEN");
