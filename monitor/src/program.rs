@@ -24,8 +24,9 @@ use crate::reaper::Ended;
 const DEADLINE_MS: u32 = 120_000;
 /// So much of a program's own words goes into a failure, in bytes.
 const TAIL: u64 = 4096;
-/// So many characters of a command line.
-const COMMAND_MAX: usize = 200;
+/// So many bytes of a command line, about, and so many characters of an argument.
+const COMMAND_MAX: usize = 400;
+const ARGUMENT_MAX: usize = 32;
 
 /// A program that runs.
 pub struct Running {
@@ -72,11 +73,7 @@ pub fn check(program: Option<&v1::Program>, what: &str) -> Result<()> {
 /// Starts it, with its environment and nothing of ours, in a process group of its own. Our copies of the descriptors
 /// are closed when this returns.
 pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
-    let what = std::iter::once(program.path.as_str())
-        .chain(program.args.iter().map(String::as_str))
-        .collect::<Vec<_>>()
-        .join(" ");
-    let what = cut(what);
+    let what = told(&program.path, &program.args);
     let mut words = None;
     let absent = || -> Result<Stdio> {
         if !fds.mute {
@@ -192,11 +189,19 @@ impl Running {
     }
 }
 
-/// The beginning of a command line, which says what it was: some have dozens of folders in them.
-fn cut(mut line: String) -> String {
-    if let Some((at, _)) = line.char_indices().nth(COMMAND_MAX) {
-        line.truncate(at);
-        line.push_str(" ...");
+/// A command line that can be read: some have dozens of long paths in them, of which the ends say most.
+fn told(program: &str, args: &[String]) -> String {
+    let mut line = program.to_owned();
+    for (n, arg) in args.iter().enumerate() {
+        if line.len() > COMMAND_MAX {
+            line.push_str(&format!(" ... and {} more", args.len() - n));
+            break;
+        }
+        let length = arg.chars().count();
+        let dots = if length > ARGUMENT_MAX { "..." } else { "" };
+        line.push(' ');
+        line.push_str(dots);
+        line.extend(arg.chars().skip(length.saturating_sub(ARGUMENT_MAX)));
     }
     line
 }
