@@ -96,7 +96,11 @@ fn a_pool_that_is_away_is_told_and_taken_up_again() {
         crictl.run(&["rm", &ids]);
         clean(&node);
 
-        zpool(&["export", "tank"]);
+        // Whoever asks the pool at this moment keeps it busy.
+        wait_for("the export", Duration::from_secs(20), || {
+            let export = Command::new("/usr/sbin/zpool").args(["export", "tank"]).status();
+            export.expect("zpool").success().then_some(())
+        });
         until(&crictl, "RuntimeReady", (false, "StoragePoolMissing"));
         assert_eq!(condition(&crictl, "StorageReady"), (false, "StoragePoolMissing".into()));
         let file = crictl.file("away", &support::crictl::container_config("away", BUSYBOX, "true"));

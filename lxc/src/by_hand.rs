@@ -392,6 +392,7 @@ pub fn attach(options: &Options) -> Result<u8, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // tests write files as they like
 mod tests {
     use super::*;
 
