@@ -112,10 +112,9 @@ fn killed_at_full_speed_it_loses_one_read() {
                 wait_for("the reopened log", LONG, || crictl.try_run(&["logs", "--reopen", &id]).0.then_some(()))
             }
         }
-        // One that begins while the monitor is replaced ends with the old one's.
-        wait_for("an exec by the new one", Duration::from_secs(20), || {
-            crictl.try_run(&["exec", "-s", &id, "touch", "/stop"]).0.then_some(())
-        });
+        // The container may end by it, and all of its processes with it, before `touch` itself has ended.
+        let (good, said) = crictl.try_run(&["exec", "-s", &id, "touch", "/stop"]);
+        assert!(good || said.contains("exited with 137"), "{said}");
         let status = crictl.wait_exit(&id);
         assert_eq!(status["exitCode"], 5, "{status}");
         let mut lines = read_log(&log.with_extension("1"));
