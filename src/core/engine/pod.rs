@@ -248,7 +248,10 @@ impl PodTask {
                 command = self.commands.recv() => match command {
                     Some(asked) => {
                         let (span, step) = (asked.span(&self.pod.id), trace::step_of(&asked.caller, asked.command.name()));
-                        Box::pin(self.on_command(asked.command).instrument(step).instrument(span)).await
+                        let next = Box::pin(self.on_command(asked.command).instrument(step).instrument(span)).await;
+                        // What a long one has used is given back after its end.
+                        self.shared.active.store(true, std::sync::atomic::Ordering::Relaxed);
+                        next
                     }
                     None => Next::End,
                 },

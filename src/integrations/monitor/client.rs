@@ -42,8 +42,9 @@ const QUIET: Duration = Duration::from_secs(10);
 const PING: Duration = Duration::from_secs(15);
 /// A program's deadline when the plan says none (see monitor.proto).
 const PROGRAM: Duration = Duration::from_secs(120);
-/// Events that may wait for the engine; then the reader waits, too.
-const EVENTS: usize = 64;
+/// Events that may wait for the engine; then the reader waits, too, and with it the answers that the engine waits for. So it is
+/// more than a pod has containers, which may all end at once. Room is made as it is needed.
+const EVENTS: usize = 4096;
 
 /// The port's implementation.
 pub(super) struct Client {
