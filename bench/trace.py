@@ -48,6 +48,9 @@ def programs(path):
 def label(args):
     """A program's name, with the verb for those that have one."""
     name = os.path.basename(args[0])
+    # A copy in memory: its name is its first argument.
+    if args[0].startswith("/proc/self/fd/") and os.path.basename(args[1]) == "crun":
+        name = "crun"
     if name == "crun":
         return "crun " + next((a for a in args[2:] if a in ("create", "start", "exec", "delete", "kill", "state", "run")), "")
     if name.isdigit() or "monitor" in name:

@@ -15,62 +15,42 @@ use std::time::{Duration, Instant};
 use images_support::{Item, build, layer, write_layout};
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use serde_json::{Value, json};
-use support::crictl::{BUSYBOX, Crictl, container_config, read_log, stream_lines};
+use support::crictl::{BUSYBOX, container_config, read_log, stream_lines};
 use support::node::{Node, Options};
+use support::pod::Pod;
 use support::{isolated, wait_for};
 use tar::EntryType;
 
 /// What nothing in a container may ever read.
 const MARKER: &str = "only-the-node-may-read-this";
 
-struct Pod {
-    crictl: Crictl,
-    logs: std::path::PathBuf,
-    id: String,
-    file: String,
+/// A pod on a node that has the marker.
+fn pod_on(node: &Node) -> Pod {
+    std::fs::create_dir_all("/tmp/node/outside").unwrap();
+    std::fs::write("/tmp/node/outside/marker", MARKER).unwrap();
+    Pod::run(node, "p")
 }
 
-impl Pod {
-    fn run(node: &Node) -> Self {
-        std::fs::create_dir_all("/tmp/node/outside").unwrap();
-        std::fs::write("/tmp/node/outside/marker", MARKER).unwrap();
-        let crictl = node.crictl();
-        crictl.run(&["pull", BUSYBOX]);
-        let id = crictl.run_pod("p");
-        let file = crictl.pod_file("p");
-        Self { crictl, logs: node.pod_logs("p"), id, file }
-    }
+/// These keys instead of a configuration's own.
+fn with(keys: &Value) -> impl FnOnce(&mut Value) {
+    move |config| config.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap_or_default())
+}
 
-    fn create(&self, name: &str, script: &str, change: &Value) -> Result<String, String> {
-        let mut config = container_config(name, BUSYBOX, script);
-        config.as_object_mut().unwrap().extend(change.as_object().cloned().unwrap_or_default());
-        let file = self.crictl.file(name, &config);
-        let (done, text) = self.crictl.try_run(&["create", "--no-pull", &self.id, &file, &self.file]);
-        if done { Ok(text.trim().to_owned()) } else { Err(text) }
-    }
+/// Runs it to its end if it can be: all that it and crictl said.
+fn outcome(pod: &Pod, name: &str, script: &str, change: &Value) -> String {
+    let id = match pod.create(name, script, with(change)) {
+        Ok(id) => id,
+        Err(text) => return text,
+    };
+    let (started, text) = pod.crictl.try_run(&["start", &id]);
+    if started { pod.ended(name, &id).1.join("\n") } else { text }
+}
 
-    /// Runs it to its end if it can be: all that it and crictl said.
-    fn said(&self, name: &str, script: &str, change: &Value) -> String {
-        let id = match self.create(name, script, change) {
-            Ok(id) => id,
-            Err(text) => return text,
-        };
-        let (started, text) = self.crictl.try_run(&["start", &id]);
-        if !started {
-            return text;
-        }
-        self.crictl.wait_exit(&id);
-        let log = read_log(&self.logs.join(name).join("0.log"));
-        [stream_lines(&log, "stdout"), stream_lines(&log, "stderr")].concat().join("\n")
-    }
-
-    #[track_caller]
-    fn refused(&self, code: &str, word: &str, change: &Value) {
-        let started = Instant::now();
-        let text = self.create("refused", "true", change).expect_err(word);
-        assert!(text.contains(&format!("code = {code} ")) && text.contains(word), "{code}, {word:?}: {text}");
-        assert!(started.elapsed() < Duration::from_secs(30), "{word:?}: {:?}", started.elapsed());
-    }
+#[track_caller]
+fn refused(pod: &Pod, code: &str, word: &str, change: &Value) {
+    let started = Instant::now();
+    pod.refused(code, &[word], with(change));
+    assert!(started.elapsed() < Duration::from_secs(30), "{word:?}: {:?}", started.elapsed());
 }
 
 /// Leaked descriptors of the node (as in CVE-2024-21626): by the working folder of a container, of an exec whose folder
@@ -79,15 +59,15 @@ impl Pod {
 fn no_descriptor_of_the_node_is_left() {
     isolated("no_descriptor_of_the_node_is_left", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
+        let pod = pod_on(&node);
         let look = "for up in . .. ../.. ../../.. ../../../.. ../../../../../../../..; do \
                     cat /proc/self/cwd/$up/tmp/node/outside/marker /proc/self/cwd/$up/outside/marker $up/marker 2> /dev/null; done; \
                     ls -l /proc/1/fd | sed -n 's/.*-> //p'";
         for n in 3..12 {
-            let said = pod.said(&format!("cwd-{n}"), look, &json!({"working_dir": format!("/proc/self/fd/{n}")}));
+            let said = outcome(&pod, &format!("cwd-{n}"), look, &json!({"working_dir": format!("/proc/self/fd/{n}")}));
             assert!(!said.contains(MARKER), "descriptor {n}: {said}");
         }
-        let id = pod.create("inside", "while sleep 1; do :; done", &json!({"working_dir": "/work"})).unwrap();
+        let id = pod.create("inside", "while sleep 1; do :; done", with(&json!({"working_dir": "/work"}))).unwrap();
         pod.crictl.run(&["start", &id]);
         let exec = |script: &str| pod.crictl.try_run(&["exec", "-s", &id, "/bin/sh", "-c", script]);
         for n in 3..12 {
@@ -97,7 +77,7 @@ fn no_descriptor_of_the_node_is_left() {
             assert!(!said.contains(MARKER), "descriptor {n}: {said}");
         }
         // The three streams, and the pipe or folder that `ls` itself has.
-        let fresh = pod.create("fresh", "while sleep 1; do :; done", &json!({})).unwrap();
+        let fresh = pod.create("fresh", "while sleep 1; do :; done", with(&json!({}))).unwrap();
         pod.crictl.run(&["start", &fresh]);
         let said = pod.crictl.run(&["exec", "-s", &fresh, "/bin/sh", "-c", "ls /proc/1/fd; echo; ls /proc/self/fd"]);
         let numbers: Vec<u32> = said.split_whitespace().map(|n| n.parse().unwrap()).collect();
@@ -111,8 +91,8 @@ fn no_descriptor_of_the_node_is_left() {
 fn nothing_of_the_runtime_listens_in_the_nodes_network() {
     isolated("nothing_of_the_runtime_listens_in_the_nodes_network", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
-        let id = pod.create("c", "while sleep 1; do :; done", &json!({})).unwrap();
+        let pod = pod_on(&node);
+        let id = pod.create("c", "while sleep 1; do :; done", with(&json!({}))).unwrap();
         pod.crictl.run(&["start", &id]);
         let exec = pod.crictl.run(&["exec", "-s", &id, "/bin/sh", "-c", "echo still entered"]);
         assert!(exec.contains("still entered"), "{exec}");
@@ -151,19 +131,19 @@ impl Drop for NodesNull {
 fn the_nodes_null_device_is_nobodys_to_change() {
     isolated("the_nodes_null_device_is_nobodys_to_change", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
+        let pod = pod_on(&node);
         let (mode, uid, gid) = NodesNull::as_it_is();
         let null = NodesNull(mode, uid, gid);
         // As a stream, and as what a masked path shows.
         let script = "chmod 600 /proc/self/fd/0; chown 55 /proc/self/fd/0; chmod 641 /proc/keys; chown 55 /proc/keys; echo tried";
         let masked = json!({"linux": {"security_context": {"masked_paths": ["/proc/keys"]}}});
-        let said = pod.said("chmod", script, &masked);
+        let said = outcome(&pod, "chmod", script, &masked);
         assert!(said.contains("tried"), "{said}");
         null.assert_unchanged("chmod of a stream and a masked path");
         // A user of its own, whose streams the runtime gives to it.
         let user =
             json!({"linux": {"security_context": {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}}}});
-        assert!(pod.said("user", "echo tried", &user).contains("tried"));
+        assert!(outcome(&pod, "user", "echo tried", &user).contains("tried"));
         null.assert_unchanged("a user of its own");
         // Something else at its place, from the start and later, and execs then.
         std::fs::write("/tmp/node/outside/file", "").unwrap();
@@ -171,7 +151,7 @@ fn the_nodes_null_device_is_nobodys_to_change() {
         for (name, script, change) in
             [("mounted", "sleep 1000", mount), ("replaced", "rm /dev/null; echo x > /dev/null; sleep 1000", json!({}))]
         {
-            let id = pod.create(name, script, &change).unwrap();
+            let id = pod.create(name, script, with(&change)).unwrap();
             pod.crictl.run(&["start", &id]);
             null.assert_unchanged(name);
             pod.crictl.run(&["exec", "-s", &id, "true"]);
@@ -186,14 +166,14 @@ fn the_nodes_null_device_is_nobodys_to_change() {
 fn what_is_mounted_over_proc_gets_no_label_and_no_score() {
     isolated("what_is_mounted_over_proc_gets_no_label_and_no_score", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
+        let pod = pod_on(&node);
         std::fs::write("/tmp/node/outside/oom", "orig").unwrap();
         let over = json!({
             "mounts": [{"container_path": "/proc/1/oom_score_adj", "host_path": "/tmp/node/outside/oom"}],
             "linux": {"resources": {"oom_score_adj": 777}, "security_context": {"namespace_options": {"pid": 1}}},
         });
         // Refused, or set where it belongs: never told to a volume.
-        pod.said("over", "echo ran", &over);
+        outcome(&pod, "over", "echo ran", &over);
         assert_eq!(std::fs::read_to_string("/tmp/node/outside/oom").unwrap(), "orig");
     });
 }
@@ -203,7 +183,7 @@ fn what_is_mounted_over_proc_gets_no_label_and_no_score() {
 fn the_runtimes_programs_can_not_be_replaced() {
     isolated("the_runtimes_programs_can_not_be_replaced", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
+        let pod = pod_on(&node);
         let ours = ["LXCRI_MONITOR", "LXCRI_BIN", "LXCRI_LXC", "LXCRI_LXC_INIT"].map(support::given);
         let programs: Vec<_> = ours.into_iter().chain(["/usr/bin/crun".into()]).collect();
         let state = || -> Vec<_> {
@@ -218,20 +198,20 @@ fn the_runtimes_programs_can_not_be_replaced() {
         let script = "while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] || [ $p = /proc/$$ ] || \
                       { exec 9< $p/exe && echo evil >> /proc/self/fd/9; echo evil >> $p/exe; } 2> /dev/null; done; done";
         let all = json!({"linux": {"security_context": {"namespace_options": {"pid": 1}, "capabilities": {"add_capabilities": ["ALL"]}}}});
-        let id = pod.create("writer", script, &all).unwrap();
+        let id = pod.create("writer", script, with(&all)).unwrap();
         pod.crictl.run(&["start", &id]);
         for n in 0..8 {
             // The program itself, as the exec's: then it is what the container's processes see for longest.
             let command = if n % 2 == 0 { "/proc/self/exe" } else { "/bin/true" };
             let _ = pod.crictl.try_run(&["exec", "-s", &id, command]);
         }
-        let swapped = pod.create("linked", "", &json!({"command": ["/proc/self/exe"], "args": ["--version"]}));
+        let swapped = pod.create("linked", "", with(&json!({"command": ["/proc/self/exe"], "args": ["--version"]})));
         if let Ok(id) = swapped {
             let _ = pod.crictl.try_run(&["start", &id]);
         }
         assert_eq!(state(), before);
         // It still does its work.
-        assert_eq!(pod.said("after", "echo fine", &json!({})), "fine");
+        assert_eq!(outcome(&pod, "after", "echo fine", &json!({})), "fine");
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });
 }
@@ -241,7 +221,7 @@ fn the_runtimes_programs_can_not_be_replaced() {
 fn mounts_land_inside_whatever_links_do() {
     isolated("mounts_land_inside_whatever_links_do", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
+        let pod = pod_on(&node);
         let volume = Path::new("/tmp/node/volume");
         std::fs::create_dir_all(volume.join("folder")).unwrap();
         symlink("/tmp/node/outside", volume.join("link")).unwrap();
@@ -260,8 +240,12 @@ fn mounts_land_inside_whatever_links_do() {
             names
         };
         for (n, destination) in ["/vol/link/in", "/vol/up/in", "/vol/link", "/vol/link/../in2"].iter().enumerate() {
-            let said =
-                pod.said(&format!("still-{n}"), "cat /vol/link/marker /vol/up/marker /marker", &mounted(destination));
+            let said = outcome(
+                &pod,
+                &format!("still-{n}"),
+                "cat /vol/link/marker /vol/up/marker /marker",
+                &mounted(destination),
+            );
             assert!(!said.contains(MARKER), "{destination}: {said}");
             assert_eq!(outside(), ["marker"], "{destination}");
         }
@@ -276,8 +260,12 @@ fn mounts_land_inside_whatever_links_do() {
                 }
             });
             for n in 0..6 {
-                let said =
-                    pod.said(&format!("race-{n}"), "cat /vol/*/marker /vol/link/in/marker", &mounted("/vol/link/in"));
+                let said = outcome(
+                    &pod,
+                    &format!("race-{n}"),
+                    "cat /vol/*/marker /vol/link/in/marker",
+                    &mounted("/vol/link/in"),
+                );
                 assert!(!said.contains(MARKER), "{said}");
             }
             stop.store(true, Ordering::Relaxed);
@@ -294,7 +282,7 @@ fn mounts_land_inside_whatever_links_do() {
 fn logs_are_not_written_through_links() {
     isolated("logs_are_not_written_through_links", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
+        let pod = pod_on(&node);
         let target = Path::new("/tmp/node/outside/marker");
         std::fs::create_dir_all(&pod.logs).unwrap();
         symlink(target, pod.logs.join("link.log")).unwrap();
@@ -302,7 +290,8 @@ fn logs_are_not_written_through_links() {
         rustix::fs::mkfifoat(rustix::fs::CWD, pod.logs.join("fifo.log"), rustix::fs::Mode::RUSR).unwrap();
         for path in ["link.log", "folder/marker", "folder/new.log", "fifo.log"] {
             let started = Instant::now();
-            let said = pod.said(
+            let said = outcome(
+                &pod,
                 "writes",
                 "echo escaped",
                 &json!({"log_path": path, "metadata": {"name": path, "attempt": 1}}),
@@ -312,7 +301,7 @@ fn logs_are_not_written_through_links() {
         }
         // While it runs: the log is replaced and rotated.
         let script = "while :; do echo escaped; sleep 0.1; done";
-        let id = pod.create("rotated", script, &json!({})).unwrap();
+        let id = pod.create("rotated", script, with(&json!({}))).unwrap();
         pod.crictl.run(&["start", &id]);
         let log = pod.logs.join("rotated/0.log");
         wait_for("the first line", Duration::from_secs(30), || (!read_log(&log).is_empty()).then_some(()));
@@ -335,7 +324,7 @@ fn logs_are_not_written_through_links() {
 fn hostile_images_are_refused_by_name() {
     isolated("hostile_images_are_refused_by_name", || {
         let node = Node::start(Options::default());
-        let pod = Pod::run(&node);
+        let pod = pod_on(&node);
         let device = |major, minor| {
             let mut item = Item::new(EntryType::Char, "etc/passwd", 0o666);
             item.header.set_device_major(major).unwrap();
@@ -376,23 +365,23 @@ fn hostile_images_are_refused_by_name() {
         }
         let of = |name: &str| json!({"image": {"image": format!("hostile.test/{name}:1")}});
         for name in ["fifo", "zero", "tty", "huge", "folder"] {
-            pod.refused("InvalidArgument", "etc/passwd", &of(name));
+            refused(&pod, "InvalidArgument", "etc/passwd", &of(name));
         }
-        let text = pod.create("loop", "true", &of("loop")).expect_err("a loop");
+        let text = pod.create("loop", "true", with(&of("loop"))).expect_err("a loop");
         assert!(text.contains("etc/passwd"), "{text}");
         // Inside there is no such file, so nobody of that name.
         let mut spy = of("shadow");
         spy["linux"] = json!({"security_context": {"run_as_username": "spy", "namespace_options": {"pid": 1}}});
-        pod.refused("InvalidArgument", "spy", &spy);
+        refused(&pod, "InvalidArgument", "spy", &spy);
         for path in ["absolute", "up", "magic", "absolute/marker"] {
             let mount = json!({"container_path": "/v", "image": {"image": "hostile.test/links:1"}, "image_sub_path": path, "readonly": true});
-            pod.refused("InvalidArgument", path, &json!({"mounts": [mount]}));
+            refused(&pod, "InvalidArgument", path, &json!({"mounts": [mount]}));
         }
         for device in
             ["vendor.com/gpu=../../x", "../x=y", "vendor.com/gpu=a b", "vendor.com/gpu=", "=x", "vendor.com/gpu=x\ny"]
         {
-            pod.refused("InvalidArgument", "CDI", &json!({"CDI_devices": [{"name": device}]}));
-            pod.refused("InvalidArgument", "CDI", &json!({"annotations": {"cdi.k8s.io/x": device}}));
+            refused(&pod, "InvalidArgument", "CDI", &json!({"CDI_devices": [{"name": device}]}));
+            refused(&pod, "InvalidArgument", "CDI", &json!({"annotations": {"cdi.k8s.io/x": device}}));
         }
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });

@@ -9,56 +9,10 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::crictl::{BUSYBOX, Crictl, container_config, read_log, stream_lines};
+use support::crictl::BUSYBOX;
 use support::isolated;
 use support::node::{Node, Options};
-
-/// A pod on a node, for containers with odd configurations.
-struct Pod {
-    crictl: Crictl,
-    logs: std::path::PathBuf,
-    id: String,
-    file: String,
-}
-
-impl Pod {
-    fn run(node: &Node, name: &str) -> Self {
-        let crictl = node.crictl();
-        crictl.run(&["pull", BUSYBOX]);
-        let id = crictl.run_pod(name);
-        let file = crictl.pod_file(name);
-        Self { crictl, logs: node.pod_logs(name), id, file }
-    }
-
-    /// `change`d configuration of a container that runs a script: its id, or what crictl says.
-    fn create(&self, name: &str, script: &str, change: impl FnOnce(&mut Value)) -> Result<String, String> {
-        let mut config = container_config(name, BUSYBOX, script);
-        change(&mut config);
-        let file = self.crictl.file(name, &config);
-        let (done, text) = self.crictl.try_run(&["create", "--no-pull", &self.id, &file, &self.file]);
-        if done { Ok(text.trim().to_owned()) } else { Err(text) }
-    }
-
-    /// Runs it to its end; its exit code and lines.
-    fn output(&self, name: &str, script: &str, change: impl FnOnce(&mut Value)) -> (i64, Vec<String>) {
-        let id = self.create(name, script, change).expect("created");
-        self.crictl.run(&["start", &id]);
-        let status = self.crictl.wait_exit(&id);
-        let log = read_log(&self.logs.join(name).join("0.log"));
-        let lines = [stream_lines(&log, "stdout"), stream_lines(&log, "stderr")].concat();
-        (status["exitCode"].as_i64().unwrap_or(0), lines)
-    }
-
-    /// The creation is refused with this code, and the message names all of the words.
-    #[track_caller]
-    fn refused(&self, code: &str, words: &[&str], change: impl FnOnce(&mut Value)) {
-        let text = self.create("refused", "true", change).expect_err("refused");
-        assert!(text.contains(&format!("code = {code} ")), "{code} was due: {text}");
-        for word in words {
-            assert!(text.contains(word), "the message does not name {word:?}: {text}");
-        }
-    }
-}
+use support::pod::Pod;
 
 fn limits(resources: Value) -> impl FnOnce(&mut Value) {
     move |c| c["linux"]["resources"] = resources

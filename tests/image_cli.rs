@@ -61,7 +61,9 @@ fn images_are_listed_told_and_removed_by_every_name() {
             assert!(gone.contains(name), "{name} is not told: {gone}");
         }
         bad(&node, &["rmi", BUSYBOX], "is not here");
-        node.good(&["rm", "-f", "one"]);
+        // One that is not there does not keep the next from its turn.
+        bad(&node, &["rm", "-f", "none", "one"], "none");
+        assert!(!node.good(&["ps", "--all"]).contains("one"));
     });
 }
 

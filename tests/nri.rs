@@ -14,8 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::crictl::{BUSYBOX, Crictl, container_config, read_log, stream_lines};
 use support::node::{Node, Options};
+use support::pod::Pod;
 use support::wait_for;
 
 const PLUGINS: &str = "/tmp/nri/plugins";
@@ -64,66 +64,29 @@ fn options(more: &str) -> Options {
     Options { more_config, handler: "crun".into(), ..Options::default() }
 }
 
-struct Pod {
-    crictl: Crictl,
-    logs: PathBuf,
-    id: String,
-    file: String,
+/// Nothing but the script.
+fn plain(_: &mut Value) {}
+
+/// A container that stays.
+fn stays(pod: &Pod, name: &str) -> String {
+    pod.running(name, "sleep 1000", plain)
 }
 
-impl Pod {
-    fn run(node: &Node, name: &str) -> Self {
-        let crictl = node.crictl();
-        crictl.run(&["pull", BUSYBOX]);
-        let id = crictl.run_pod(name);
-        let file = crictl.pod_file(name);
-        Self { crictl, logs: node.pod_logs(name), id, file }
-    }
+fn output(pod: &Pod, name: &str, script: &str) -> Vec<String> {
+    pod.output(name, script, plain).1
+}
 
-    fn create(&self, name: &str, script: &str) -> Result<String, String> {
-        self.create_with(name, script, json!({}))
-    }
+/// With these resources.
+fn limited(resources: &Value) -> impl FnOnce(&mut Value) {
+    move |config| config["linux"]["resources"] = resources.clone()
+}
 
-    fn create_with(&self, name: &str, script: &str, resources: Value) -> Result<String, String> {
-        let mut config = container_config(name, BUSYBOX, script);
-        config["linux"]["resources"] = resources;
-        let file = self.crictl.file(name, &config);
-        let (done, text) = self.crictl.try_run(&["create", "--no-pull", &self.id, &file, &self.file]);
-        if done { Ok(text.trim().to_owned()) } else { Err(text) }
-    }
+fn limit(pod: &Pod, id: &str) -> String {
+    pod.crictl.run(&["exec", "-s", id, "/bin/sh", "-c", LIMIT])
+}
 
-    #[track_caller]
-    fn running(&self, name: &str) -> String {
-        let id = self.create(name, "sleep 1000").expect("created");
-        self.crictl.run(&["start", &id]);
-        id
-    }
-
-    #[track_caller]
-    fn output(&self, name: &str, script: &str) -> Vec<String> {
-        let id = self.create(name, script).expect("created");
-        self.crictl.run(&["start", &id]);
-        self.crictl.wait_exit(&id);
-        let log = read_log(&self.logs.join(name).join("0.log"));
-        [stream_lines(&log, "stdout"), stream_lines(&log, "stderr")].concat()
-    }
-
-    #[track_caller]
-    fn refused(&self, name: &str, code: &str, words: &[&str]) {
-        let text = self.create(name, "true").expect_err("refused").replace("\\\"", "\"");
-        assert!(text.contains(&format!("code = {code} ")), "{code} was due: {text}");
-        for word in words {
-            assert!(text.contains(word), "the message does not name {word:?}: {text}");
-        }
-    }
-
-    fn limit(&self, id: &str) -> String {
-        self.crictl.run(&["exec", "-s", id, "/bin/sh", "-c", LIMIT])
-    }
-
-    fn shown_limit(&self, id: &str) -> Value {
-        self.crictl.container_status(id)["resources"]["linux"]["memoryLimitInBytes"].clone()
-    }
+fn shown_limit(pod: &Pod, id: &str) -> Value {
+    pod.crictl.container_status(id)["resources"]["linux"]["memoryLimitInBytes"].clone()
 }
 
 #[test]
@@ -147,7 +110,7 @@ fn plugins_change_containers_and_hear_of_them() {
         let script = format!(
             "echo $PLUGGED $GREETING; cat /plugged/file; touch /plugged/x; stat -c %t:%T /dev/plugged; {LIMIT}; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2> /dev/null; true"
         );
-        let lines = pod.output("short", &script);
+        let lines = output(&pod, "short", &script);
         let wanted = ["yes hello", "mounted", "a:e5", "67108864", "77"];
         for line in wanted {
             assert!(lines.iter().any(|l| l == line), "{line}: {lines:?}");
@@ -161,18 +124,18 @@ fn plugins_change_containers_and_hear_of_them() {
         hears("10-first", "StopContainer short 0");
 
         // A kubelet's update is a plugin's to change; the record has what is in force.
-        let id = pod.running("long");
-        assert_eq!((pod.limit(&id).as_str(), pod.shown_limit(&id)), ("67108864", json!("67108864")));
+        let id = stays(&pod, "long");
+        assert_eq!((limit(&pod, &id).as_str(), shown_limit(&pod, &id)), ("67108864", json!("67108864")));
         pod.crictl.run(&["update", "--memory", "33554432", &id]);
         hears("20-second", "UpdateContainer long 50331648");
         hears("20-second", "PostUpdateContainer long 50331648");
-        assert_eq!((pod.limit(&id).as_str(), pod.shown_limit(&id)), ("50331648", json!("50331648")));
+        assert_eq!((limit(&pod, &id).as_str(), shown_limit(&pod, &id)), ("50331648", json!("50331648")));
         // Another container is changed when one is made, and by a plugin's own wish.
-        pod.output("other", "true");
-        wait_for("the other's limit", Duration::from_secs(20), || (pod.limit(&id) == "83886080").then_some(()));
+        output(&pod, "other", "true");
+        wait_for("the other's limit", Duration::from_secs(20), || (limit(&pod, &id) == "83886080").then_some(()));
         std::fs::write("/tmp/nri/trigger", format!("{id} {}\n", 96 << 20)).expect("a file");
         assert_eq!(hears("10-first", "Updated"), "Updated 0 <nil>");
-        assert_eq!((pod.limit(&id).as_str(), pod.shown_limit(&id)), ("100663296", json!("100663296")));
+        assert_eq!((limit(&pod, &id).as_str(), shown_limit(&pod, &id)), ("100663296", json!("100663296")));
 
         // Another daemon's plugins are told what there is.
         node.crash_daemon();
@@ -221,14 +184,14 @@ fn what_can_not_be_is_refused_by_name() {
         install("70-late", json!({"Container": "later"}));
         let node = Node::start(options(""));
         let pod = Pod::run(&node, "p1");
-        pod.refused("both", "FailedPrecondition", &["\"10-a\" and \"20-b\"", "env \"X\"", "both"]);
-        pod.refused("refused", "FailedPrecondition", &["30-no", "not on a Sunday"]);
-        pod.refused("sysctl", "Unimplemented", &["40-sysctl", "linux.sysctl"]);
-        pod.refused("rejected", "FailedPrecondition", &["50-judge", "nobody sets Y"]);
-        pod.refused("odd", "InvalidArgument", &["cpuset_cpus", "9999"]);
+        pod.refused_as("both", "FailedPrecondition", &["\"10-a\" and \"20-b\"", "env \"X\"", "both"], plain);
+        pod.refused_as("refused", "FailedPrecondition", &["30-no", "not on a Sunday"], plain);
+        pod.refused_as("sysctl", "Unimplemented", &["40-sysctl", "linux.sysctl"], plain);
+        pod.refused_as("rejected", "FailedPrecondition", &["50-judge", "nobody sets Y"], plain);
+        pod.refused_as("odd", "InvalidArgument", &["cpuset_cpus", "9999"], plain);
         // Nothing is left of them, and the next one is made.
         assert_eq!(pod.crictl.json(&["ps", "-a"])["containers"], json!([]));
-        assert_eq!(pod.output("good", "echo $X$Y ran"), ["ran"]);
+        assert_eq!(output(&pod, "good", "echo $X$Y ran"), ["ran"]);
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });
 }
@@ -240,9 +203,9 @@ fn a_handlers_policy_counts_for_what_plugins_set() {
         let node = Node::start(options("[handlers.crun.policy]\nmax_memory = 134217728"));
         let pod = Pod::run(&node, "p1");
         let asked = json!({"memory_limit_in_bytes": 64 << 20});
-        let told = pod.create_with("much", "true", asked.clone()).expect_err("refused");
+        let told = pod.create("much", "true", limited(&asked)).expect_err("refused");
         assert!(told.contains("handlers.crun.policy.max_memory") && told.contains("plugins"), "{told}");
-        pod.create_with("enough", "true", asked).expect("created");
+        pod.create("enough", "true", limited(&asked)).expect("created");
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });
 }
@@ -267,11 +230,11 @@ fn one_that_hangs_or_dies_is_missed_by_nobody() {
         let pod = Pod::run(&node, "p1");
         let script = "echo $HUNG$DEAD$GOOD";
         let first = Instant::now();
-        assert_eq!(pod.output("c1", script), ["1"]);
+        assert_eq!(output(&pod, "c1", script), ["1"]);
         let first = first.elapsed();
         assert!(first < Duration::from_secs(15), "{first:?}");
         assert_eq!(heard("10-hangs").iter().filter(|l| l.starts_with("CreateContainer")).count(), 1);
-        assert_eq!(pod.output("c2", script), ["1"]);
+        assert_eq!(output(&pod, "c2", script), ["1"]);
         // They are not asked again, and their programs are gone.
         assert_eq!(heard("10-hangs").iter().filter(|l| l.starts_with("CreateContainer")).count(), 1);
         wait_for("the end of the programs", Duration::from_secs(10), || {
@@ -290,8 +253,8 @@ fn nothing_is_made_without_a_plugin_that_is_required() {
         install("10-hangs", json!({"Hang": "CreateContainer"}));
         let node = Node::start(options("request_timeout = \"700ms\"\nrequired_plugins = [\"hangs\"]"));
         let pod = Pod::run(&node, "p1");
-        pod.refused("c1", "Unavailable", &["10-hangs", "CreateContainer", "no answer"]);
-        pod.refused("c2", "FailedPrecondition", &["\"hangs\"", "nri.required_plugins"]);
+        pod.refused_as("c1", "Unavailable", &["10-hangs", "CreateContainer", "no answer"], plain);
+        pod.refused_as("c2", "FailedPrecondition", &["\"hangs\"", "nri.required_plugins"], plain);
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });
 }
@@ -327,21 +290,21 @@ fn plugins_connect_and_are_told_what_there_is() {
         let mode = std::fs::metadata("/tmp/nri/run/nri.sock").expect("the socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let pod = Pod::run(&node, "p1");
-        let id = pod.running("before");
+        let id = stays(&pod, "before");
         let plugin = Connecting::start("30-late", json!({"Env": {"LATE": "1"}, "Trigger": "/tmp/nri/trigger"}));
         let told = hears("30-late", "Synchronize");
         assert!(told.contains("pod=p1 container=before CONTAINER_RUNNING"), "{told}");
-        assert_eq!(pod.output("c1", "echo late$LATE"), ["late1"]);
+        assert_eq!(output(&pod, "c1", "echo late$LATE"), ["late1"]);
         std::fs::write("/tmp/nri/trigger", format!("{id} {}\n", 96 << 20)).expect("a file");
         assert_eq!(hears("30-late", "Updated"), "Updated 0 <nil>");
-        assert_eq!(pod.limit(&id), "100663296");
+        assert_eq!(limit(&pod, &id), "100663296");
         drop(plugin);
-        assert_eq!(pod.output("c2", "echo late$LATE"), ["late"]);
+        assert_eq!(output(&pod, "c2", "echo late$LATE"), ["late"]);
         // Another one, and a stranger that says nothing.
         let _silent = std::os::unix::net::UnixStream::connect("/tmp/nri/run/nri.sock").expect("connected");
         let _second = Connecting::start("40-second", json!({"Env": {"LATE": "2"}}));
         hears("40-second", "Synchronize");
-        assert_eq!(pod.output("c3", "echo late$LATE"), ["late2"]);
+        assert_eq!(output(&pod, "c3", "echo late$LATE"), ["late2"]);
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });
 }
@@ -353,7 +316,7 @@ fn without_nri_no_plugin_is_started() {
         let off = options("connecting_plugins = false").more_config.replace("enabled = true", "enabled = false");
         let node = Node::start(Options { more_config: off, ..options("") });
         let pod = Pod::run(&node, "p1");
-        assert_eq!(pod.output("c", "echo off$PLUGGED"), ["off"]);
+        assert_eq!(output(&pod, "c", "echo off$PLUGGED"), ["off"]);
         assert!(heard("10-first").is_empty() && !Path::new("/tmp/nri/run").exists());
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });
@@ -372,13 +335,13 @@ fn containers_of_liblxc_take_part() {
         install("20-hooks", json!({"Container": "hooked", "Hook": "/tmp/nri/state"}));
         let node = Node::start(Options { handler: "lxc".into(), ..options("") });
         let pod = Pod::run(&node, "p1");
-        let lines = pod.output(container, &format!("echo $PLUGGED; cat /plugged/file; {LIMIT}"));
+        let lines = output(&pod, container, &format!("echo $PLUGGED; cat /plugged/file; {LIMIT}"));
         for line in ["yes", "mounted", "67108864"] {
             assert!(lines.iter().any(|l| l == line), "{line}: {lines:?}");
         }
         hears("10-first", "RunPodSandbox p1 lxc");
         hears("10-first", "PostStartContainer c CONTAINER_RUNNING");
-        pod.refused("hooked", "Unimplemented", &["hooks", "liblxc"]);
+        pod.refused_as("hooked", "Unimplemented", &["hooks", "liblxc"], plain);
         pod.crictl.run(&["rmp", "-f", &pod.id]);
     });
 }

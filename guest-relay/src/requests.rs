@@ -294,7 +294,8 @@ impl Relay {
             | Op::Shutdown(_)
             | Op::Lend(_)
             | Op::Adopt(_)
-            | Op::AdoptInit(_) => Err(Failure::invalid("nothing for a guest")),
+            | Op::AdoptInit(_)
+            | Op::KeepProgram(_) => Err(Failure::invalid("nothing for a guest")),
         }
     }
 

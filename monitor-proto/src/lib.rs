@@ -11,6 +11,7 @@ pub mod v1 {
 }
 
 pub mod null;
+pub mod sealed;
 pub mod wire;
 
 /// Newest protocol version that this build speaks.

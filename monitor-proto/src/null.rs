@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FileType, Mode, OFlags, fchmod, makedev, mknodat, openat};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, makedev, mknodat, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
 /// A new character device like /dev/null, mode 0666, open for reading and writing, on a file system that is mounted nowhere and goes
@@ -22,6 +22,12 @@ pub fn own_null() -> rustix::io::Result<OwnedFd> {
     // Whatever the umask.
     fchmod(&null, mode)?;
     Ok(null)
+}
+
+/// Gives mode and owner back to one that a program has had.
+pub fn renew(null: &OwnedFd) -> rustix::io::Result<()> {
+    fchown(null, Some(Uid::ROOT), Some(Gid::ROOT))?;
+    fchmod(null, Mode::from_raw_mode(0o666))
 }
 
 #[cfg(test)]
@@ -42,5 +48,9 @@ mod tests {
         let other = rustix::fs::fstat(&other).expect("the other");
         assert_eq!((other.st_mode & 0o777, node.st_mode & 0o777), (0o666, 0o666));
         assert_eq!(other.st_rdev, node.st_rdev);
+        fchown(&one, Some(Uid::from_raw(1000)), None).expect("its owner is changed");
+        renew(&one).expect("renewed");
+        let one = rustix::fs::fstat(&one).expect("the one");
+        assert_eq!((one.st_mode & 0o777, one.st_uid), (0o666, 0));
     }
 }

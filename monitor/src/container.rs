@@ -4,10 +4,12 @@
 //! asked. A crash of the monitor leaves the container running with its FIFOs; its exit code is then the kernel's to
 //! tell.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lxcri_monitor_proto::null::{own_null, renew};
 use lxcri_monitor_proto::v1::{self, reply::Body};
 
 use crate::cgroup::{self, OomWatch};
@@ -56,6 +58,8 @@ pub struct Container {
     pub ended: Option<Ended>,
     /// Its FIFOs.
     pub ends: Ends,
+    /// What its processes have in place of a stream.
+    null: Option<OwnedFd>,
     /// Detached mounts and where they go for the time of `create`.
     mounts: Vec<(OwnedFd, String)>,
     program: Option<i32>,
@@ -179,7 +183,7 @@ impl Server {
 
     /// The container of that id.
     pub fn container(&mut self, id: &str) -> Result<&mut Container> {
-        self.containers.get_mut(id).ok_or_else(|| Failure::not_found(format!("container {id}: there is none")))
+        found(&mut self.containers, id)
     }
 
     /// Takes an event through the state machine and performs what it decides.
@@ -299,7 +303,8 @@ impl Server {
 
     /// Starts a program of the plan.
     fn start_program(&mut self, id: &str, which: Program) -> Result<()> {
-        let container = self.container(id)?;
+        let Self { containers, kept, .. } = self;
+        let container = found(containers, id)?;
         let mut fds = program::Descriptors::default();
         let spec = match which {
             Program::Create => {
@@ -311,13 +316,15 @@ impl Server {
                 }
                 fail_point!("monitor.create.mounted");
                 fds = std::mem::take(&mut container.ends.container);
+                // Without it the start tries to make one, and says why it can't.
+                fds.null = container.null().ok();
                 container.plan.create.take()
             }
             Program::Start => container.plan.start.clone(),
             Program::Delete => container.plan.delete.clone(),
         };
         let spec = spec.unwrap_or_default();
-        let running = match program::spawn(&spec, fds) {
+        let running = match program::spawn(kept, &spec, fds) {
             Ok(running) => running,
             Err(failure) => {
                 container.unmount(which);
@@ -520,7 +527,26 @@ impl Server {
     }
 }
 
+fn found<'a>(containers: &'a mut BTreeMap<String, Container>, id: &str) -> Result<&'a mut Container> {
+    containers.get_mut(id).ok_or_else(|| Failure::not_found(format!("container {id}: there is none")))
+}
+
 impl Container {
+    /// The null device of its own, as good as new: making one costs more than all else that an exec needs of us.
+    pub fn null(&mut self) -> Result<OwnedFd> {
+        let failed = |e| Failure::errno("make a null device", e);
+        let null = match self.null.take() {
+            Some(null) => {
+                renew(&null).map_err(failed)?;
+                null
+            }
+            None => own_null().map_err(failed)?,
+        };
+        let copy = null.try_clone().map_err(|e| Failure::io("dup", &e));
+        self.null = Some(null);
+        copy
+    }
+
     /// One of which nothing is there yet.
     pub fn new(plan: v1::CreateContainer, log: LogId, creator: Asker) -> Self {
         Self {
@@ -534,6 +560,7 @@ impl Container {
             terminal: None,
             ended: None,
             ends: Ends::default(),
+            null: None,
             mounts: Vec::new(),
             program: None,
             oom: None,

@@ -97,7 +97,8 @@ impl Server {
             terminal: None,
             size: None,
         };
-        let mut descriptors = Descriptors { mute: true, ..Descriptors::default() };
+        let null = Some(self.container(&exec.container)?.null()?);
+        let mut descriptors = Descriptors { mute: true, null, ..Descriptors::default() };
         if terminal {
             for fd in [&stdin, &stdout].into_iter().flatten() {
                 set_nonblocking(fd).map_err(|e| Failure::errno("exec: a descriptor", e))?;
@@ -108,7 +109,7 @@ impl Server {
             (descriptors.stdin, descriptors.stdout, descriptors.stderr) = (stdin, stdout, stderr);
         }
         let _ = rustix::fs::unlink(exec.pid_file.as_str());
-        let started = program::spawn(&program, descriptors);
+        let started = program::spawn(&self.kept, &program, descriptors);
         if terminal && started.is_err() {
             let _ = rustix::fs::unlink(console_socket.as_str());
         }

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ExitCode;
 
 use lxcri_monitor_proto::v1::{self, reply::Body};
-use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid};
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitOptions, pidfd_open};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags};
@@ -86,7 +86,7 @@ impl Server {
             oom_score_adj: OOM_SCORE,
             ..v1::Program::default()
         };
-        let running = program::spawn(&program, fds)?;
+        let running = program::spawn(&self.kept, &program, fds)?;
         fail_point!("monitor.init.spawned");
         self.programs.insert(running.pid, (Purpose::Init(asker), running));
         self.init = Init::Starting(answer);
@@ -127,28 +127,9 @@ impl Server {
     }
 }
 
-/// How often a copy of the program is tried to be sealed again, and how long after the last time.
-const SEAL_TRIES: u32 = 20;
-const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
-
 /// A copy of this program that nobody can change.
 fn sealed_self() -> std::io::Result<OwnedFd> {
-    let mut copy =
-        std::fs::File::from(rustix::fs::memfd_create(c"pod-init", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    std::io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut copy)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    // The kernel may hold pages of it for a moment still.
-    let mut tries = 0;
-    loop {
-        match rustix::fs::fcntl_add_seals(&copy, seals) {
-            Err(rustix::io::Errno::BUSY) if tries < SEAL_TRIES => tries += 1,
-            done => break done?,
-        }
-        std::thread::sleep(SEAL_PAUSE);
-    }
-    // Executing needs a descriptor that is not open for writing.
-    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    lxcri_monitor_proto::sealed::copy("pod-init", std::fs::File::open("/proc/self/exe")?)
 }
 
 /// `main` of the program under [`NAME`]: enters cgroups and namespaces, forks the init, tells its pid, ends.

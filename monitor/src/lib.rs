@@ -18,6 +18,7 @@ mod failpoint;
 pub mod failure;
 mod held;
 mod init;
+mod kept;
 mod lifecycle;
 pub mod logfile;
 mod mounts;

@@ -81,6 +81,10 @@ impl Server {
                 self.close_stdin(&r.container_id)?;
                 return done;
             }
+            Op::KeepProgram(r) => {
+                self.kept.keep(r, fds)?;
+                return done;
+            }
             // There is no guest.
             Op::GuestCall(_) => return Err(unknown()),
         }

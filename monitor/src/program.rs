@@ -18,6 +18,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::{Pid, Signal};
 
 use crate::failure::{Failure, Result};
+use crate::kept::Kept;
 use crate::reaper::Ended;
 
 /// Deadline of a program whose plan says none, in milliseconds.
@@ -57,6 +58,8 @@ pub struct Descriptors {
     pub stderr: Option<OwnedFd>,
     /// What the program starts inherits them: the null device is their own, not the node's, and with no stderr it is that.
     pub mute: bool,
+    /// That device, if there is one already.
+    pub null: Option<OwnedFd>,
     /// argv[0] if it is not to be the program's path.
     pub argv0: Option<&'static str>,
 }
@@ -72,14 +75,17 @@ pub fn check(program: Option<&v1::Program>, what: &str) -> Result<()> {
 
 /// Starts it, with its environment and nothing of ours, in a process group of its own. Our copies of the descriptors
 /// are closed when this returns.
-pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
+pub fn spawn(kept: &Kept, program: &v1::Program, fds: Descriptors) -> Result<Running> {
     let what = told(&program.path, &program.args);
     let mut words = None;
     let absent = || -> Result<Stdio> {
         if !fds.mute {
             return Ok(Stdio::null());
         }
-        own_null().map(Stdio::from).map_err(|e| Failure::errno("make a null device", e))
+        match &fds.null {
+            Some(null) => null.try_clone().map(Stdio::from).map_err(|e| Failure::io("dup", &e)),
+            None => own_null().map(Stdio::from).map_err(|e| Failure::errno("make a null device", e)),
+        }
     };
     let given = |fd: Option<OwnedFd>| fd.map_or_else(&absent, |fd| Ok(Stdio::from(fd)));
     let stderr = match fds.stderr {
@@ -94,7 +100,14 @@ pub fn spawn(program: &v1::Program, fds: Descriptors) -> Result<Running> {
         }
     };
     #[allow(clippy::disallowed_methods)] // the monitor's one place where programs are started
-    let mut command = Command::new(&program.path);
+    let mut command = match kept.instead_of(&program.path) {
+        Some(copy) => {
+            let mut command = Command::new(copy);
+            command.arg0(&program.path);
+            command
+        }
+        None => Command::new(&program.path),
+    };
     command
         .args(&program.args)
         .env_clear()

@@ -19,6 +19,7 @@ use crate::execgroup::ExecGroup;
 use crate::fail_point;
 use crate::failure::{Failure, Result};
 use crate::init::Init;
+use crate::kept::Kept;
 use crate::lifecycle::{Event, Program};
 use crate::poll::{EventFlags, Poll, Source};
 use crate::process::Process;
@@ -59,6 +60,8 @@ pub struct Server {
     pub execs: BTreeMap<String, Exec>,
     /// Cgroups of execs that are over, while somebody is in them.
     pub groups: Vec<ExecGroup>,
+    /// Copies of programs, from the daemon.
+    pub kept: Kept,
     /// Programs that run, by pid.
     pub programs: BTreeMap<i32, (Purpose, Running)>,
     /// Attached clients, by number.
@@ -98,6 +101,7 @@ impl Server {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             groups: Vec::new(),
+            kept: Kept::default(),
             programs: BTreeMap::new(),
             attached: BTreeMap::new(),
             init: Init::None,

@@ -28,6 +28,8 @@ pub type LogId = u64;
 
 /// One read takes at most this much, in bytes.
 const READ: usize = 16 * 1024;
+/// Before output that came in small pieces is looked at again: who writes line by line would wake us with each.
+const GATHER: Duration = Duration::from_micros(100);
 /// Formatted lines are written when this many bytes are there.
 const BATCH: usize = 16 * 1024;
 /// A paused log is tried again after this time.
@@ -203,6 +205,16 @@ impl Log {
     }
 }
 
+/// What came of output that was said to be there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Came {
+    Nothing,
+    /// All that there was.
+    All,
+    /// As much as one read takes: there may be more.
+    Full,
+}
+
 struct Thread {
     shared: Arc<Shared>,
     epoll: OwnedFd,
@@ -226,6 +238,7 @@ impl Thread {
                 // Nothing else can be wrong with an epoll that we hold; without it there is no output.
                 Err(_) => return,
             }
+            let mut most = Came::Nothing;
             for event in &events {
                 match event.data.u64() {
                     WAKE => {
@@ -233,10 +246,13 @@ impl Thread {
                         let orders = std::mem::take(&mut *lock(&self.shared.orders));
                         orders.into_iter().for_each(|o| self.obey(o));
                     }
-                    token => self.readable(token),
+                    token => most = most.max(self.readable(token)),
                 }
             }
             self.timers();
+            if most == Came::All {
+                std::thread::sleep(GATHER);
+            }
         }
     }
 
@@ -300,15 +316,16 @@ impl Thread {
         }
     }
 
-    fn readable(&mut self, token: u64) {
+    fn readable(&mut self, token: u64) -> Came {
         let Some((id, at)) = self
             .logs
             .iter()
             .find_map(|(id, log)| Some((*id, log.sources.iter().position(|s| s.token == token && s.watched)?)))
         else {
-            return self.left(token);
+            self.left(token);
+            return Came::Nothing;
         };
-        let Some(log) = self.logs.get_mut(&id) else { return };
+        let Some(log) = self.logs.get_mut(&id) else { return Came::Nothing };
         let source = &mut log.sources[at];
         self.read.clear();
         self.read.reserve_exact(READ);
@@ -324,6 +341,7 @@ impl Thread {
                 self.consume(id, stream, &input);
                 fail_point!("monitor.log.written");
                 self.read = input;
+                return if n < READ { Came::All } else { Came::Full };
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
             // A terminal that nobody has open now; until the container has ended somebody may open it again.
@@ -338,6 +356,7 @@ impl Thread {
                 self.check_drained(id);
             }
         }
+        Came::Nothing
     }
 
     /// Writes `input` to the log, or holds what could not be written.

@@ -287,6 +287,24 @@ fn switch(name: &'static str, short: Option<char>, help: &'static str) -> Arg {
     }
 }
 
+/// Does `act` with each of the names that were given: one that fails is told, and does not keep the others from their turn. The exit code.
+async fn each(matches: &ArgMatches, name: &str, mut act: impl AsyncFnMut(&str) -> Result<()>) -> Result<u8> {
+    let names = strings(matches, name);
+    let mut code = 0;
+    for name in &names {
+        match act(name).await {
+            Ok(()) => {}
+            // Of a single one the program tells it.
+            Err(e) if names.len() == 1 => return Err(e),
+            Err(e) => {
+                eprintln!("{PROGRAM}: {name}: {e:#}");
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
 fn strings(matches: &ArgMatches, name: &str) -> Vec<String> {
     matches.get_many::<String>(name).map(|v| v.cloned().collect()).unwrap_or_default()
 }

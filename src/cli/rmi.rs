@@ -7,7 +7,7 @@ use clap::{Arg, ArgMatches};
 
 use super::client::{Client, called};
 use super::output::print;
-use super::{Command, Context, strings, switch};
+use super::{Command, Context, each, switch};
 use crate::api::v1;
 
 pub(super) struct Rmi;
@@ -25,8 +25,8 @@ impl Command for Rmi {
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
-        for name in strings(matches, "IMAGE") {
-            let image = Some(v1::ImageSpec { image: name.clone(), ..Default::default() });
+        each(matches, "IMAGE", async |name| {
+            let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
             let request = v1::ImageStatusRequest { image: image.clone(), verbose: false };
             let found = called(client.image.image_status(request).await)?.image;
             // For the CRI it is no error; who types a name wants to know.
@@ -35,9 +35,9 @@ impl Command for Rmi {
             let image = Some(v1::ImageSpec { image: found.id.clone(), ..Default::default() });
             called(client.image.remove_image(v1::RemoveImageRequest { image }).await)?;
             let names: Vec<&str> = found.repo_tags.iter().chain(&found.repo_digests).map(String::as_str).collect();
-            print(&removed(&found.id, &names))?;
-        }
-        Ok(0)
+            print(&removed(&found.id, &names))
+        })
+        .await
     }
 }
 

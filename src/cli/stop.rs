@@ -5,7 +5,7 @@ use clap::{Arg, ArgMatches};
 
 use super::client::{Client, called};
 use super::output::say;
-use super::{Command, Context, strings};
+use super::{Command, Context, each};
 use crate::api::v1;
 
 pub(super) struct Stop;
@@ -33,11 +33,11 @@ impl Command for Stop {
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
         let timeout = matches.get_one::<u32>("time").copied().unwrap_or(10).into();
-        for name in strings(matches, "CONTAINER") {
-            let container_id = client.container(&name).await?.id;
+        each(matches, "CONTAINER", async |name| {
+            let container_id = client.container(name).await?.id;
             called(client.runtime.stop_container(v1::StopContainerRequest { container_id, timeout }).await)?;
-            say!("{name}")?;
-        }
-        Ok(0)
+            say!("{name}")
+        })
+        .await
     }
 }

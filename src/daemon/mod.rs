@@ -130,6 +130,7 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let supervisor: Arc<dyn Supervisor> = Arc::new(MonitorSupervisor::new(MonitorConfig {
         program: monitor_program(config)?,
         others: other_monitors(config),
+        runtime: config.handlers.crun.path.clone(),
         run_root: state.join("pods"),
         cgroup: monitors.clone(),
         tasks: tasks.clone(),

@@ -15,6 +15,7 @@ pub mod client;
 pub mod crictl;
 pub mod manager;
 pub mod node;
+pub mod pod;
 pub mod pve;
 pub mod snapshot;
 pub mod streams;

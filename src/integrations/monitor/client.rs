@@ -308,6 +308,16 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Lends a copy of a program. Not waited for: an older monitor does not know it, and starts the file.
+    pub(super) async fn keep_program(&self, program: v1::KeepProgram, copy: &OwnedFd) {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let request = Request { id, op: Some(Op::KeepProgram(program)) };
+        // A connection that has ended is noticed by its reader.
+        let _ = timeout(QUICK, self.shared.send(&request, &[copy.as_fd()])).await;
+    }
+}
+
 /// The last user of a connection is gone: the reader must not keep it open.
 impl Drop for Client {
     fn drop(&mut self) {

@@ -8,6 +8,7 @@
 
 mod client;
 mod error;
+mod runtime_copy;
 mod spawn;
 mod supervisor;
 

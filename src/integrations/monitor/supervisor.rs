@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Client;
 use super::error::MonitorError;
+use super::runtime_copy::RuntimeCopy;
 use super::spawn;
 use crate::core::error::{Error, Result};
 use crate::core::ids::PodId;
@@ -38,6 +40,8 @@ pub struct MonitorConfig {
     pub others: BTreeMap<String, Utf8PathBuf>,
     /// Folder with a folder per pod.
     pub run_root: Utf8PathBuf,
+    /// The OCI runtime, absolute: monitors run a copy of it in memory.
+    pub runtime: Utf8PathBuf,
     /// cgroup v2 folder in which each monitor gets a cgroup named after its pod; None: they stay in the daemon's.
     pub cgroup: Option<Utf8PathBuf>,
     /// Owns readers and waiters.
@@ -48,12 +52,14 @@ pub struct MonitorConfig {
 #[derive(Debug)]
 pub struct MonitorSupervisor {
     pub(super) config: MonitorConfig,
+    runtime: Arc<RuntimeCopy>,
 }
 
 impl MonitorSupervisor {
     /// Touches nothing yet.
     pub fn new(config: MonitorConfig) -> Self {
-        Self { config }
+        let runtime = RuntimeCopy::new(config.runtime.clone());
+        Self { config, runtime }
     }
 
     fn folder(&self, pod: &PodId) -> Utf8PathBuf {
@@ -83,6 +89,9 @@ impl MonitorSupervisor {
     async fn link(&self, pod: &PodId) -> Result<MonitorLink, MonitorError> {
         let socket = self.dial(pod).await?;
         let (client, hello, events) = Client::greet(pod, socket, &self.config.tasks, HELLO).await?;
+        if let Some((program, copy)) = self.runtime.now().await {
+            client.keep_program(program, &copy).await;
+        }
         Ok(MonitorLink { monitor: client, hello, events })
     }
 

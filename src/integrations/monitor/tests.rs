@@ -43,7 +43,14 @@ impl World {
         let run_root =
             Utf8PathBuf::from_path_buf(dir.path().join("a-run-folder-with-a-long-name/pods")).expect("UTF-8");
         let tasks = TaskSet::new("test");
-        let config = MonitorConfig { program: program(), others: BTreeMap::new(), run_root, cgroup: None, tasks };
+        let config = MonitorConfig {
+            program: program(),
+            others: BTreeMap::new(),
+            runtime: "/bin/true".into(),
+            run_root,
+            cgroup: None,
+            tasks,
+        };
         Self { supervisor: MonitorSupervisor::new(config), pod: PodId::new(), dir }
     }
 
@@ -273,6 +280,7 @@ async fn a_monitor_that_can_not_start_says_why() {
     let config = MonitorConfig {
         program: program(),
         others: [(HANDLER.to_owned(), "/bin/false".into())].into(),
+        runtime: "/bin/true".into(),
         run_root: Utf8PathBuf::from(world.path("pods")),
         cgroup: None,
         tasks: TaskSet::new("test"),
