@@ -157,17 +157,23 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("server.stream.max_streams", "0", ""),
     ("log.level", "\"loud\"", ""),
     ("metrics.address", "\"localhost:1\"", ""),
-    ("tracing.endpoint", "\"https://collector:4317\"", ""),
+    ("tracing.endpoint", "\"grpc://collector:4317\"", ""),
+    ("tracing.endpoint", "\"https://collector:4317/v1\"", ""),
+    ("tracing.ca_file", "\"ca.pem\"", "tracing.endpoint = \"https://collector:4317\""),
+    ("tracing.ca_file", "\"/ca.pem\"", "tracing.endpoint = \"http://collector:4317\""),
     ("tracing.sampling_per_million", "1000001", ""),
     ("runtime.default_handler", "\"proxmox-lxc\"", ""),
     ("runtime.monitor_path", "\"monitor\"", ""),
     ("runtime.log_line_max", "255", ""),
+    ("runtime.log_size_max", "1000", ""),
     ("runtime.exec_sync_drain", "3601", ""),
     ("runtime.pids_limit", "-1", ""),
     ("runtime.default_capabilities", "[\"CAP_ALL\"]", ""),
     ("runtime.seccomp_root", "\"seccomp\"", ""),
     ("runtime.cdi_spec_dirs", "[\"/a\", \"b\"]", ""),
     ("runtime.hooks_dirs", "[\"hooks.d\"]", ""),
+    ("runtime.blockio_config_file", "\"blockio.yaml\"", ""),
+    ("runtime.rdt_classes", "[\"gold\", \"info\"]", ""),
     ("handlers.crun.policy.drop_capabilities", "[\"NET_ROW\"]", ""),
     ("handlers.crun.policy.max_memory", "1000", ""),
     ("handlers.crun.policy.max_cpus", "-1", ""),
@@ -344,6 +350,88 @@ fn the_old_file_is_made_into_one_that_fits() {
         ["proxmox.pct_path", "zfs.snapshot_retention.max_snapshots", "resources.memory", "wishes", "security.seccomp"]
     {
         assert!(notes.iter().any(|n| n.starts_with(&format!("dropped  {key}: "))), "{key}\n{}", notes.join("\n"));
+    }
+}
+
+/// Every key that the legacy program had, in any of its versions, with a value that it took.
+const LEGACY: &[(&str, &str)] = &[
+    ("proxmox.hosts", "[\"10.0.0.1\"]"),
+    ("proxmox.port", "8006"),
+    ("proxmox.token", "\"root@pam!ci=secret\""),
+    ("proxmox.node", "\"pve1\""),
+    ("proxmox.node_cache_duration", "60"),
+    ("proxmox.verify_ssl", "true"),
+    ("proxmox.timeout", "20"),
+    ("proxmox.pct_path", "\"/usr/sbin/pct\""),
+    ("proxmox.storage", "\"fast\""),
+    ("proxmox.rootfs_size_gb", "8"),
+    ("proxmox.ostype", "\"debian\""),
+    ("proxmox.unprivileged", "true"),
+    ("runtime.root_path", "\"/srv/x\""),
+    ("runtime.root", "\"/srv/x\""),
+    ("data_dir", "\"/srv/x\""),
+    ("cache_dir", "\"/c\""),
+    ("temp_dir", "\"/t\""),
+    ("runtime.log_level", "\"debug\""),
+    ("log_level", "\"debug\""),
+    ("runtime.log_path", "\"/l\""),
+    ("log_path", "\"/l\""),
+    ("log_file", "\"/l\""),
+    ("log_format", "\"json\""),
+    ("runtime.systemd_cgroup", "true"),
+    ("runtime.routing", "[{\"pattern\": \"a\", \"runtime\": \"crun\"}]"),
+    ("container_config.routing", "[{\"pattern\": \"a\", \"runtime\": \"crun\"}]"),
+    ("container_config.crun_name_patterns", "[\"a*\"]"),
+    ("container_config.default_container_type", "\"crun\""),
+    ("container_config.default_runtime", "\"crun\""),
+    ("runtime_type", "\"crun\""),
+    ("default_runtime", "\"crun\""),
+    ("storage.zfs_dataset", "\"tank/x\""),
+    ("storage.image_path", "\"/i\""),
+    ("zfs.base_dataset", "\"tank/x\""),
+    ("zfs.enabled", "false"),
+    ("zfs.auto_detect", "true"),
+    ("zfs.compression", "\"lz4\""),
+    ("zfs.deduplication", "false"),
+    ("zfs.snapshot_retention.max_snapshots", "3"),
+    ("zfs.snapshot_retention.retention_days", "3"),
+    ("zfs.snapshot_retention.auto_cleanup", "true"),
+    ("network.bridge", "\"vmbr1\""),
+    ("networking.bridge", "\"vmbr1\""),
+    ("networking.vlan_aware", "true"),
+    ("network.vlan_aware", "true"),
+    ("network.mtu", "1500"),
+    ("network.tag", "7"),
+    ("network.name", "\"eth0\""),
+    ("network.type", "\"veth\""),
+    ("network.ip", "\"10.0.0.2/24\""),
+    ("network.gw", "\"10.0.0.1\""),
+    ("network.gateway", "\"10.0.0.1\""),
+    ("network.rate", "10"),
+    ("network.dns_servers", "[\"1.1.1.1\"]"),
+    ("networking.dns_servers", "[\"1.1.1.1\"]"),
+    ("security.seccomp", "true"),
+    ("security.apparmor", "true"),
+    ("security.no_new_privileges", "true"),
+    ("security.read_only", "true"),
+    ("security.readonly_rootfs", "true"),
+    ("resources.memory", "5"),
+    ("resources.cpu", "5"),
+    ("resources.disk", "5"),
+    ("resources.network_bandwidth", "5"),
+    ("profiles.strict.capabilities.drop", "[\"ALL\"]"),
+];
+
+#[test]
+fn every_key_of_the_legacy_program_has_its_own_fate() {
+    for (key, value) in LEGACY {
+        let mut json = (*value).to_owned();
+        for part in key.rsplit('.') {
+            json = format!("{{\"{part}\": {json}}}");
+        }
+        let made = legacy::migrate(&json).expect(&json);
+        let note = made.notes.iter().find(|n| n.key == *key).unwrap_or_else(|| panic!("{key}: {:?}", made.notes));
+        assert!(!note.to_string().contains("no such key was ever read"), "{key}: {note}");
     }
 }
 

@@ -303,6 +303,46 @@ const FAULTS: &[(&str, Plant, &str, State, &str)] = &[
         State::Warning,
         "max_user_instances is 128",
     ),
+    (
+        "no file of block I/O classes",
+        |p| p.config.runtime.blockio_config_file = Some("/etc/none.yaml".into()),
+        "blockio",
+        State::Warning,
+        "none.yaml",
+    ),
+    (
+        "a broken file of block I/O classes",
+        |p| {
+            p.file("etc/blockio.yaml", "Classes:\n  a: [{Weight: 5}]\n");
+            p.config.runtime.blockio_config_file = Some("/etc/blockio.yaml".into());
+        },
+        "blockio",
+        State::Warning,
+        "Weight 5",
+    ),
+    (
+        "a block I/O class of no device",
+        |p| {
+            p.file("etc/blockio.yaml", "Classes:\n  a: [{Devices: [/dev/no-such-*], Weight: 50}]\n");
+            p.config.runtime.blockio_config_file = Some("/etc/blockio.yaml".into());
+        },
+        "blockio",
+        State::Warning,
+        "no block device is /dev/no-such-*",
+    ),
+    ("no resctrl", |p| p.config.runtime.rdt_classes = vec!["gold".into()], "rdt", State::Warning, "not mounted"),
+    (
+        "no such group of resctrl",
+        |p| {
+            p.config.runtime.rdt_classes = vec!["gold".into(), "silver".into()];
+            let mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\nresctrl /sys/fs/resctrl resctrl rw 0 0\n";
+            p.file("proc/self/mounts", mounts);
+            p.file("sys/fs/resctrl/gold/schemata", "");
+        },
+        "rdt",
+        State::Warning,
+        "no group silver",
+    ),
     ("old kernel", |p| p.host.release = "5.4.0-1".into(), "kernel", State::Fault, "older than 5.15"),
     ("a file in the socket's place", |p| p.file("cri.sock", ""), "socket", State::Fault, "no socket"),
 ];
@@ -315,6 +355,22 @@ async fn each_planted_fault_is_named_with_what_to_do() {
         let finding = wrong(&planted).await;
         assert_eq!((finding.check, finding.state), (*check, *state), "{name}: {finding:?}");
         assert!(finding.message.contains(says), "{name}: {finding:?}");
+    }
+}
+
+#[tokio::test]
+async fn classes_that_are_there_are_named() {
+    let mut planted = Planted::new();
+    planted.file("etc/blockio.yaml", "Classes:\n  slow: [{Weight: 50}]\n  fast: [{Weight: 500}]\n");
+    planted.config.runtime.blockio_config_file = Some("/etc/blockio.yaml".into());
+    planted.config.runtime.rdt_classes = vec!["gold".into()];
+    let mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\nresctrl /sys/fs/resctrl resctrl rw 0 0\n";
+    planted.file("proc/self/mounts", mounts);
+    planted.file("sys/fs/resctrl/gold/schemata", "");
+    let found = planted.found().await;
+    for (check, message) in [("blockio", "classes: fast, slow"), ("rdt", "groups: gold")] {
+        let finding = found.iter().find(|f| f.check == check).expect(check);
+        assert_eq!((finding.state, finding.message.as_str()), (State::Good, message));
     }
 }
 

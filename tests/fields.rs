@@ -142,6 +142,52 @@ fn hooks_of_the_nodes_folders_run_for_the_containers_that_they_name() {
     });
 }
 
+/// A node in /dev for the first disk of this machine; its number.
+fn plant_disk(path: &str) -> String {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let disks = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
+    let number = disks.filter_map(|d| std::fs::read_to_string(d.path().join("dev")).ok()).next().expect("a disk");
+    let (major, minor) = number.trim().split_once(':').expect("a number");
+    let device = makedev(major.parse().expect("a number"), minor.parse().expect("a number"));
+    mknodat(CWD, path, FileType::BlockDevice, Mode::RUSR, device).expect("a device node");
+    number.trim().to_owned()
+}
+
+#[test]
+fn classes_of_block_io_and_rdt_are_those_of_annotations() {
+    isolated("classes_of_block_io_and_rdt_are_those_of_annotations", || {
+        let disk = plant_disk("/tmp/lxcri-disk");
+        std::os::unix::fs::symlink("/tmp/lxcri-disk", "/dev/lxcri-disk-1").expect("a link");
+        let classes = "Classes:\n  slow:\n    - Devices: [\"/dev/lxcri-disk-[0-9]\"]\n      ThrottleReadBps: 10Mi\n      ThrottleWriteIOPS: 77\n";
+        std::fs::write("/tmp/blockio.yaml", classes).expect("a file");
+        let runtime = "blockio_config_file = \"/tmp/blockio.yaml\"\nrdt_classes = [\"gold\"]\n";
+        let node = Node::start(Options { runtime: runtime.into(), ..Options::default() });
+        let pod = Pod::run(&node, "p1");
+        let annotated =
+            |name: &'static str, value: &'static str| move |c: &mut Value| c["annotations"] = json!({name: value});
+        const BLOCKIO: &str = "io.kubernetes.cri.blockio-class";
+        let files = "cat /sys/fs/cgroup/blkio/blkio.throttle.read_bps_device /sys/fs/cgroup/blkio/blkio.throttle.write_iops_device \
+                     /sys/fs/cgroup/io.max 2> /dev/null; true";
+        let (_, lines) = pod.output("slow", files, annotated(BLOCKIO, "slow"));
+        let v1 = vec![format!("{disk} 10485760"), format!("{disk} 77")];
+        let v2 = vec![format!("{disk} rbps=10485760 wbps=max riops=max wiops=77")];
+        assert!(lines == v1 || lines == v2, "{disk}: {lines:?}");
+        assert_eq!(pod.output("free", files, |_| {}).1, Vec::<String>::new());
+        let unknown = annotated(BLOCKIO, "fast");
+        pod.refused("FailedPrecondition", &[BLOCKIO, "fast", "/tmp/blockio.yaml", "slow"], unknown);
+        // The file is read for each container.
+        std::fs::write("/tmp/blockio.yaml", "Classes: 7\n").expect("a file");
+        pod.refused("FailedPrecondition", &["/tmp/blockio.yaml"], annotated(BLOCKIO, "slow"));
+        const RDT: &str = "io.kubernetes.cri.rdt-class";
+        pod.refused("FailedPrecondition", &[RDT, "silver", "runtime.rdt_classes"], annotated(RDT, "silver"));
+        let there = std::path::Path::new("/sys/fs/resctrl/gold").is_dir();
+        assert!(!there, "this machine has the group that is to be missed");
+        pod.refused("FailedPrecondition", &[RDT, "gold", "/sys/fs/resctrl"], annotated(RDT, "gold"));
+        pod.crictl.run(&["rmp", "-f", &pod.id]);
+        std::fs::remove_file("/dev/lxcri-disk-1").expect("the link");
+    });
+}
+
 #[test]
 fn what_cannot_be_had_is_named() {
     isolated("what_cannot_be_had_is_named", || {

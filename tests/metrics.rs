@@ -8,13 +8,34 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use support::crictl::BUSYBOX;
-use support::isolated;
 use support::node::{Node, Options};
 
 const ADDRESS: &str = "127.0.0.1:9537";
+
+/// In the tests' environment, with Prometheus' own tool.
+fn isolated(name: &str, body: impl FnOnce()) {
+    let promtool = || {
+        let out = support::run(&mut Command::new(support::repository().join("tests/tools/promtool")));
+        PathBuf::from(out.lines().last().unwrap_or_default()).join("promtool")
+    };
+    support::isolated_in("trixie", name, support::monitor_program, &[("LXCRI_PROMTOOL", promtool)], body);
+}
+
+/// What promtool says of a text; it has to be content.
+#[track_caller]
+fn promtool(verb: &[&str], text: &str) {
+    let mut check = Command::new(support::given("LXCRI_PROMTOOL"));
+    let mut check =
+        check.args(verb).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let out = check.wait_with_output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && out.stderr.is_empty(), "promtool {verb:?}: {said}");
+}
 
 /// Status line with headers, and body.
 fn get(request: &str) -> (String, String) {
@@ -161,11 +182,9 @@ fn what_dashboard_and_alerts_ask_for_is_there() {
                 }
             }
         }
-        if let Some(promtool) = ["/usr/bin/promtool"].iter().find(|p| std::path::Path::new(p).is_file()) {
-            let mut check = Command::new(promtool).args(["check", "metrics"]).stdin(Stdio::piped()).spawn().unwrap();
-            check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-            assert!(check.wait().unwrap().success(), "promtool check metrics");
-        }
+        promtool(&["check", "metrics"], &text);
+        let rules = support::repository().join("deploy/monitoring/alerts.yaml");
+        promtool(&["check", "rules", "--lint=all", "--lint-fatal", rules.to_str().unwrap()], "");
 
         // Nothing else is answered.
         assert!(get("GET /").0.starts_with("HTTP/1.1 404") && get("POST /metrics").0.starts_with("HTTP/1.1 405"));
@@ -178,5 +197,46 @@ fn what_dashboard_and_alerts_ask_for_is_there() {
         node.start_daemon();
         assert!(TcpStream::connect(ADDRESS).is_err(), "it listens though it is off");
         node.stop_daemon();
+    });
+}
+
+#[test]
+fn a_log_that_outgrows_its_limit_begins_anew_and_is_counted() {
+    isolated("a_log_that_outgrows_its_limit_begins_anew_and_is_counted", || {
+        const LIMIT: u64 = 1 << 20;
+        let metrics = format!("[metrics]\nenabled = true\naddress = \"{ADDRESS}\"\n");
+        let runtime = format!("log_size_max = {LIMIT}\n");
+        for handler in ["crun", "lxc"] {
+            let options = Options {
+                handler: handler.into(),
+                more_config: metrics.clone(),
+                runtime: runtime.clone(),
+                ..Options::default()
+            };
+            let mut node = Node::start(options);
+            let crictl = node.crictl();
+            crictl.run(&["pull", BUSYBOX]);
+            let pod = crictl.run_pod("loud");
+            let script = "i=0; while [ $i -lt 60000 ]; do echo a line of output that is written as fast as it can be $i; i=$((i+1)); done";
+            let id = crictl.create(&pod, "loud", "c", BUSYBOX, script);
+            crictl.run(&["start", &id]);
+            crictl.wait_exit(&id);
+            let log = std::fs::read_to_string(node.pod_logs("loud").join("c/0.log")).unwrap();
+            let first = log.lines().next().unwrap();
+            assert!(
+                first.contains(" stderr F proxmox-lxcri: the ") && first.contains("runtime.log_size_max"),
+                "{first}"
+            );
+            assert!(log.len() as u64 <= LIMIT && log.ends_with("as it can be 59999\n"), "{handler}: {}", log.len());
+            let found = samples(&get("GET /metrics").1);
+            let value = |name: &str| found[&format!("proxmox_lxcri_{name}")];
+            assert!(value("logs_dropped_total") >= 3.0, "{handler}");
+            let bytes = value("log_dropped_bytes_total");
+            assert!(bytes > 3.0 * 900_000.0 && bytes < 10_000_000.0, "{handler}: {bytes}");
+            let (_, shown) = crictl.try_run(&["logs", &id]);
+            assert!(shown.contains("were dropped"), "crictl reads it");
+            crictl.run(&["rmp", "-f", &pod]);
+            node.stop_daemon();
+        }
     });
 }

@@ -181,6 +181,8 @@ fn what_can_not_be_is_refused_by_name() {
         install("40-sysctl", json!({"Container": "sysctl", "Sysctl": {"net.core.somaxconn": "1"}}));
         install("50-judge", json!({"Container": "rejected", "Env": {"Y": "1"}, "Reject": "nobody sets Y"}));
         install("60-odd", json!({"Container": "odd", "Cpus": "9999"}));
+        install("65-class", json!({"Container": "class", "Blockio": "slow"}));
+        install("66-group", json!({"Container": "group", "Rdt": "gold"}));
         install("70-late", json!({"Container": "later"}));
         let node = Node::start(options(""));
         let pod = Pod::run(&node, "p1");
@@ -189,10 +191,41 @@ fn what_can_not_be_is_refused_by_name() {
         pod.refused_as("sysctl", "Unimplemented", &["40-sysctl", "linux.sysctl"], plain);
         pod.refused_as("rejected", "FailedPrecondition", &["50-judge", "nobody sets Y"], plain);
         pod.refused_as("odd", "InvalidArgument", &["cpuset_cpus", "9999"], plain);
+        pod.refused_as("class", "FailedPrecondition", &["plugins", "slow", "runtime.blockio_config_file"], plain);
+        pod.refused_as("group", "FailedPrecondition", &["plugins", "gold", "/sys/fs/resctrl"], plain);
         // Nothing is left of them, and the next one is made.
         assert_eq!(pod.crictl.json(&["ps", "-a"])["containers"], json!([]));
         assert_eq!(output(&pod, "good", "echo $X$Y ran"), ["ran"]);
         pod.crictl.run(&["rmp", "-f", &pod.id]);
+    });
+}
+
+#[test]
+fn a_plugins_class_of_block_io_is_the_containers() {
+    isolated("a_plugins_class_of_block_io_is_the_containers", || {
+        let disk = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
+        let disk = disk.filter_map(|d| std::fs::read_to_string(d.path().join("dev")).ok()).next().expect("a disk");
+        let numbers: Vec<u32> = disk.trim().split(':').filter_map(|n| n.parse().ok()).collect();
+        let device = rustix::fs::makedev(numbers[0], numbers[1]);
+        let (kind, mode) = (rustix::fs::FileType::BlockDevice, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, "/tmp/lxcri-disk", kind, mode, device).expect("a device node");
+        std::os::unix::fs::symlink("/tmp/lxcri-disk", "/dev/lxcri-disk-2").expect("a link");
+        let classes = "Classes:\n  slow: [{Devices: [/dev/lxcri-disk-2], ThrottleReadBps: 5Mi}]\n";
+        std::fs::write("/tmp/blockio.yaml", classes).expect("a file");
+        install("10-class", json!({"Blockio": "slow", "Memory": 64 << 20}));
+        let runtime = "blockio_config_file = \"/tmp/blockio.yaml\"\n".to_owned();
+        for handler in ["crun", "lxc"] {
+            let node = Node::start(Options { handler: handler.into(), runtime: runtime.clone(), ..options("") });
+            // A log of its own.
+            let pod = Pod::run(&node, handler);
+            let files =
+                "cat /sys/fs/cgroup/blkio/blkio.throttle.read_bps_device /sys/fs/cgroup/io.max 2> /dev/null; true";
+            let lines = pod.output("c", files);
+            let (v1, v2) = (format!("{} 5242880", disk.trim()), format!("{} rbps=5242880", disk.trim()));
+            assert!(lines.len() == 1 && (lines[0] == v1 || lines[0].starts_with(&v2)), "{handler}: {lines:?}");
+            pod.crictl.run(&["rmp", "-f", &pod.id]);
+        }
+        std::fs::remove_file("/dev/lxcri-disk-2").expect("the link");
     });
 }
 

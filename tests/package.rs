@@ -78,6 +78,8 @@ fn every_file_is_where_it_belongs_and_is_roots() {
         ("usr/libexec/proxmox-lxcri/proxmox-lxcri-lxc-init", "-rwxr-xr-x"),
         ("usr/lib/systemd/system/proxmox-lxcri.service", "-rw-r--r--"),
         ("etc/proxmox-lxcri/config.toml", "-rw-r--r--"),
+        ("etc/sysctl.d/30-proxmox-lxcri.conf", "-rw-r--r--"),
+        ("etc/modules-load.d/proxmox-lxcri.conf", "-rw-r--r--"),
         ("usr/share/proxmox-lxcri/crictl.yaml", "-rw-r--r--"),
         ("usr/share/proxmox-lxcri/runtimeclasses.yaml", "-rw-r--r--"),
         ("usr/share/proxmox-lxcri/kubelet/20-proxmox-lxcri.conf", "-rw-r--r--"),
@@ -96,7 +98,15 @@ fn every_file_is_where_it_belongs_and_is_roots() {
         assert_eq!(files.get(path), Some(&mode), "{path}\n{listed}");
     }
     for path in files.keys() {
-        let known = ["usr/bin/", "usr/libexec/proxmox-lxcri/", "usr/lib/systemd/", "usr/share/", "etc/proxmox-lxcri/"];
+        let known = [
+            "usr/bin/",
+            "usr/libexec/proxmox-lxcri/",
+            "usr/lib/systemd/",
+            "usr/share/",
+            "etc/proxmox-lxcri/",
+            "etc/sysctl.d/30-proxmox-lxcri.conf",
+            "etc/modules-load.d/proxmox-lxcri.conf",
+        ];
         assert!(known.iter().any(|k| path.starts_with(k)), "{path}: what is it doing there?");
         let runs = path.starts_with("usr/bin/") || path.contains("/libexec/") || path.ends_with(".sh");
         assert_eq!(files[path].contains('x'), runs, "{path} is {}", files[path]);
@@ -118,7 +128,19 @@ fn the_unit_and_the_daemon_find_what_is_installed() {
     assert!(after.split(' ').any(|u| u == "pve-guests.service"), "{after}");
     // The configuration that it brings is one, and is kept when the administrator has changed it.
     let conffiles = std::fs::read_to_string(PACKAGE.tree.join("DEBIAN/conffiles")).unwrap();
-    assert_eq!(conffiles, "/etc/proxmox-lxcri/config.toml\n");
+    let of_the_kernel = ["/etc/modules-load.d/proxmox-lxcri.conf", "/etc/sysctl.d/30-proxmox-lxcri.conf"];
+    let wanted = [of_the_kernel[0], "/etc/proxmox-lxcri/config.toml", of_the_kernel[1]].map(|p| format!("{p}\n"));
+    assert_eq!(conffiles, wanted.concat());
+    // What is set by itself is what is safe on a node with guests; the rest is there to be turned on, under the names that doctor tells.
+    let [modules, sysctls] = of_the_kernel.map(|p| std::fs::read_to_string(PACKAGE.tree.join(&p[1..])).unwrap());
+    let set = |text: &str| -> Vec<String> {
+        text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned).collect()
+    };
+    assert_eq!(
+        (set(&sysctls), set(&modules)),
+        (vec!["net.ipv4.ip_forward = 1".to_owned()], vec!["overlay".to_owned()])
+    );
+    assert!(sysctls.contains("\n#net.bridge.bridge-nf-call-iptables = 1\n") && modules.contains("\n#br_netfilter\n"));
     let (config, folder) =
         (PACKAGE.tree.join("etc/proxmox-lxcri/config.toml"), PACKAGE.tree.join("etc/proxmox-lxcri/conf.d"));
     assert!(folder.is_dir());

@@ -150,6 +150,58 @@ fn a_collector_gets_what_the_kubelet_traces() {
     });
 }
 
+/// A CA and a certificate of its own for 127.0.0.1, with its key: PEM.
+fn authority(folder: &std::path::Path, name: &str) -> (String, String) {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    let key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(DnType::CommonName, name);
+    std::fs::write(folder.join(format!("{name}.pem")), ca.self_signed(&key).unwrap().pem()).unwrap();
+    let (issuer, own) = (Issuer::new(ca, key), KeyPair::generate().unwrap());
+    let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&own, &issuer).unwrap();
+    (leaf.pem(), own.serialize_pem())
+}
+
+#[test]
+fn a_collector_with_tls_has_to_prove_who_it_is() {
+    isolated("a_collector_with_tls_has_to_prove_who_it_is", || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let folder = std::path::Path::new("/tmp");
+        let (certificate, key) = authority(folder, "right");
+        authority(folder, "wrong");
+        let collector = Collector::default();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let identity = tonic::transport::Identity::from_pem(certificate, key);
+        let tls = tonic::transport::ServerTlsConfig::new().identity(identity);
+        let mut server = tonic::transport::Server::builder().tls_config(tls).unwrap();
+        let service = TraceServiceServer::new(collector.clone());
+        runtime.spawn(server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        let calls = |node: &Node, trace: [u8; 16]| {
+            let socket = node.socket();
+            runtime.block_on(async {
+                let mut client = Client::connect(&socket).await;
+                client.runtime.version(traced(VersionRequest::default(), trace, true)).await.unwrap();
+            });
+        };
+        let name = "runtime.v1.RuntimeService/Version";
+        for (ca, trace, arrives) in [("wrong", [1; 16], false), ("right", [2; 16], true)] {
+            let more_config = format!("[tracing]\nendpoint = \"https://{address}\"\nca_file = \"/tmp/{ca}.pem\"\n");
+            let mut node = Node::start(Options { more_config, ..Options::default() });
+            calls(&node, trace);
+            if arrives {
+                wait_for("the call's span", Duration::from_secs(20), || {
+                    (!collector.path(trace, name).is_empty()).then_some(())
+                });
+            }
+            // What waits is sent, or not, before the daemon has ended.
+            node.stop_daemon();
+            assert_eq!(!collector.path(trace, name).is_empty(), arrives, "{ca}");
+        }
+    });
+}
+
 /// A collector that is away costs nobody anything.
 #[test]
 fn a_collector_that_is_away_is_missed_by_nobody() {

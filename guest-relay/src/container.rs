@@ -133,7 +133,7 @@ impl Relay {
             ));
         }
         for mut record in Record::load_all(folder)? {
-            let log = match Log::take_up(folder, &record.id, Path::new(&record.log_path)) {
+            let log = match Log::take_up(folder, &record.id, Path::new(&record.log_path), record.log_size_max) {
                 Ok(log) => Some(log),
                 Err(e) => {
                     let message = format!("the log of an earlier relay can't be gone on with: {e}");
@@ -181,9 +181,11 @@ impl Relay {
             log_path: std::mem::take(&mut plan.log_path),
             exit_path: std::mem::take(&mut plan.exit_path),
             boot_id: guest.boot_id,
+            // The guest's own log is another matter: it is shortened as it comes here.
+            log_size_max: std::mem::take(&mut plan.log_size_max),
             ..Default::default()
         };
-        let log = Log::create(&folder, &id, Path::new(&record.log_path))
+        let log = Log::create(&folder, &id, Path::new(&record.log_path), record.log_size_max)
             .map_err(|e| Failure::io(format_args!("open the log {}", record.log_path), &e))?;
         record
             .save(&folder)

@@ -56,21 +56,21 @@ pub struct Log {
 
 impl Log {
     /// A new container's; a file that is there is gone on with.
-    pub fn create(folder: &Path, id: &str, path: &Path) -> std::io::Result<Self> {
-        let mut file = LogFile::open(path.to_owned())?;
+    pub fn create(folder: &Path, id: &str, path: &Path, size_max: u64) -> std::io::Result<Self> {
+        let mut file = LogFile::open(path.to_owned())?.limited(size_max);
         let position = Position { guest: 0, node: file.place()? };
         position.save(folder, id)?;
         Ok(Self::new(folder, id, file, position))
     }
 
     /// One of a relay that is gone: what it wrote after its last position is taken back.
-    pub fn take_up(folder: &Path, id: &str, path: &Path) -> std::io::Result<Self> {
+    pub fn take_up(folder: &Path, id: &str, path: &Path, size_max: u64) -> std::io::Result<Self> {
         let position = Position::load(folder, id)?;
         match position.node.map_or(Ok(()), |place| place.cut_back(path)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut log = Self::new(folder, id, LogFile::take_up(path.to_owned()), position);
+        let mut log = Self::new(folder, id, LogFile::take_up(path.to_owned()).limited(size_max), position);
         // It may be another file by now, or one that can't be opened now.
         log.note_place();
         Ok(log)
@@ -119,6 +119,11 @@ impl Log {
             return Wrote::Good(0);
         }
         let stuck = Stuck { lines: true, count: taken.count, own: true, again: now };
+        // Written down before there are lines in it: those of a file that nobody finds again could not be taken back. What fails here is
+        // tried again, and told, by what follows.
+        if self.file.make_room(taken.lines.len()).unwrap_or(false) {
+            let _ = self.write_down(0);
+        }
         if let Err(error) = self.file.write(&taken.lines) {
             self.stuck = Some(stuck);
             return self.trouble(now, &error);
@@ -160,6 +165,11 @@ impl Log {
     /// Trouble that was told is over: said once.
     pub fn recovered(&mut self) -> bool {
         self.stuck.is_none() && std::mem::take(&mut self.told)
+    }
+
+    /// Bytes that went with a log that had become too large: said once.
+    pub fn take_dropped(&mut self) -> u64 {
+        self.file.take_dropped()
     }
 
     /// Lines of the guest's were left out: said once.
@@ -228,9 +238,30 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_is_too_large_begins_anew_and_is_found_by_the_next_relay() {
+        let test = Test::new();
+        let limit = 3 * line(1).len() as u64;
+        let mut log = Log::create(&test.state(), "c", &test.path(), limit).expect("a log");
+        for n in 1..=4 {
+            log.input(line(n).as_bytes());
+            assert_eq!(log.flush(Instant::now()), Wrote::Good(line(n).len()));
+        }
+        assert_eq!((log.take_dropped(), log.take_dropped()), (limit, 0));
+        assert!(test.text().contains("were dropped") && test.text().ends_with(&line(4)), "{}", test.text());
+        let before = test.text();
+        log.input(line(5).as_bytes());
+        // As if it had been killed before the line was written down.
+        let position = std::fs::read(test.state().join("c.guest-log")).expect("the position");
+        log.flush(Instant::now());
+        std::fs::write(test.state().join("c.guest-log"), position).expect("the old position");
+        let log = Log::take_up(&test.state(), "c", &test.path(), limit).expect("taken up");
+        assert_eq!((test.text(), log.position()), (before, 4 * line(1).len() as u64));
+    }
+
+    #[test]
     fn lines_that_were_written_and_not_written_down_are_taken_back() {
         let test = Test::new();
-        let mut log = Log::create(&test.state(), "c", &test.path()).expect("a log");
+        let mut log = Log::create(&test.state(), "c", &test.path(), 0).expect("a log");
         log.input(line(1).as_bytes());
         log.input(b"2026-01-02T03:04:05.12");
         assert_eq!(log.flush(Instant::now()), Wrote::Good(line(1).len()));
@@ -241,16 +272,16 @@ mod tests {
         drop(log);
         // As if it had been killed before the second line was written down.
         std::fs::write(test.state().join("c.guest-log"), &before).expect("the old position");
-        let log = Log::take_up(&test.state(), "c", &test.path()).expect("taken up");
+        let log = Log::take_up(&test.state(), "c", &test.path(), 0).expect("taken up");
         assert_eq!((test.text(), log.position()), (line(1), line(1).len() as u64));
         drop(log);
         // The same when the kubelet has renamed the file meanwhile.
-        let mut log = Log::take_up(&test.state(), "c", &test.path()).expect("taken up");
+        let mut log = Log::take_up(&test.state(), "c", &test.path(), 0).expect("taken up");
         log.input(line(2).as_bytes());
         log.flush(Instant::now());
         std::fs::write(test.state().join("c.guest-log"), &before).expect("the old position");
         std::fs::rename(test.path(), test.path().with_extension("log.old")).expect("renamed");
-        let mut log = Log::take_up(&test.state(), "c", &test.path()).expect("taken up");
+        let mut log = Log::take_up(&test.state(), "c", &test.path(), 0).expect("taken up");
         log.input(line(2).as_bytes());
         log.flush(Instant::now());
         assert_eq!(std::fs::read_to_string(test.path().with_extension("log.old")).expect("the old file"), line(1));
@@ -260,7 +291,7 @@ mod tests {
     #[test]
     fn a_log_that_is_renamed_goes_on_in_a_new_file() {
         let test = Test::new();
-        let mut log = Log::create(&test.state(), "c", &test.path()).expect("a log");
+        let mut log = Log::create(&test.state(), "c", &test.path(), 0).expect("a log");
         log.input(line(1).as_bytes());
         log.flush(Instant::now());
         std::fs::rename(test.path(), test.path().with_extension("old")).expect("renamed");
@@ -270,7 +301,7 @@ mod tests {
         assert_eq!(log.flush(Instant::now()), Wrote::Good(line(2).len() + 8));
         assert_eq!(test.text(), line(2));
         assert!(log.has_refused() && !log.has_refused());
-        let log = Log::take_up(&test.state(), "c", &test.path()).expect("taken up");
+        let log = Log::take_up(&test.state(), "c", &test.path(), 0).expect("taken up");
         assert_eq!((log.position(), test.text()), ((line(1).len() + line(2).len() + 8) as u64, line(2)));
         // Opened anew where that can't be written down: nothing is written until it can be.
         let mut log = log;
@@ -287,7 +318,7 @@ mod tests {
     #[test]
     fn what_can_not_be_written_is_not_acknowledged_and_tried_again() {
         let test = Test::new();
-        let mut log = Log::create(&test.state(), "c", &test.path()).expect("a log");
+        let mut log = Log::create(&test.state(), "c", &test.path(), 0).expect("a log");
         // No place for the position: the lines are there, and are not written twice.
         std::fs::rename(test.state(), test.dir.path().join("away")).expect("renamed");
         log.input(line(1).as_bytes());
@@ -311,10 +342,10 @@ mod tests {
     #[test]
     fn what_is_discarded_is_acknowledged() {
         let test = Test::new();
-        let mut log = Log::create(&test.state(), "c", Path::new("")).expect("a log");
+        let mut log = Log::create(&test.state(), "c", Path::new(""), 0).expect("a log");
         log.input(line(1).as_bytes());
         assert_eq!(log.flush(Instant::now()), Wrote::Good(line(1).len()));
-        let log = Log::take_up(&test.state(), "c", Path::new("")).expect("taken up");
+        let log = Log::take_up(&test.state(), "c", Path::new(""), 0).expect("taken up");
         assert_eq!(log.position(), line(1).len() as u64);
     }
 }

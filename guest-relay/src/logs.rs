@@ -118,7 +118,7 @@ impl Relay {
     /// Writes what has come, and gives its room back.
     pub fn step_logs(&mut self) {
         let now = Instant::now();
-        let (mut trouble, mut over) = (Vec::new(), Vec::new());
+        let (mut trouble, mut over, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
         for (id, container) in &mut self.containers {
             let Some(log) = &mut container.log else { continue };
             loop {
@@ -138,6 +138,10 @@ impl Relay {
             if log.recovered() {
                 trouble.push((id.clone(), String::new()));
             }
+            match log.take_dropped() {
+                0 => {}
+                bytes => dropped.push((id.clone(), bytes)),
+            }
             if log.has_refused() {
                 trouble.push((id.clone(), "what the guest sends has lines that are none: they are left out".into()));
             }
@@ -146,6 +150,9 @@ impl Relay {
             }
         }
         trouble.into_iter().for_each(|(id, message)| self.log_trouble(&id, message));
+        for (container_id, bytes) in dropped {
+            self.broadcast(&Body::LogDropped(v1::LogDropped { container_id, bytes }));
+        }
         over.iter().for_each(|id| self.log_is_over(id));
     }
 

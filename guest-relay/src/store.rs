@@ -63,6 +63,9 @@ pub struct Record {
     /// Nothing more comes of its log.
     #[prost(bool, tag = "9")]
     pub log_over: bool,
+    /// Largest log on the node, in bytes; 0: no limit.
+    #[prost(uint64, tag = "10")]
+    pub log_size_max: u64,
 }
 
 /// How far a log is: bytes of the guest's that are on the node for good, and the node's file at that time.

@@ -136,7 +136,8 @@ impl Server {
         container.ends = ends;
         container.mounts = fds.into_iter().zip(mount_points(&container.plan).cloned()).collect();
         container.writer_until = Some(Instant::now() + OPEN_TIME);
-        self.writer.order(Order::Open { id: log, path, line_max: container.plan.log_line_max as usize });
+        let (line_max, size_max) = (container.plan.log_line_max as usize, container.plan.log_size_max);
+        self.writer.order(Order::Open { id: log, path, line_max, size_max });
         self.containers.insert(container.plan.id.clone(), container);
         Ok(())
     }

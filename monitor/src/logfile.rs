@@ -1,7 +1,8 @@
 //! A container's log file, with what a failed write left unwritten.
 //!
 //! Used by the writer thread alone, and by the relay of a guest. A write that fails keeps the rest; while a rest is there nothing else may be
-//! written, so that lines never mix. Fails with the I/O error; a crash may leave the last line cut.
+//! written, so that lines never mix. A file that would outgrow its limit is replaced by an empty one, which begins with a line that says
+//! so: who follows the log reads the old one to its end. Fails with the I/O error; a crash may leave the last line cut.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -68,13 +69,21 @@ pub struct LogFile {
     rest: Vec<u8>,
     /// So many bytes of `rest` are in this file already.
     cut: usize,
+    /// Bytes of this file.
+    size: u64,
+    /// It is never larger than this, but for one write; 0: no limit.
+    limit: u64,
+    /// Bytes that went with files that were replaced, of which nobody has heard yet.
+    dropped: u64,
+    /// Comes before the next lines.
+    notice: Vec<u8>,
 }
 
 impl LogFile {
     /// Opens or makes the file; its folder must be there. An empty path discards.
     pub fn open(path: PathBuf) -> io::Result<Self> {
         let file = if path.as_os_str().is_empty() { None } else { Some(append(&path)?) };
-        Ok(Self { path, file, rest: Vec::new(), cut: 0 })
+        Ok(Self::of(path, file))
     }
 
     /// As [`LogFile::open`], where another writer has died: of a line that it left cut the beginning goes, since its rest is
@@ -85,7 +94,18 @@ impl LogFile {
             // A log that can't be mended has one bad line, which its readers skip.
             let _ = mend(&path, file);
         }
-        Self { path, file, rest: Vec::new(), cut: 0 }
+        Self::of(path, file)
+    }
+
+    fn of(path: PathBuf, file: Option<File>) -> Self {
+        let size = file.as_ref().map_or(0, length);
+        Self { path, file, rest: Vec::new(), cut: 0, size, limit: 0, dropped: 0, notice: Vec::new() }
+    }
+
+    /// The same, with a limit of its size in bytes; 0: none.
+    pub fn limited(mut self, limit: u64) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// Its path.
@@ -102,10 +122,41 @@ impl LogFile {
     /// written whole to the new one.
     pub fn reopen(&mut self) -> io::Result<()> {
         if !self.discards() {
-            self.file = Some(append(&self.path)?);
+            let file = append(&self.path)?;
+            self.size = length(&file);
+            self.file = Some(file);
             self.cut = 0;
         }
         Ok(())
+    }
+
+    /// Replaces a file that would be larger than its limit with `more` bytes; whether it did. Nothing is lost that another has renamed
+    /// away: that one stays, and the new one begins without a word.
+    pub fn make_room(&mut self, more: usize) -> io::Result<bool> {
+        if self.limit == 0 || self.size == 0 || self.size.saturating_add(more as u64) <= self.limit {
+            return Ok(false);
+        }
+        let Some(file) = &self.file else { return Ok(false) };
+        let ours = Place::of(file)?;
+        match open(&self.path, rustix::fs::OFlags::WRONLY).and_then(|there| Place::of(&there)) {
+            Ok(there) if (there.device, there.inode) == (ours.device, ours.inode) => {
+                rustix::fs::unlink(&self.path)?;
+                self.dropped += ours.length;
+                self.notice = notice(ours.length);
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        self.file = None;
+        self.size = 0;
+        self.ready()?;
+        Ok(true)
+    }
+
+    /// Bytes that were dropped since it was asked last.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Appends whole lines; on failure keeps those that are not written.
@@ -113,8 +164,18 @@ impl LogFile {
         if self.discards() {
             return Ok(());
         }
+        let room = self.make_room(lines.len());
+        let noticed: Vec<u8>;
+        let lines = match self.notice.is_empty() {
+            true => lines,
+            false => {
+                noticed = [std::mem::take(&mut self.notice).as_slice(), lines].concat();
+                &noticed
+            }
+        };
         let mut done = 0;
-        let result = self.ready().and_then(|file| write_from(file, lines, &mut done));
+        let result = room.and_then(|_| self.ready()).and_then(|file| write_from(file, lines, &mut done));
+        self.size += done as u64;
         if result.is_err() {
             let line = lines[..done].iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
             self.rest = lines[line..].to_vec();
@@ -129,8 +190,10 @@ impl LogFile {
             return Ok(());
         }
         let rest = std::mem::take(&mut self.rest);
-        let mut cut = self.cut;
+        let before = self.cut;
+        let mut cut = before;
         let result = self.ready().and_then(|file| write_from(file, &rest, &mut cut));
+        self.size += (cut - before) as u64;
         (self.rest, self.cut) = (rest, cut);
         result?;
         self.rest = Vec::new();
@@ -151,9 +214,27 @@ impl LogFile {
     fn ready(&mut self) -> io::Result<&mut File> {
         match &mut self.file {
             Some(file) => Ok(file),
-            file => Ok(file.insert(append(&self.path)?)),
+            file => {
+                let new = append(&self.path)?;
+                self.size = length(&new);
+                Ok(file.insert(new))
+            }
         }
     }
+}
+
+fn length(file: &File) -> u64 {
+    file.metadata().map_or(0, |meta| meta.len())
+}
+
+/// What a log says of what is not in it.
+fn notice(bytes: u64) -> Vec<u8> {
+    let text = format!(
+        "proxmox-lxcri: the {bytes} bytes of this log before this line were dropped: see runtime.log_size_max\n"
+    );
+    let (time, mut line) = (crate::clock::rfc3339(crate::clock::now_ns()), Vec::new());
+    crate::crilog::line(&time, crate::crilog::Stream::Stderr, text.len(), text.as_bytes(), &mut line);
+    line
 }
 
 /// Cuts the file behind its last whole line.
@@ -245,6 +326,57 @@ mod tests {
         std::fs::remove_file(dir.join("c/0.log.1")).expect("removed");
         place.cut_back(&log).expect("nothing");
         assert!(LogFile::open(PathBuf::new()).expect("none").place().expect("none").is_none());
+        std::fs::remove_dir_all(dir).expect("removed");
+    }
+
+    #[test]
+    fn a_file_that_outgrows_its_limit_is_replaced_and_says_so() {
+        let dir = std::env::temp_dir().join(format!("lxcri-logfile-limit-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("c")).expect("folders");
+        let log = dir.join("c/0.log");
+        let line = [b'x'; 99].iter().chain(b"\n").copied().collect::<Vec<u8>>();
+        let mut file = LogFile::open(log.clone()).expect("new").limited(1000);
+        for _ in 0..10 {
+            file.write(&line).expect("a line");
+        }
+        assert_eq!((std::fs::read(&log).expect("the log").len(), file.take_dropped()), (1000, 0));
+        let mut reader = std::fs::File::open(&log).expect("who follows it");
+        file.write(&line).expect("a line");
+        let text = String::from_utf8(std::fs::read(&log).expect("the log")).expect("UTF-8");
+        let (first, rest) = text.split_once('\n').expect("lines");
+        assert!(
+            first.contains(" stderr F proxmox-lxcri: the 1000 bytes of this log before this line were dropped"),
+            "{first}"
+        );
+        assert_eq!((rest.as_bytes(), file.take_dropped(), file.take_dropped()), (line.as_slice(), 1000, 0));
+        let mut old = Vec::new();
+        reader.read_to_end(&mut old).expect("the old file");
+        assert_eq!(old.len(), 1000, "who followed it has all of it");
+        // Of one that was renamed away nothing is dropped, and nothing said.
+        for _ in 0..8 {
+            file.write(&line).expect("a line");
+        }
+        std::fs::rename(&log, dir.join("c/0.log.old")).expect("renamed");
+        file.write(&line).expect("a line");
+        assert_eq!((std::fs::read(&log).expect("the log"), file.take_dropped()), (line.clone(), 0));
+        // What another writer has left counts.
+        let mut file = LogFile::take_up(log.clone()).limited(150);
+        file.write(&line).expect("a line");
+        assert_eq!(file.take_dropped(), 100);
+        // A link in its place is none of ours, and nothing is written through it.
+        std::fs::remove_file(&log).expect("removed");
+        symlink(dir.join("c/0.log.old"), &log).expect("a link");
+        let before = std::fs::read(dir.join("c/0.log.old")).expect("the old one");
+        assert!(file.write(&line).is_err());
+        assert_eq!(std::fs::read(dir.join("c/0.log.old")).expect("the old one"), before);
+        std::fs::remove_file(&log).expect("removed");
+        file.write_rest().expect("the rest");
+        assert!(std::fs::read(&log).expect("the log").ends_with(&line));
+        // One write is whole, whatever the limit is.
+        let mut file = LogFile::open(dir.join("c/1.log")).expect("new").limited(10);
+        file.write(&line).expect("a line");
+        file.write(&line).expect("a line");
+        assert!(std::fs::read(dir.join("c/1.log")).expect("the log").ends_with(&line) && file.take_dropped() == 100);
         std::fs::remove_dir_all(dir).expect("removed");
     }
 

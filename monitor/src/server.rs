@@ -321,6 +321,11 @@ impl Server {
                     self.broadcast(&Body::LogTrouble(v1::LogTrouble { container_id: id, message }));
                 }
             }
+            Report::Dropped(log, bytes) => {
+                if let Some(id) = self.containers.iter().find(|(_, c)| c.log == log).map(|(id, _)| id.clone()) {
+                    self.broadcast(&Body::LogDropped(v1::LogDropped { container_id: id, bytes }));
+                }
+            }
         }
     }
 

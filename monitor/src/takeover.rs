@@ -101,7 +101,8 @@ impl Server {
         self.next_log += 1;
         let (id, log) = (plan.id.clone(), self.next_log);
         let path = PathBuf::from(&plan.log_path);
-        self.writer.order(Order::TakeUp { id: log, path, line_max: plan.log_line_max as usize });
+        let (line_max, size_max) = (plan.log_line_max as usize, plan.log_size_max);
+        self.writer.order(Order::TakeUp { id: log, path, line_max, size_max });
         let outputs = [(Stream::Stdout, stdout, false), (Stream::Stderr, stderr, false)];
         let copy = terminal.as_ref().map(|t| t.try_clone().map_err(|e| Failure::io("duplicate a terminal", &e)));
         let outputs = outputs.into_iter().chain([(Stream::Stdout, copy.transpose()?, true)]);

@@ -50,6 +50,8 @@ pub enum Order {
         path: PathBuf,
         /// Longest content of a line, bytes.
         line_max: usize,
+        /// Largest file, bytes; 0: no limit.
+        size_max: u64,
     },
     /// Open the log of a container of another monitor, which may have died in the middle of a line. One that can't be
     /// opened now is tried again like one that can't be written. Reported as Opened.
@@ -60,6 +62,8 @@ pub enum Order {
         path: PathBuf,
         /// Longest content of a line, bytes.
         line_max: usize,
+        /// Largest file, bytes; 0: no limit.
+        size_max: u64,
     },
     /// Read from `from` (non-blocking) until its end.
     Follow {
@@ -107,6 +111,8 @@ pub enum Report {
     Closed(LogId),
     /// Output can't be written, and why; "" : it can again.
     Trouble(LogId, String),
+    /// So many bytes of a log that had become too large are no more.
+    Dropped(LogId, u64),
 }
 
 struct Shared {
@@ -263,12 +269,13 @@ impl Thread {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Open { id, path, line_max } => {
-                let result = LogFile::open(path).map(|file| drop(self.logs.insert(id, Log::new(file, line_max))));
+            Order::Open { id, path, line_max, size_max } => {
+                let made = LogFile::open(path).map(|file| Log::new(file.limited(size_max), line_max));
+                let result = made.map(|log| drop(self.logs.insert(id, log)));
                 self.report(Report::Opened(id, result));
             }
-            Order::TakeUp { id, path, line_max } => {
-                self.logs.insert(id, Log::new(LogFile::take_up(path), line_max));
+            Order::TakeUp { id, path, line_max, size_max } => {
+                self.logs.insert(id, Log::new(LogFile::take_up(path).limited(size_max), line_max));
                 self.report(Report::Opened(id, Ok(())));
             }
             Order::Follow { id, stream, from, tty } => {
@@ -373,7 +380,13 @@ impl Thread {
                 let taken = crilog::line(&time, stream, log.line_max, rest, &mut self.batch);
                 rest = &rest[taken..];
             }
-            if let Err(error) = log.file.write(&self.batch) {
+            let written = log.file.write(&self.batch);
+            let dropped = log.file.take_dropped();
+            if dropped > 0 {
+                lock(&self.shared.reports).push(Report::Dropped(id, dropped));
+                let _ = rustix::io::write(&self.shared.reported, &1u64.to_ne_bytes());
+            }
+            if let Err(error) = written {
                 if !rest.is_empty() {
                     log.held = Some((stream, rest.to_vec()));
                 }

@@ -80,6 +80,40 @@ fn long_lines_are_cut_and_unfinished_ones_written_at_once() {
 }
 
 #[test]
+fn a_log_that_grows_too_fast_begins_anew_and_says_so() {
+    const LIMIT: u64 = 1 << 20;
+    let pod = Pod::start();
+    let mut client = pod.connect();
+    let mut plan = pod.plan("c1", "head -c 30000000 /dev/zero | tr '\\0' x | fold -w 99; echo the end");
+    plan.log_size_max = LIMIT;
+    pod.run(&mut client, plan);
+    let (mut dropped, mut largest) = (0, 0);
+    let exit = loop {
+        // Of each look the size is no more than the limit and what one write has in it.
+        largest = largest.max(std::fs::metadata(pod.path("c1.log")).map_or(0, |m| m.len()));
+        let told = client.event("a log that begins anew, or the end", |e| {
+            matches!(e, Body::LogDropped(_) | Body::ContainerExited(_)).then(|| e.clone())
+        });
+        match told {
+            Body::LogDropped(e) => dropped += e.bytes,
+            Body::ContainerExited(e) => break e.exit.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(exit.code, 0);
+    assert!(largest <= LIMIT, "{largest}");
+    assert!(dropped > 29_000_000, "{dropped}");
+    let text = String::from_utf8(std::fs::read(pod.path("c1.log")).unwrap()).unwrap();
+    let first = text.lines().next().unwrap();
+    assert!(first.contains(" stderr F proxmox-lxcri: the ") && first.contains("log_size_max"), "{first}");
+    assert!(text.ends_with(" stdout F the end\n") && text.len() as u64 <= LIMIT, "{}", text.len());
+    // Nothing beside it is left.
+    let names = std::fs::read_dir(std::path::Path::new(&pod.path("c1.log")).parent().unwrap()).unwrap();
+    let logs = names.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("c1.log")).count();
+    assert_eq!(logs, 1);
+}
+
+#[test]
 fn signals_and_stdin() {
     let pod = Pod::start();
     let mut client = pod.connect();

@@ -176,8 +176,12 @@ impl Default for Metrics {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracing {
-    /// The collector, which takes OTLP over gRPC without TLS: "http://127.0.0.1:4317"; "": no traces are sent.
+    /// The collector, which takes OTLP over gRPC: "http://127.0.0.1:4317", or with TLS "https://collector.example:4317"; "": no traces are
+    /// sent.
     pub endpoint: String,
+    /// CA that the collector's certificate is from (PEM), with https; not set: those that the node trusts.
+    #[schemars(with = "Option<String>")]
+    pub ca_file: Option<Utf8PathBuf>,
     /// Of a million calls that come without a trace of their own so many begin one. Calls that are part of one (the kubelet's) go by
     /// what their caller has decided.
     pub sampling_per_million: u32,
@@ -206,6 +210,9 @@ pub struct Runtime {
     pub monitor_path: Option<Utf8PathBuf>,
     /// Longest log line in bytes before it is cut in several.
     pub log_line_max: u32,
+    /// Largest log of a container in bytes, whether a kubelet rotates it or not: one that would be larger is replaced by an empty one, which
+    /// says so. 0: no limit.
+    pub log_size_max: u64,
     /// Seconds that output of an exec is still read after its end.
     pub exec_sync_drain: u64,
     /// Largest number of processes of a container; 0: the kubelet's choice.
@@ -221,6 +228,12 @@ pub struct Runtime {
     /// Folders of OCI hooks (oci-hooks(5)), a later one wins. What is in them runs as root, for the containers that it names.
     #[schemars(with = "Vec<String>")]
     pub hooks_dirs: Vec<Utf8PathBuf>,
+    /// Classes of block I/O (YAML, goresctrl's format, as containerd and CRI-O read it); not set: there are none. Read for each
+    /// container that asks for one by annotation.
+    #[schemars(with = "Option<String>")]
+    pub blockio_config_file: Option<Utf8PathBuf>,
+    /// Groups of Intel RDT (folders of /sys/fs/resctrl) that annotations may ask for.
+    pub rdt_classes: Vec<String>,
     /// Pods with a network of their own may listen on ports below 1024 without a capability.
     pub enable_unprivileged_ports: bool,
     /// They may ping without a capability.
@@ -234,6 +247,7 @@ impl Default for Runtime {
             cgroup_driver: None,
             monitor_path: None,
             log_line_max: 16 << 10,
+            log_size_max: 1 << 30,
             exec_sync_drain: 2,
             pids_limit: 0,
             default_capabilities: [
@@ -257,6 +271,8 @@ impl Default for Runtime {
             seccomp_root: "/var/lib/kubelet/seccomp".into(),
             cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             hooks_dirs: Vec::new(),
+            blockio_config_file: None,
+            rdt_classes: Vec::new(),
             enable_unprivileged_ports: true,
             enable_unprivileged_icmp: true,
         }

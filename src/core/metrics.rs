@@ -62,6 +62,10 @@ pub struct Metrics {
     pub recovered: Family<Ended, Counter>,
     /// Panics of pods' tasks.
     pub panics: Counter,
+    /// Logs that had become too large and begin anew.
+    pub logs_dropped: Counter,
+    /// What was in them.
+    pub log_bytes_dropped: Counter,
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
@@ -72,6 +76,8 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     monitors_replaced: Counter::default(),
     recovered: Family::default(),
     panics: Counter::default(),
+    logs_dropped: Counter::default(),
+    log_bytes_dropped: Counter::default(),
 });
 
 /// This process's.
@@ -109,6 +115,18 @@ impl Metrics {
         );
         registry.register("pods_recovered", "Pods that starts of the daemon have taken up", self.recovered.clone());
         registry.register("pod_task_panics", "Panics of pods' tasks", self.panics.clone());
+        registry.register(
+            "logs_dropped",
+            "Logs of containers that were larger than runtime.log_size_max and began anew",
+            self.logs_dropped.clone(),
+        );
+        registry.register_with_unit("log_dropped", "What was in them", Unit::Bytes, self.log_bytes_dropped.clone());
+    }
+
+    /// A log of so many bytes was dropped.
+    pub fn log_dropped(&self, bytes: u64) {
+        self.logs_dropped.inc();
+        self.log_bytes_dropped.inc_by(bytes);
     }
 
     /// A pull that began at `start` has ended.

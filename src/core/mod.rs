@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod blocking;
 pub mod caps;
+pub mod classes;
 pub mod config;
 pub mod engine;
 pub mod error;

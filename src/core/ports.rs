@@ -598,6 +598,8 @@ pub enum MonitorEvent {
     StdinClosed(ContainerId),
     /// Output can't be logged ("" : it can again).
     LogTrouble(ContainerId, String),
+    /// So many bytes of a log were dropped, since it had become too large.
+    LogDropped(ContainerId, u64),
     /// The monitor is gone or the connection is broken. Always the last one.
     Gone,
 }

@@ -31,6 +31,14 @@ const LEAST: u64 = 1 << 20;
 
 /// Bytes of a limit, 0 for none: whole numbers with Ki, Mi, Gi, Ti, Pi, k, M, G, T, P or nothing behind them.
 pub fn bytes(text: &str) -> Result<u64> {
+    match quantity(text)? {
+        1..LEAST => Err(Error::invalid(format!("size {text:?}: less than 1Mi; \"0\" is no limit"))),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A number as Kubernetes writes them: whole, with Ki, Mi, Gi, Ti, Pi, k, M, G, T, P or nothing behind it.
+pub fn quantity(text: &str) -> Result<u64> {
     let bad = |why| Error::invalid(format!("size {text:?}: {why}"));
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -41,11 +49,7 @@ pub fn bytes(text: &str) -> Result<u64> {
         return Err(bad("it has no number"));
     }
     let number: Option<u64> = number.parse().ok();
-    match number.and_then(|n| n.checked_mul(*factor)) {
-        None => Err(bad("larger than 16 EiB")),
-        Some(1..LEAST) => Err(bad("less than 1Mi; \"0\" is no limit")),
-        Some(bytes) => Ok(bytes),
-    }
+    number.and_then(|n| n.checked_mul(*factor)).ok_or_else(|| bad("larger than 16 EiB"))
 }
 
 /// Annotations of a pod or a container.

@@ -10,7 +10,9 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Tracer};
-use tonic::transport::Endpoint;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use crate::core::blocking::blocking;
 use crate::core::config::Tracing;
@@ -21,6 +23,8 @@ const QUEUE: usize = 2048;
 /// How often they are sent, and how long that may take.
 const PERIOD: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Largest file of certificates, in bytes.
+const CA_MAX: u64 = 1 << 20;
 
 /// Sends spans until it is shut down.
 pub(super) struct Traces {
@@ -34,7 +38,10 @@ impl Traces {
             return Ok(None);
         }
         let failed = |e: &dyn std::fmt::Display| Error::new(Kind::InvalidArgument, format!("tracing.endpoint: {e}"));
-        let channel = Endpoint::from_shared(config.endpoint.clone()).map_err(|e| failed(&e))?;
+        let mut channel = Endpoint::from_shared(config.endpoint.clone()).map_err(|e| failed(&e))?;
+        if config.endpoint.starts_with("https://") {
+            channel = channel.tls_config(tls(config)?).map_err(|e| failed(&e))?;
+        }
         let channel = channel.connect_timeout(PATIENCE).timeout(PATIENCE).connect_lazy();
         let exporter = SpanExporter::builder().with_tonic().with_channel(channel).with_timeout(PATIENCE);
         let exporter = exporter.build().map_err(|e| failed(&e))?;
@@ -71,6 +78,39 @@ impl Traces {
     }
 }
 
+/// How the collector proves who it is: by the CA that is named, else by those that the node trusts.
+fn tls(config: &Tracing) -> Result<ClientTlsConfig> {
+    let tls = ClientTlsConfig::new();
+    let Some(file) = &config.ca_file else { return Ok(tls.with_native_roots()) };
+    let read = crate::utils::beneath::read_file("/".as_ref(), file.as_std_path(), CA_MAX);
+    let pem = read.map_err(|e| Error::io(format!("tracing.ca_file: read {file}"), e))?;
+    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<std::result::Result<Vec<_>, _>>();
+    if !certificates.is_ok_and(|all| !all.is_empty()) {
+        return Err(Error::invalid(format!("tracing.ca_file: {file} has no certificate in it (PEM)")));
+    }
+    Ok(tls.ca_certificate(Certificate::from_pem(pem)))
+}
+
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_certificates_that_is_none_is_told_by_its_key() {
+        let of = |file: &str| Tracing {
+            endpoint: "https://127.0.0.1:4317".into(),
+            ca_file: Some(file.into()),
+            sampling_per_million: 0,
+        };
+        for file in ["/no/such/ca.pem", "/proc/version", "/dev/null"] {
+            let e = Traces::start(&of(file)).err().expect(file);
+            assert!(e.chain().contains("tracing.ca_file") && e.chain().contains(file), "{}", e.chain());
+        }
+        let trusted = Tracing { endpoint: "https://127.0.0.1:4317".into(), ..Tracing::default() };
+        assert!(Traces::start(&trusted).expect("the node's own").is_some());
+    }
 }

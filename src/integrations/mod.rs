@@ -2,6 +2,7 @@
 
 pub mod apparmor;
 pub mod bfc;
+pub mod blockio;
 pub mod cdi;
 pub mod cgroup;
 pub mod cni;
@@ -18,6 +19,7 @@ pub mod nri;
 pub mod oci_hooks;
 pub mod overlay;
 pub mod proxmox_api;
+pub mod rdt;
 pub mod registry;
 pub mod zfs;
 pub mod zfs_store;

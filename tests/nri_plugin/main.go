@@ -28,6 +28,8 @@ type settings struct {
 	Memory int64
 	Cpus   string
 	Pids   int64
+	// Classes of block I/O and of Intel RDT.
+	Blockio, Rdt string
 	// File that a hook of the stage createRuntime writes the container's state to.
 	Hook string
 	// A device node: path, major and minor.
@@ -163,6 +165,12 @@ func (p *plugin) CreateContainer(_ context.Context, pod *api.PodSandbox, c *api.
 	}
 	if p.Pids > 0 {
 		adjust.SetLinuxPidLimits(p.Pids)
+	}
+	if p.Blockio != "" {
+		adjust.SetLinuxBlockIOClass(p.Blockio)
+	}
+	if p.Rdt != "" {
+		adjust.SetLinuxRDTClass(p.Rdt)
 	}
 	for name, value := range p.Sysctl {
 		adjust.SetLinuxSysctl(name, value)

@@ -10,6 +10,7 @@ use crate::fail_point;
 impl CrunBackend {
     pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
         let mut prepared = self.pods.prepare(&context, self.program.abilities().recursive_read_only).await?;
+        self.pods.add_classes(context.pod, context.config, &mut prepared.spec).await?;
         let adjusted = self.pods.adjust(&context, &mut prepared).await?;
         let LaunchContext { run_dir, id, config, .. } = context;
         let text =

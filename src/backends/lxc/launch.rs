@@ -36,6 +36,7 @@ impl LxcBackend {
             system::prepare(&mut prepared, &context, args.first().map_or("", String::as_str))?;
         }
         // The system's own program is what the container is prepared for, and stays.
+        self.pods.add_classes(context.pod, context.config, &mut prepared.spec).await?;
         let adjusted = self.pods.adjust(&context, &mut prepared).await?;
         let now = prepared.spec.process().as_ref().and_then(|p| p.args().clone()).unwrap_or_default();
         if (system || system::is_init(&now)) && now != args {

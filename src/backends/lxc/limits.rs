@@ -2,7 +2,7 @@
 //!
 //! Pure. Values are the kernel's, from those of the OCI spec (which are cgroup v1's).
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
+use oci_spec::runtime::{LinuxBlockIo, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
 use super::lines::is_key;
 use crate::core::error::{Error, Result};
@@ -72,6 +72,9 @@ pub fn settings(limits: &LinuxResources, v2: bool) -> Result<Vec<Setting>> {
         let file = if v2 { "max" } else { "limit_in_bytes" };
         put(&format!("hugetlb.{}.{file}", huge.page_size()), huge.limit().to_string());
     }
+    if let Some(class) = limits.block_io() {
+        out.extend(block_io(class, v2));
+    }
     let mut unified: Vec<_> = limits.unified().iter().flatten().collect();
     unified.sort();
     for (file, value) in unified {
@@ -89,6 +92,40 @@ pub fn settings(limits: &LinuxResources, v2: bool) -> Result<Vec<Setting>> {
         out.push((file.clone(), value.clone()));
     }
     Ok(out)
+}
+
+/// Weights and limits of block devices. On v1 the weights are those of BFQ: no kernel that we run on has the scheduler of the others.
+fn block_io(class: &LinuxBlockIo, v2: bool) -> Vec<Setting> {
+    let mut out = Vec::new();
+    // 10 to 1000 as 1 to 10000.
+    let weight = |n: u16| if v2 { 1 + (u64::from(n).max(10) - 10) * 9999 / 990 } else { u64::from(n) };
+    let (all, one) = if v2 { ("io.weight", "io.weight") } else { ("blkio.bfq.weight", "blkio.bfq.weight_device") };
+    if let Some(n) = class.weight() {
+        out.push((all.to_owned(), weight(n).to_string()));
+    }
+    for device in class.weight_device().iter().flatten() {
+        if let Some(n) = device.weight() {
+            out.push((one.to_owned(), format!("{}:{} {}", device.major(), device.minor(), weight(n))));
+        }
+    }
+    let limits = [
+        (class.throttle_read_bps_device(), "rbps", "read_bps"),
+        (class.throttle_write_bps_device(), "wbps", "write_bps"),
+        (class.throttle_read_iops_device(), "riops", "read_iops"),
+        (class.throttle_write_iops_device(), "wiops", "write_iops"),
+    ];
+    for (devices, v2_name, v1_name) in limits {
+        for device in devices.iter().flatten() {
+            let number = format!("{}:{}", device.major(), device.minor());
+            out.push(match (v2, device.rate()) {
+                // The kernel keeps what a line does not name.
+                (true, 0) => ("io.max".to_owned(), format!("{number} {v2_name}=max")),
+                (true, rate) => ("io.max".to_owned(), format!("{number} {v2_name}={rate}")),
+                (false, rate) => (format!("blkio.throttle.{v1_name}_device"), format!("{number} {rate}")),
+            });
+        }
+    }
+    out
 }
 
 /// cpu.shares (2 to 262144, 1024 the default) as cpu.weight (1 to 10000, 100 the default): on a logarithmic scale, as
@@ -199,6 +236,31 @@ mod tests {
                 ("pids.max", "50"),
             ])
         );
+    }
+
+    #[test]
+    fn classes_of_block_io() {
+        let text = r#"{"weight": 1000, "weightDevice": [{"major": 8, "minor": 0, "weight": 10}],
+            "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}, {"major": 8, "minor": 16, "rate": 0}],
+            "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 7}]}"#;
+        let mut limits = LinuxResources::default();
+        limits.set_block_io(Some(serde_json::from_str(text).expect("a class")));
+        let v2 = [
+            ("io.weight", "10000"),
+            ("io.weight", "8:0 1"),
+            ("io.max", "8:0 rbps=5"),
+            ("io.max", "8:16 rbps=max"),
+            ("io.max", "8:0 wiops=7"),
+        ];
+        assert_eq!(settings(&limits, true).expect("fit"), pairs(&v2));
+        let v1 = [
+            ("blkio.bfq.weight", "1000"),
+            ("blkio.bfq.weight_device", "8:0 10"),
+            ("blkio.throttle.read_bps_device", "8:0 5"),
+            ("blkio.throttle.read_bps_device", "8:16 0"),
+            ("blkio.throttle.write_iops_device", "8:0 7"),
+        ];
+        assert_eq!(settings(&limits, false).expect("fit"), pairs(&v1));
     }
 
     #[test]

@@ -124,7 +124,10 @@ pub fn configuration(input: &Input<'_>) -> Result<(String, Vec<Staged>)> {
         return Err(Error::new(Kind::Unimplemented, why));
     }
     if linux.intel_rdt().is_some() {
-        return Err(Error::new(Kind::Unimplemented, "a CDI device's class of Intel RDT: liblxc knows none"));
+        return Err(Error::new(
+            Kind::Unimplemented,
+            "a class of Intel RDT (of an annotation, a plugin or a CDI device): liblxc knows none",
+        ));
     }
     let root = input.spec.root().clone().unwrap_or_default();
     lines.put("lxc.rootfs.path", &format!("dir:{}", input.rootfs))?;

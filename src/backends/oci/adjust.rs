@@ -36,6 +36,7 @@ pub fn apply(
         new = limits;
         new.set_devices(old.devices().clone());
         new.set_pids(*old.pids());
+        new.set_block_io(old.block_io().clone());
     }
     if let Some(pids) = linux.resources.as_ref().and_then(|r| r.pids) {
         new.set_pids(Some(built(LinuxPidsBuilder::default().limit(pids.limit).build())?));

@@ -5,6 +5,7 @@
 
 pub mod adjust;
 pub mod cdi;
+pub mod classes;
 pub mod linux;
 pub mod mounts;
 pub mod process;

@@ -37,6 +37,9 @@ impl NodePods {
         };
         let privileged = config.security.privileged;
         adjust::apply(&mut prepared.spec, &made.adjust, all, &edits, privileged)?;
+        if let Some(linux) = &made.adjust.linux {
+            self.adjust_classes(linux, &mut prepared.spec).await.map_err(|e| e.context("what plugins set"))?;
+        }
         if let Some(process) = prepared.spec.process() {
             let args = process.args().clone().unwrap_or_default();
             if args.is_empty() {

@@ -154,6 +154,7 @@ impl NodePods {
             }),
             log_path: log_path.map(ToString::to_string).unwrap_or_default(),
             log_line_max: self.config.log_line_max,
+            log_size_max: self.config.log_size_max,
             exit_path: run_dir.join("exit.json").to_string(),
             rootfs_mount_point: rootfs_mount_point.to_string(),
             cgroups: Some(calls.cgroups),

@@ -5,6 +5,7 @@
 
 mod adjust;
 pub mod bundle;
+pub mod classes;
 pub mod destinations;
 pub mod devices;
 pub mod dial;
@@ -58,6 +59,8 @@ pub struct PodsConfig {
     pub driver: Driver,
     /// Longest log line in bytes.
     pub log_line_max: u32,
+    /// Largest log in bytes; 0: no limit.
+    pub log_size_max: u64,
     /// Most processes of a container; 0: no limit.
     pub pids_limit: i64,
     /// Capabilities of containers that ask for nothing.
@@ -66,6 +69,10 @@ pub struct PodsConfig {
     pub cdi_spec_dirs: Vec<Utf8PathBuf>,
     /// Folders of OCI hooks; a later one wins.
     pub hooks_dirs: Vec<Utf8PathBuf>,
+    /// Classes of block I/O; None: there are none.
+    pub blockio_config_file: Option<Utf8PathBuf>,
+    /// Groups of Intel RDT that annotations may ask for.
+    pub rdt_classes: Vec<String>,
     /// Folder of Localhost seccomp profiles with relative names.
     pub seccomp_root: Utf8PathBuf,
     /// Pods with a network of their own may listen on ports below 1024 without a capability.

@@ -3,8 +3,8 @@
 use camino::Utf8Path;
 
 use super::ProxmoxLxcBackend;
-use crate::backends::pods::PATH;
 use crate::backends::pods::launch::{Calls, ExecFiles, exec_process, write};
+use crate::backends::pods::{PATH, classes};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::ContainerId;
@@ -52,6 +52,7 @@ impl ProxmoxLxcBackend {
     }
 
     pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
+        classes::refuse("proxmox-lxc", context.pod, context.config)?;
         let pod = self.in_ct(context.pod)?;
         let context = LaunchContext { pod: &pod, ..context };
         let prepared = self.pods.prepare(&context, true).await?;

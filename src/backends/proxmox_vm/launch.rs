@@ -9,7 +9,7 @@ use super::plan::VM;
 use super::{ProxmoxVmBackend, refused};
 use crate::backends::oci::{self, HostFacts, SpecInput};
 use crate::backends::pods::launch::{add_hooks, exec_process, find_user, program_trouble, stop_signal, write};
-use crate::backends::pods::{PATH, destinations};
+use crate::backends::pods::{PATH, classes, destinations};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
 use crate::core::blocking::blocking;
 use crate::core::caps::CapSet;
@@ -67,6 +67,7 @@ fn crun(log: &str, oom_score_adj: i32, verb: &[&str]) -> monitor_v1::Program {
 impl ProxmoxVmBackend {
     pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
         let LaunchContext { pod, run_dir, id, config, image, rootfs, log_path, facts, .. } = context;
+        classes::refuse("proxmox-vm", pod, config)?;
         let duplicate =
             || rootfs.try_clone_to_owned().map_err(|e| Error::io("duplicate the root file system's descriptor", e));
         let monitor = self.monitor_of(&pod.id)?;
@@ -143,6 +144,7 @@ impl ProxmoxVmBackend {
             }),
             log_path: log_path.map(ToString::to_string).unwrap_or_default(),
             log_line_max: self.pods.config.log_line_max,
+            log_size_max: self.pods.config.log_size_max,
             exit_path: run_dir.join("exit.json").to_string(),
             cgroups: Some(monitor_v1::Cgroups { memory: cgroup.clone(), kill: cgroup }),
             ..Default::default()

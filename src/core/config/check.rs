@@ -6,10 +6,12 @@ use std::net::Ipv4Addr;
 
 use super::faults::{Fault, Faults};
 use super::{Config, Images, Network, Router, Runtime, Server, Tracing};
-use crate::core::caps;
+use crate::core::{caps, classes};
 
 /// Longest path of a unix socket, in bytes.
 const SOCKET_PATH_MAX: usize = 107;
+/// A smaller log would be dropped before anybody has read it, in bytes.
+const LOG_SIZE_LEAST: u64 = 1 << 20;
 /// A day, in seconds: the longest that anything may take.
 const DAY: u64 = 86_400;
 
@@ -17,14 +19,15 @@ impl Tracing {
     fn check(&self, faults: &mut Faults) {
         let key = "tracing.endpoint";
         if !self.endpoint.is_empty() {
-            match self.endpoint.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')) {
+            let host = ["http://", "https://"].iter().find_map(|scheme| self.endpoint.strip_prefix(scheme));
+            match host.map(|rest| rest.trim_end_matches('/')) {
                 Some(host) if !host.is_empty() && !host.contains(['/', '@', ' ']) => {}
-                Some(_) => faults.add(key, "is to be http://HOST:PORT".to_owned()),
-                None => faults.add(
-                    key,
-                    "is to begin with http:// (without TLS: a collector on this node can send on with it)".to_owned(),
-                ),
+                _ => faults.add(key, "is to be http://HOST:PORT, or https://HOST:PORT".to_owned()),
             }
+        }
+        faults.absolute("tracing.ca_file", &self.ca_file);
+        if self.ca_file.is_some() && !self.endpoint.starts_with("https://") {
+            faults.with("tracing.ca_file", key, "a CA is for an endpoint that begins with https://");
         }
         faults.range("tracing.sampling_per_million", self.sampling_per_million, 0..=1_000_000);
         if self.sampling_per_million > 0 && self.endpoint.is_empty() {
@@ -132,7 +135,14 @@ impl Runtime {
         faults.absolute("runtime.seccomp_root", [&self.seccomp_root]);
         faults.absolute("runtime.cdi_spec_dirs", &self.cdi_spec_dirs);
         faults.absolute("runtime.hooks_dirs", &self.hooks_dirs);
+        faults.absolute("runtime.blockio_config_file", &self.blockio_config_file);
+        for name in self.rdt_classes.iter().filter(|n| !classes::is_rdt_group(n)) {
+            faults.add("runtime.rdt_classes", format!("{name:?} can't be a group of /sys/fs/resctrl"));
+        }
         faults.range("runtime.log_line_max", self.log_line_max, 256..=16 << 20);
+        if self.log_size_max != 0 {
+            faults.range("runtime.log_size_max", self.log_size_max, LOG_SIZE_LEAST..=1 << 50);
+        }
         faults.range("runtime.exec_sync_drain", self.exec_sync_drain, 0..=3600);
         faults.range("runtime.pids_limit", self.pids_limit, 0..=1 << 22);
         for capability in &self.default_capabilities {

@@ -137,7 +137,10 @@ const DROPPED: &[(&str, &str)] = &[
     ("networking.vlan_aware", "a property of the node's bridge"),
     ("network.vlan_aware", "a property of the node's bridge"),
     ("resources.", "a container's limits are its pod's to say; `run` has flags for its own"),
-    ("profiles.", "a RuntimeClass's isolation is its pods' to say; Pod Security Admission can demand it"),
+    (
+        "profiles.",
+        "what all pods of a handler have to be like is in handlers.HANDLER.policy; the rest is the pods' to say",
+    ),
 ];
 
 #[derive(Default)]

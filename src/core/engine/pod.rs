@@ -30,6 +30,7 @@ use crate::core::backend::Backend;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::{ContainerId, PodId};
+use crate::core::metrics::metrics;
 use crate::core::policy::Policy;
 use crate::core::ports::{Monitor, MonitorEvent, MonitorLink};
 use crate::core::records::{self, ContainerRecord, PodRecord};
@@ -331,6 +332,14 @@ impl PodTask {
             }
             Some(MonitorEvent::LogTrouble(id, what)) => {
                 tracing::warn!(container = id.as_str(), what, "the log can't be written; output waits");
+            }
+            Some(MonitorEvent::LogDropped(id, bytes)) => {
+                metrics().log_dropped(bytes);
+                tracing::warn!(
+                    container = id.as_str(),
+                    bytes,
+                    "the log was larger than runtime.log_size_max and begins anew"
+                );
             }
             Some(MonitorEvent::Gone) | None => {
                 self.on_monitor_gone().await;

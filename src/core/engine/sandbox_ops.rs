@@ -263,8 +263,12 @@ impl PodTask {
                     self.kill_all().await?;
                 }
                 // The pod goes down anyway.
-                Ok(Some(MonitorEvent::InitExited(_) | MonitorEvent::LogTrouble(..) | MonitorEvent::StdinClosed(_))) => {
-                }
+                Ok(Some(
+                    MonitorEvent::InitExited(_)
+                    | MonitorEvent::LogTrouble(..)
+                    | MonitorEvent::LogDropped(..)
+                    | MonitorEvent::StdinClosed(_),
+                )) => {}
                 Err(_) => {
                     return Err(Error::new(
                         Kind::DeadlineExceeded,

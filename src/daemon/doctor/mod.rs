@@ -3,6 +3,7 @@
 //! Each check is a file's function from [`Host`] and the configuration to findings; tests plant each fault in a host of their own.
 //! Exit codes: 0 no fault (there may be warnings), 1 a fault, 2 wrong usage.
 
+mod classes;
 mod host;
 mod node;
 mod programs;
@@ -73,6 +74,7 @@ pub async fn examine(host: &Host, config: &Config) -> Vec<Finding> {
     all.extend(lxc);
     all.extend(programs::monitor(config));
     all.extend(programs::network(host, config));
+    all.extend(classes::check(host, config));
     all.extend([storage, proxmox, sockets].into_iter().flatten());
     all
 }

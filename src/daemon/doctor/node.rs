@@ -116,7 +116,8 @@ fn apparmor(host: &Host) -> Finding {
 }
 
 fn ip_forward(host: &Host) -> Finding {
-    let advice = "echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-kubernetes.conf && sysctl --system";
+    let advice = "the package sets it (/etc/sysctl.d/30-proxmox-lxcri.conf) unless a file of a later name does not; else: \
+                  echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-kubernetes.conf && sysctl --system";
     match host.number("/proc/sys/net/ipv4/ip_forward") {
         Some(0) => Finding::fault("ip_forward", "net.ipv4.ip_forward is 0: pods reach no other node", advice),
         Some(_) => Finding::good("ip_forward", "on"),
@@ -127,8 +128,8 @@ fn ip_forward(host: &Host) -> Finding {
 /// Bridged packets pass iptables, where a bridge connects pods: else Services don't work from pod to pod on one node.
 fn bridge(host: &Host) -> Option<Finding> {
     let file = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-    let advice = "modprobe br_netfilter (and its name in /etc/modules-load.d), net.bridge.bridge-nf-call-iptables=1 in /etc/sysctl.d; \
-                  Proxmox's firewall sets it where it is on";
+    let advice = "where the pods' network is a bridge, take the # off the lines for it in /etc/modules-load.d/proxmox-lxcri.conf and \
+                  /etc/sysctl.d/30-proxmox-lxcri.conf, then: modprobe br_netfilter && sysctl --system; Proxmox's firewall sets it where it is on";
     match host.number(file) {
         Some(1) => Some(Finding::good("bridge", "bridged packets pass iptables")),
         Some(_) => Some(Finding::warning(

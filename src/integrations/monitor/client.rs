@@ -199,7 +199,8 @@ impl Shared {
                     match self.take(reply, fds) {
                         // Only for the log, and as often as a disk fills up: it must never keep an answer waiting
                         // that the engine waits for, nor take the room of ends.
-                        Some(MonitorEvent::LogTrouble(..)) if events.capacity() <= EVENTS / 2 => {}
+                        Some(MonitorEvent::LogTrouble(..) | MonitorEvent::LogDropped(..))
+                            if events.capacity() <= EVENTS / 2 => {}
                         // An engine that has dropped its end still makes calls.
                         Some(event) => drop(events.send(event).await),
                         None => {}
@@ -257,6 +258,7 @@ impl Shared {
             }
             Body::InitExited(e) => Some(MonitorEvent::InitExited(e.exit.unwrap_or_else(unknown_exit))),
             Body::StdinClosed(c) => Some(MonitorEvent::StdinClosed(container(c.container_id)?)),
+            Body::LogDropped(d) => Some(MonitorEvent::LogDropped(container(d.container_id)?, d.bytes)),
             Body::LogTrouble(t) => Some(MonitorEvent::LogTrouble(container(t.container_id)?, t.message)),
             // Events of a newer monitor.
             _ => None,

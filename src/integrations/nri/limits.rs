@@ -65,8 +65,8 @@ pub fn check(of: &LinuxResources, made: bool) -> Result<()> {
         ("memory.use_hierarchy", memory.use_hierarchy.is_some()),
         ("cpu.realtime_runtime", cpu.realtime_runtime.is_some()),
         ("cpu.realtime_period", cpu.realtime_period.is_some()),
-        ("blockio_class", of.blockio_class.is_some()),
-        ("rdt_class", of.rdt_class.is_some()),
+        ("blockio_class of a container that is there", of.blockio_class.is_some() && !made),
+        ("rdt_class of a container that is there", of.rdt_class.is_some() && !made),
         ("devices", !of.devices.is_empty()),
         ("pids of a container that is there", of.pids.is_some() && !made),
     ] {

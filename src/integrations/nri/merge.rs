@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::limits;
 use super::wire::{
     CompoundFieldOwners, Container, ContainerAdjustment, ContainerUpdate, FieldOwners, Hooks, LinuxContainerAdjustment,
-    LinuxCpu, LinuxMemory, LinuxResources, OwningPlugins,
+    LinuxCpu, LinuxMemory, LinuxRdt, LinuxResources, OwningPlugins,
 };
 use crate::core::error::{Error, Kind, Result};
 use crate::core::plugins::NewLimits;
@@ -31,9 +31,12 @@ mod field {
     pub const MEMS: i32 = 22;
     pub const PIDS: i32 = 23;
     pub const HUGEPAGES: i32 = 24;
+    pub const BLOCKIO_CLASS: i32 = 25;
+    pub const RDT_CLASS: i32 = 26;
     pub const UNIFIED: i32 = 27;
     pub const OOM_SCORE_ADJ: i32 = 29;
     pub const RLIMITS: i32 = 30;
+    pub const RDT_CLOS_ID: i32 = 37;
 
     /// Its name for people.
     pub fn name(number: i32) -> &'static str {
@@ -54,6 +57,9 @@ mod field {
             MEMS => "cpu.mems",
             PIDS => "pids",
             HUGEPAGES => "hugepages",
+            BLOCKIO_CLASS => "blockio_class",
+            RDT_CLASS => "rdt_class",
+            RDT_CLOS_ID => "rdt.clos_id",
             UNIFIED => "unified",
             OOM_SCORE_ADJ => "oom_score_adj",
             RLIMITS => "rlimit",
@@ -227,6 +233,21 @@ impl Merge {
             now.oom_score_adj = Some(score);
             sum.oom_score_adj = Some(score);
         }
+        if let Some(rdt) = linux.rdt {
+            let of_sum = sum.rdt.get_or_insert_default();
+            if rdt.remove {
+                owners.clear(&id, field::RDT_CLOS_ID, "");
+                owners.clear(&id, field::RDT_CLASS, "");
+                if let Some(resources) = &mut sum.resources {
+                    resources.rdt_class = None;
+                }
+                *of_sum = LinuxRdt { remove: true, ..Default::default() };
+            }
+            if rdt.clos_id.is_some() {
+                owners.claim(&id, field::RDT_CLOS_ID, "", plugin)?;
+                of_sum.clos_id = rdt.clos_id;
+            }
+        }
         if let Some(resources) = linux.resources {
             claim_limits(owners, &id, plugin, &resources)?;
             set_limits(now.resources.get_or_insert_default(), &resources);
@@ -283,7 +304,8 @@ fn refuse(asked: &ContainerAdjustment) -> Result<()> {
         ("linux.sysctl", !linux.sysctl.is_empty()),
         ("linux.net_devices", !linux.net_devices.is_empty()),
         ("linux.scheduler", linux.scheduler.is_some()),
-        ("linux.rdt", linux.rdt.is_some()),
+        ("linux.rdt.schemata", linux.rdt.as_ref().is_some_and(|r| r.schemata.is_some())),
+        ("linux.rdt.enable_monitoring", linux.rdt.as_ref().is_some_and(|r| r.enable_monitoring.is_some())),
         ("linux.memory_policy", linux.memory_policy.is_some()),
     ] {
         if there {
@@ -314,6 +336,8 @@ fn claim_limits(owners: &mut Owners, id: &str, plugin: &str, of: &LinuxResources
         (field::CPUS, !cpu.cpus.is_empty()),
         (field::MEMS, !cpu.mems.is_empty()),
         (field::PIDS, of.pids.is_some()),
+        (field::BLOCKIO_CLASS, of.blockio_class.is_some()),
+        (field::RDT_CLASS, of.rdt_class.is_some()),
     ] {
         if there {
             owners.claim(id, field, "", plugin)?;
@@ -352,12 +376,19 @@ pub fn set_limits(to: &mut LinuxResources, of: &LinuxResources) {
     }
     to.unified.extend(of.unified.clone());
     to.pids = of.pids.or(to.pids);
+    for (old, new) in [(&mut to.blockio_class, &of.blockio_class), (&mut to.rdt_class, &of.rdt_class)] {
+        if new.is_some() {
+            old.clone_from(new);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::integrations::nri::wire::{Hook, KeyValue, Mount, OptionalInt, OptionalInt64, PosixRlimit, Refused};
+    use crate::integrations::nri::wire::{
+        Hook, KeyValue, Mount, OptionalInt, OptionalInt64, OptionalString, PosixRlimit, Refused,
+    };
 
     fn env(pairs: &[(&str, &str)]) -> ContainerAdjustment {
         let env = pairs.iter().map(|(k, v)| KeyValue { key: (*k).into(), value: (*v).into() }).collect();
@@ -455,19 +486,46 @@ mod tests {
             (LinuxContainerAdjustment { sysctl: vec![Refused {}], ..none() }, "linux.sysctl"),
             (
                 LinuxContainerAdjustment {
-                    resources: Some(LinuxResources {
-                        blockio_class: Some(super::super::wire::OptionalString { value: "a".into() }),
-                        ..Default::default()
-                    }),
+                    rdt: Some(LinuxRdt { schemata: Some(Refused {}), ..Default::default() }),
                     ..none()
                 },
-                "linux.resources.blockio_class",
+                "linux.rdt.schemata",
             ),
         ] {
             let e = merge().adjust("10-a", linux(asked)).expect_err(named);
             assert_eq!(e.kind(), Kind::Unimplemented);
             assert!(e.chain().contains(named) && e.chain().contains("\"10-a\""), "{}", e.chain());
         }
+    }
+
+    #[test]
+    fn classes_have_one_owner_and_are_not_changed_later() {
+        let class = |value: &str| Some(OptionalString { value: value.into() });
+        let linux = |linux| ContainerAdjustment { linux: Some(linux), ..Default::default() };
+        let limits = |blockio: Option<OptionalString>, rdt: Option<OptionalString>| LinuxResources {
+            blockio_class: blockio,
+            rdt_class: rdt,
+            ..Default::default()
+        };
+        let of = |resources| linux(LinuxContainerAdjustment { resources: Some(resources), ..Default::default() });
+        let rdt = |rdt| linux(LinuxContainerAdjustment { rdt: Some(rdt), ..Default::default() });
+        let mut merge = merge();
+        merge.adjust("10-a", of(limits(class("slow"), class("gold")))).expect("set");
+        let told = merge.adjust("20-b", of(limits(class("fast"), None))).expect_err("a conflict").chain();
+        assert!(told.contains("blockio_class") && told.contains("\"10-a\" and \"20-b\""), "{told}");
+        merge
+            .adjust("20-b", rdt(LinuxRdt { remove: true, clos_id: class("silver"), ..Default::default() }))
+            .expect("over");
+        let told =
+            merge.adjust("30-c", rdt(LinuxRdt { clos_id: class("x"), ..Default::default() })).expect_err("a conflict");
+        assert!(told.chain().contains("rdt.clos_id"), "{}", told.chain());
+        let sum = merge.adjust.linux.clone().expect("linux");
+        let resources = sum.resources.expect("resources");
+        assert_eq!((resources.blockio_class, resources.rdt_class), (class("slow"), None));
+        assert_eq!(sum.rdt.expect("rdt").clos_id, class("silver"));
+        let told =
+            merge.update("10-a", vec![update("c2", limits(class("slow"), None))], Some("c1")).expect_err("refused");
+        assert!(told.chain().contains("blockio_class of a container that is there"), "{}", told.chain());
     }
 
     #[test]
