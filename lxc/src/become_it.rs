@@ -45,6 +45,33 @@ pub struct Program {
     path: CString,
     args: Vec<CString>,
     env: Vec<CString>,
+    /// What comes last.
+    filter: Option<Filter>,
+}
+
+/// A filter of system calls, compiled by somebody else.
+pub struct Filter(Vec<libc::sock_filter>);
+
+impl Filter {
+    /// As the kernel has it: 8 bytes an instruction.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let (instructions, rest) = bytes.as_chunks::<8>();
+        if instructions.is_empty() || !rest.is_empty() || u16::try_from(instructions.len()).is_err() {
+            return Err(format!("a filter of system calls of {} bytes", bytes.len()));
+        }
+        let one = |b: &[u8; 8]| libc::sock_filter {
+            code: u16::from_ne_bytes([b[0], b[1]]),
+            jt: b[2],
+            jf: b[3],
+            k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+        };
+        Ok(Self(instructions.iter().map(one).collect()))
+    }
+
+    /// Puts it over this process.
+    fn set(&self) -> io::Result<()> {
+        foreign::set_filter(&self.0)
+    }
 }
 
 fn step<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> Trouble {
@@ -53,6 +80,11 @@ fn step<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) ->
 
 /// Everything but exec(2). A terminal is sent to `tell`.
 pub fn prepare(plan: &Plan, tell: BorrowedFd<'_>) -> Result<Program, Trouble> {
+    prepare_filtered(plan, None, tell)
+}
+
+/// The same under a filter: from just before exec(2) on where that needs no privilege, else from before privileges are given up.
+pub fn prepare_filtered(plan: &Plan, filter: Option<Filter>, tell: BorrowedFd<'_>) -> Result<Program, Trouble> {
     if let Some(score) = plan.oom_score_adj {
         match of_proc("oom_score_adj", OFlags::WRONLY) {
             // As far as the kernel permits.
@@ -85,6 +117,10 @@ pub fn prepare(plan: &Plan, tell: BorrowedFd<'_>) -> Result<Program, Trouble> {
     }
     foreign::close(plan.architectures).map_err(step("system calls of other architectures"))?;
     make_folder(&plan.cwd).map_err(step(format_args!("working directory {:?}", plan.cwd)))?;
+    let (early, late) = if plan.no_new_privs { (None, filter) } else { (filter, None) };
+    if let Some(filter) = early {
+        filter.set().map_err(step("filter of system calls"))?;
+    }
     identity(plan)?;
     // Again as the user: it may not be its own.
     rustix::process::chdir(plan.cwd.as_str()).map_err(step(format_args!("working directory {:?}", plan.cwd)))?;
@@ -97,7 +133,7 @@ pub fn prepare(plan: &Plan, tell: BorrowedFd<'_>) -> Result<Program, Trouble> {
     if !plan.env.iter().any(|line| line.starts_with("HOME=")) {
         env.push(text(&format!("HOME={}", home(plan.uid)))?);
     }
-    Ok(Program { path: find(plan)?, args, env })
+    Ok(Program { path: find(plan)?, args, env, filter: late })
 }
 
 /// The program of a process that is otherwise as its maker left it: environment and working directory alone.
@@ -106,7 +142,7 @@ pub fn plainly(plan: &Plan) -> Result<Program, Trouble> {
     let text = |s: &String| CString::new(s.as_bytes()).map_err(step("an argument"));
     let args = plan.args.iter().map(text).collect::<Result<Vec<_>, _>>()?;
     let env = plan.env.iter().map(text).collect::<Result<Vec<_>, _>>()?;
-    Ok(Program { path: find(plan)?, args, env })
+    Ok(Program { path: find(plan)?, args, env, filter: None })
 }
 
 impl Program {
@@ -126,6 +162,9 @@ impl Program {
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
             libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 4u32);
+            if let Some(Err(e)) = self.filter.as_ref().map(Filter::set) {
+                return e;
+            }
             libc::execve(self.path.as_ptr(), args.as_ptr(), env.as_ptr());
         }
         io::Error::last_os_error()

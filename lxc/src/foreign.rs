@@ -74,8 +74,12 @@ fn filter(which: Architectures) -> Option<Vec<libc::sock_filter>> {
 
 /// Puts it over this process, which has CAP_SYS_ADMIN in its user namespace still.
 pub fn close(which: Architectures) -> io::Result<()> {
-    let Some(mut filter) = filter(which) else { return Ok(()) };
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    filter(which).map_or(Ok(()), |filter| set_filter(&filter))
+}
+
+/// Puts a filter over this process, which has CAP_SYS_ADMIN in its user namespace or can get no new privileges.
+pub fn set_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: the program and its filter outlive the call, which copies them.
     let done = unsafe {
         libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER as libc::c_ulong, &raw const program, 0, 0)

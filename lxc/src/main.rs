@@ -9,6 +9,7 @@ mod by_hand;
 mod create;
 mod delete;
 mod exec;
+mod inherit;
 mod kills;
 mod liblxc;
 mod options;
@@ -22,7 +23,7 @@ use options::Options;
 
 const USAGE: &str = "usage: proxmox-lxcri-lxc version [--library FILE]
        proxmox-lxcri-lxc create|exec|delete --lxcpath DIR --name NAME ... | start FIFO | kills GROUP FILE
-       proxmox-lxcri-lxc within|keep|forget --init PID:START ... -- PROGRAM...
+       proxmox-lxcri-lxc within|keep|inherit|forget --init PID:START ... -- PROGRAM...
        proxmox-lxcri-lxc make|run|halt|destroy|attach --lxcpath DIR --name NAME ... | states --lxcpath DIR NAME...";
 
 fn main() -> ExitCode {
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         "delete" => delete::delete(&options),
         "within" => within::within(&options),
         "keep" => within::keep(&options),
+        "inherit" => inherit::inherit(&options),
         "forget" => within::forget(&options),
         "make" => by_hand::make(&options),
         "run" => by_hand::run(&options),

@@ -27,7 +27,7 @@ use crate::options::Options;
 const CANNOT_RUN: i32 = 127;
 
 /// Enters the init's PID namespace for children of this process.
-fn enter(options: &Options) -> Result<(), String> {
+pub fn enter(options: &Options) -> Result<(), String> {
     let (pid, start) = options.init.split_once(':').ok_or("--init is PID:START")?;
     let failed =
         |what: &'static str| move |e: rustix::io::Errno| format!("the Proxmox container's init {pid}: {what}: {e}");
@@ -43,14 +43,14 @@ fn enter(options: &Options) -> Result<(), String> {
         .map_err(failed("its PID namespace"))
 }
 
-fn start_time(pid: Pid) -> Option<u64> {
+pub fn start_time(pid: Pid) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     // After the name, which may hold anything: state is the third field, the start the 22nd.
     text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// In the child: a /proc that fits, in a mount namespace of its own, and out of the Proxmox container's reach.
-fn settle() -> Result<(), String> {
+pub fn settle() -> Result<(), String> {
     let failed = |what: &'static str| move |e: rustix::io::Errno| format!("{what}: {e}");
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(failed("dumpable"))?;
@@ -68,7 +68,7 @@ fn settle() -> Result<(), String> {
     rustix::mount::move_mount(proc.as_fd(), "", CWD, "/proc", flags).map_err(failed("mount /proc"))
 }
 
-fn command(options: &Options) -> Result<Command, String> {
+pub fn command(options: &Options) -> Result<Command, String> {
     let (program, arguments) = options.rest.split_first().ok_or("no program")?;
     #[allow(clippy::disallowed_methods)] // the helper's purpose
     let mut command = Command::new(program);
@@ -76,7 +76,7 @@ fn command(options: &Options) -> Result<Command, String> {
     Ok(command)
 }
 
-fn wait(pid: i32) -> Option<i32> {
+pub fn wait(pid: i32) -> Option<i32> {
     let mut status = 0;
     loop {
         // SAFETY: a plain call, with a place for the status.
@@ -203,7 +203,7 @@ pub fn keep(options: &Options) -> Result<(), String> {
 }
 
 /// The pid, as it is out here.
-fn pid_of(pidfd: &OwnedFd) -> Result<i32, String> {
+pub fn pid_of(pidfd: &OwnedFd) -> Result<i32, String> {
     let file = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
     let text = std::fs::read_to_string(&file).map_err(|e| format!("{file}: {e}"))?;
     let pid = text.lines().find_map(|l| l.strip_prefix("Pid:")?.trim().parse().ok());
@@ -211,7 +211,7 @@ fn pid_of(pidfd: &OwnedFd) -> Result<i32, String> {
 }
 
 /// What was made.
-fn made(from: &OwnedFd) -> Result<OwnedFd, String> {
+pub fn made(from: &OwnedFd) -> Result<OwnedFd, String> {
     match wire::receive(from.as_fd()).map_err(|e| format!("the kept process: {e}"))? {
         Some(Packet { kind: wire::READY, fd: Some(pidfd), .. }) => Ok(pidfd),
         Some(Packet { text, .. }) if !text.is_empty() => Err(text),
@@ -254,7 +254,7 @@ fn kept(options: &Options, mut command: Command, tell: OwnedFd) -> Result<(), ()
 }
 
 /// Runs the program as a subreaper; the pid of what it made, which is a child now.
-fn begin(options: &Options, command: &mut Command) -> Result<(i32, OwnedFd), String> {
+pub fn begin(options: &Options, command: &mut Command) -> Result<(i32, OwnedFd), String> {
     let _ = std::fs::remove_file(&options.status);
     let _ = std::fs::remove_file(&options.runtime_pid_file);
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| format!("subreaper: {e}"))?;

@@ -34,7 +34,7 @@ pub use load::{Loaded, Origin, Problem, Problems, Sources};
 pub use nri::Nri;
 pub use proxmox::Proxmox;
 pub use proxmox_guests::{Addresses, Orphans};
-pub use proxmox_lxc::{CtNetwork, NetworkKind, ProxmoxLxcHandler};
+pub use proxmox_lxc::{CtNetwork, CtProfile, NetworkKind, ProxmoxLxcHandler};
 pub use proxmox_vm::{ProxmoxVmHandler, VmNetwork};
 pub use routing::{Condition, Route, Router};
 pub use storage::{LayerDriver, UnpackSandbox, ZfsImages};

@@ -32,7 +32,7 @@ use crate::backends::proxmox_lxc::{CtNets, CtNetwork, ProxmoxLxcBackend, Proxmox
 use crate::backends::proxmox_vm::{ProxmoxVmBackend, ProxmoxVmConfig};
 use crate::core::backend::Backend;
 use crate::core::caps::CapSet;
-use crate::core::config::{CgroupDriver, Config, NetworkKind, Router};
+use crate::core::config::{CgroupDriver, Config, CtProfile, NetworkKind, Router};
 use crate::core::engine::{Engine, EngineConfig, Ports};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::plugins::Plugins;
@@ -315,6 +315,7 @@ fn proxmox_lxc_config(config: &Config, api: &Proxmox) -> Result<ProxmoxLxcConfig
         orphans: handler.orphans,
         orphans_after: handler.orphans_after.get(),
         network: ct_nets(config)?,
+        native: handler.profile == CtProfile::Native,
     })
 }
 

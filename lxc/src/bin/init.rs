@@ -3,7 +3,8 @@
 //!
 //! liblxc executes it, by descriptor and from a read-only mount, in the finished container. It tells the helper by TELL
 //! when all is done but exec(2), waits for a byte from START, and becomes the program with the same PID. A failure is
-//! told, and ends the container with 127; a crash is the end of the container.
+//! told, and ends the container with 127; a crash is the end of the container. Without those, it is the init of a Proxmox container:
+//! one that stays, or with the argument `native` one that becomes a program ([`successor`]).
 #![allow(unsafe_code)] // taking over inherited descriptors
 
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use lxcri_lxc::become_it::{self, Trouble};
 use lxcri_lxc::plan::Plan;
-use lxcri_lxc::wire;
+use lxcri_lxc::{successor, wire};
 
 /// Status of a program that can't be executed (as shells have it).
 const CANNOT_RUN: u8 = 127;
@@ -20,8 +21,10 @@ const CANNOT_RUN: u8 = 127;
 const HANGUP: u8 = 128 + 1;
 
 fn main() -> ExitCode {
-    if std::env::args_os().len() <= 1 {
-        return serve();
+    match std::env::args_os().nth(1) {
+        None => return serve(),
+        Some(word) if word == successor::WORD => return succeed(),
+        Some(_) => {}
     }
     let numbers: Vec<i32> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     let [plan, tell, start, streams @ ..] = &numbers[..] else { return ExitCode::from(CANNOT_RUN) };
@@ -68,25 +71,24 @@ fn main() -> ExitCode {
 
 /// Without arguments: the init of a Proxmox container that others put their processes into. It reaps, and ends when it is told to.
 fn serve() -> ExitCode {
-    // liblxc asks an init that blocks SIGRTMIN+3 by that one, since systemd's does. By glibc's numbers, which are liblxc's: the C
-    // library that this program has begins one higher.
-    const HALT: i32 = 34 + 3;
-    const ENDS: [i32; 4] = [libc::SIGPWR, libc::SIGTERM, libc::SIGINT, HALT];
-    // SAFETY: plain calls; the set is made by sigfillset before it is used.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut set);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        libc::sigemptyset(&raw mut set);
-        for signal in ENDS.into_iter().chain([libc::SIGCHLD]) {
-            libc::sigaddset(&raw mut set, signal);
+    let set = successor::block_signals();
+    loop {
+        // SAFETY: a plain call; nobody asks for more than the number.
+        match unsafe { libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) } {
+            libc::SIGCHLD => successor::reap(),
+            signal if successor::ENDS.contains(&signal) => return ExitCode::SUCCESS,
+            _ => {}
         }
-        loop {
-            match libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) {
-                libc::SIGCHLD => while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {},
-                signal if ENDS.contains(&signal) => return ExitCode::SUCCESS,
-                _ => {}
-            }
+    }
+}
+
+/// The init of a Proxmox container that becomes a program of somebody's.
+fn succeed() -> ExitCode {
+    match successor::serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            let _ = std::io::stderr().write_all(format!("{why}\n").as_bytes());
+            ExitCode::from(CANNOT_RUN)
         }
     }
 }

@@ -11,7 +11,7 @@ mod launch;
 pub(super) mod limits;
 mod lines;
 mod lxcfs;
-mod plan;
+pub(in crate::backends) mod plan;
 mod seccomp;
 mod system;
 

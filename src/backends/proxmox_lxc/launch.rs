@@ -2,7 +2,7 @@
 
 use camino::Utf8Path;
 
-use super::ProxmoxLxcBackend;
+use super::{ProxmoxLxcBackend, native};
 use crate::backends::pods::launch::{Calls, ExecFiles, exec_process, write};
 use crate::backends::pods::{PATH, classes};
 use crate::core::backend::{ExecContext, Launch, LaunchContext};
@@ -15,12 +15,12 @@ use crate::integrations::cgroup::Parent;
 use crate::utils::process::Spawn;
 
 /// A call of the helper: its verb, its options, and the OCI runtime's own verb.
-struct Call<'a> {
-    verb: &'a str,
-    options: Vec<(&'a str, String)>,
-    log: &'a Utf8Path,
-    oom_score_adj: i32,
-    runtime: Vec<&'a str>,
+pub(super) struct Call<'a> {
+    pub(super) verb: &'a str,
+    pub(super) options: Vec<(&'a str, String)>,
+    pub(super) log: &'a Utf8Path,
+    pub(super) oom_score_adj: i32,
+    pub(super) runtime: Vec<&'a str>,
 }
 
 impl ProxmoxLxcBackend {
@@ -32,7 +32,7 @@ impl ProxmoxLxcBackend {
         Ok(format!("{}:{}", watch.pid, watch.start_time))
     }
 
-    fn program(&self, pod: &PodRecord, call: Call<'_>) -> Result<monitor_v1::Program> {
+    pub(super) fn program(&self, pod: &PodRecord, call: Call<'_>) -> Result<monitor_v1::Program> {
         let mut args = vec![call.verb.to_owned(), "--init".to_owned(), Self::inside(pod)?];
         for (name, value) in call.options {
             args.extend([format!("--{name}"), value]);
@@ -40,15 +40,20 @@ impl ProxmoxLxcBackend {
         args.extend(["--log", call.log.as_str(), "--", self.config.runtime.as_str()].map(String::from));
         args.extend(["--root", self.root().as_str(), "--log", call.log.as_str()].map(String::from));
         args.extend(call.runtime.into_iter().map(String::from));
-        Ok(monitor_v1::Program {
+        Ok(self.helper(args, call.log, call.oom_score_adj))
+    }
+
+    /// A call of the helper.
+    pub(super) fn helper(&self, args: Vec<String>, log: &Utf8Path, oom_score_adj: i32) -> monitor_v1::Program {
+        monitor_v1::Program {
             path: self.config.helper.to_string(),
             args,
             env: vec![format!("PATH={PATH}")],
             cwd: String::new(),
             deadline_ms: u32::try_from(self.config.timeout.as_millis()).unwrap_or(u32::MAX),
-            error_log: call.log.to_string(),
-            oom_score_adj: call.oom_score_adj,
-        })
+            error_log: log.to_string(),
+            oom_score_adj,
+        }
     }
 
     pub(super) async fn plan_launch(&self, context: LaunchContext<'_>) -> Result<Launch> {
@@ -94,7 +99,7 @@ impl ProxmoxLxcBackend {
         Ok(Launch { plan, user: prepared.user, stop_signal: prepared.stop_signal, adjusted: None })
     }
 
-    fn delete_call<'a>(&self, parent: &Parent, id: &'a ContainerId, log: &'a Utf8Path) -> Call<'a> {
+    pub(super) fn delete_call<'a>(&self, parent: &Parent, id: &'a ContainerId, log: &'a Utf8Path) -> Call<'a> {
         let mut options = vec![("state", self.root().join(id.as_str()).to_string())];
         for root in self.pods.hierarchy.roots() {
             options.push(("remove", root.join(parent.container(id)).to_string()));
@@ -112,7 +117,10 @@ impl ProxmoxLxcBackend {
     pub(super) async fn plan_exec(&self, context: ExecContext<'_>) -> Result<monitor_v1::Exec> {
         let ExecContext { pod, container, run_dir, exec_id, command, tty } = context;
         let pod = self.in_ct(pod)?;
-        let (_, process) = exec_process(run_dir, &container.id, command, tty).await?;
+        let (_, mut process) = exec_process(run_dir, &container.id, command, tty).await?;
+        if native::is(&pod) {
+            process.set_apparmor_profile(native::profile_of(container.pid).await);
+        }
         let oom_score_adj = process.oom_score_adj().unwrap_or(0);
         let files = ExecFiles::of(run_dir, exec_id);
         let text =

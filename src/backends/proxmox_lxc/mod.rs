@@ -3,11 +3,13 @@
 //! below the CT's and cgroups beside its own, so that whatever stops the CT ends them.
 //!
 //! `unit` makes and removes the CT, `owner` says whose one is, `network` says what Proxmox connects them with, `launch` plans
-//! containers and execs. An OCI runtime's calls are made inside of the CT's PID namespace by the helper of the handler `lxc` (`within`,
-//! `keep`, `forget`). A CT is found again by the pod's journal and by the identity in its notes; one without that is never touched. A
-//! crash leaves what the journal names, or a CT that says whose it is.
+//! containers and execs. With the profile `native` a CT's init becomes the pod's one container (`native`). An OCI runtime's calls are
+//! made inside of the CT's PID namespace by the helper of the handler `lxc` (`within`, `keep`, `inherit`, `forget`). A CT is found
+//! again by the pod's journal and by the identity in its notes; one without that is never touched. A crash leaves what the journal
+//! names, or a CT that says whose it is.
 
 mod launch;
+mod native;
 mod network;
 mod owner;
 mod plan;
@@ -72,6 +74,8 @@ pub struct ProxmoxLxcConfig {
     pub orphans_after: Duration,
     /// What Proxmox connects them with; None: the node's CNI plugins do.
     pub network: Option<CtNets>,
+    /// New pods are of the profile `native`.
+    pub native: bool,
 }
 
 /// The backend.
@@ -140,6 +144,10 @@ impl Backend for ProxmoxLxcBackend {
                 .map_err(|e| Error::because(Kind::FailedPrecondition, format!("{what} {path} (handlers)"), e))?;
         }
         let version = look(self.api.version()).await??;
+        if self.config.native {
+            native::check_kernel(&native::kernel())?;
+            native::check_proxmox(&version)?;
+        }
         self.config.network.as_ref().map_or(Ok(()), |_| CtNets::check_release(&version))
     }
 
@@ -179,12 +187,20 @@ impl Backend for ProxmoxLxcBackend {
             (m.uid_mappings, m.gid_mappings) = (users.uids, users.gids);
         }
         container.security.namespaces.user = users;
+        if native::is(pod) {
+            native::check_container(container)?;
+            native::check_only(&self.pods.config.state, &pod.id)?;
+            container.security.namespaces.pid = NamespaceMode::Pod;
+        }
         Ok(())
     }
 
     fn check(&self, pod: &SandboxConfig) -> Result<()> {
         if self.config.network.is_some() {
             CtNets::check(pod)?;
+        }
+        if self.config.native {
+            native::check_kernel(&native::kernel())?;
         }
         self.pods
             .check(&SandboxConfig { cgroup_parent: String::new(), ..pod.clone() }, &self.pods.config.idmapped_rootfs)
@@ -202,7 +218,10 @@ impl Backend for ProxmoxLxcBackend {
     }
 
     async fn launch_plan(&self, context: LaunchContext<'_>) -> Result<Launch> {
-        self.plan_launch(context).await
+        match native::is(context.pod) {
+            true => self.plan_native(context).await,
+            false => self.plan_launch(context).await,
+        }
     }
 
     async fn cannot_run(&self, run_dir: &Utf8Path) -> Option<String> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::plan::CT;
+use super::plan::{CT, check_release};
 use crate::core::config::{Addresses, CtNetwork as Settings};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ids::PodId;
@@ -20,8 +20,6 @@ use crate::integrations::proxmox_api::{Net, Version};
 
 /// The pod's interface, the name that the kubelet and its tools look for.
 const INTERFACE: &str = "eth0";
-/// First release whose CTs can have addresses that the node sets.
-const SINCE: (u32, u32) = (9, 1);
 
 /// What CTs are connected with, as configured.
 #[derive(Debug, Clone)]
@@ -76,17 +74,7 @@ impl CtNets {
 
     /// Whether a release of Proxmox has it.
     pub(super) fn check_release(version: &Version) -> Result<()> {
-        let mut numbers = version.version.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
-        let found = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-        if found >= SINCE {
-            return Ok(());
-        }
-        let (major, minor) = SINCE;
-        Err(Error::precondition(format!(
-            "handlers.proxmox-lxc.network.kind \"pve\" needs Proxmox VE {major}.{minor} or later, where the node sets CTs' addresses; this \
-             is {}",
-            version.version
-        )))
+        check_release(version, "network.kind \"pve\"", "the node sets CTs' addresses")
     }
 }
 

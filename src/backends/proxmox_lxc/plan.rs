@@ -2,9 +2,9 @@
 
 use crate::backends::proxmox::Unit;
 use crate::backends::proxmox::plan::{cpus, host_name, tags, words};
-use crate::core::error::Result;
+use crate::core::error::{Error, Result};
 use crate::core::spec::{Resources, SandboxConfig};
-use crate::integrations::proxmox_api::{CtSpec, GuestKind, Identity, NewGuest, Vmid, Volume};
+use crate::integrations::proxmox_api::{CtSpec, GuestKind, Identity, NewGuest, Version, Vmid, Volume};
 
 /// What a pod is in Proxmox.
 pub const CT: Unit = Unit {
@@ -21,6 +21,27 @@ pub const CT: Unit = Unit {
 const ROOTFS: u64 = 64;
 /// Least memory that Proxmox takes, in MiB.
 const MIN_MEMORY: u64 = 16;
+
+/// First release whose CTs can have addresses that the node sets, and a program other than /sbin/init.
+const SINCE: (u32, u32) = (9, 1);
+
+/// The first two numbers of a version ("9.1.2", "6.17.2-1-pve").
+pub fn numbers(version: &str) -> (u32, u32) {
+    let mut numbers = version.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
+}
+
+/// Whether a release of Proxmox has what a key of the handler asks for.
+pub fn check_release(version: &Version, key: &str, what: &str) -> Result<()> {
+    if numbers(&version.version) >= SINCE {
+        return Ok(());
+    }
+    let (major, minor) = SINCE;
+    Err(Error::precondition(format!(
+        "handlers.proxmox-lxc.{key} needs Proxmox VE {major}.{minor} or later, where {what}; this is {}",
+        version.version
+    )))
+}
 
 /// Cgroup of a CT, from the hierarchies' roots.
 pub fn cgroup(vmid: Vmid) -> String {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use camino::Utf8Path;
 use tokio_util::sync::CancellationToken;
 
-use super::ProxmoxLxcBackend;
 use super::plan::{self, CT};
+use super::{ProxmoxLxcBackend, native};
 use crate::backends::pods::sandbox::NETWORK;
 use crate::core::backend::{IsKnown, Journal};
 use crate::core::error::{Error, Kind, Result};
@@ -80,7 +80,8 @@ impl ProxmoxLxcBackend {
         let network = self.pods.connect(&inside, cancel).await?;
         fail_point!("ct.connected");
         self.pods.write_files(&inside, pod_dir, &network).await?;
-        let shares = pod.config.security.namespaces.pid == NamespaceMode::Pod;
+        // Its one container is the first of the CT's own processes.
+        let shares = self.config.native || pod.config.security.namespaces.pid == NamespaceMode::Pod;
         Ok(SandboxFacts {
             netns: pinned.net,
             ipcns: pinned.ipc,
@@ -100,7 +101,11 @@ impl ProxmoxLxcBackend {
         let template = self.template().await?;
         let limits = plan::limits(&pod.config.resources, &pod.config.overhead, memory_of_the_node());
         let identity = self.cts.identity(pod);
-        let spec = plan::spec(&pod.config, &identity, &template, &config.storage, &config.pool, limits)?;
+        let mut spec = plan::spec(&pod.config, &identity, &template, &config.storage, &config.pool, limits)?;
+        if config.native {
+            journal.note(vec![native::note()]).await?;
+            spec.guest.extra.extend(native::keys());
+        }
         let make = |vmid: Vmid| {
             fail_point!("ct.noted_number");
             let n = vmid.get() - config.vmids.0.get();
@@ -147,7 +152,7 @@ impl ProxmoxLxcBackend {
 
     /// Takes down what the journal notes: the network first, the CT last.
     pub(super) async fn end_unit(&self, pod: &PodRecord, pod_dir: &Utf8Path) -> Result<()> {
-        let ours = pod.resources.iter().filter(|n| n.kind != CT.taken).cloned();
+        let ours = pod.resources.iter().filter(|n| n.kind != CT.taken && **n != native::note()).cloned();
         let (units, others): (Vec<Resource>, Vec<Resource>) = ours.partition(|n| n.kind == CT.note);
         let mut rest = pod.clone();
         rest.resources = others;

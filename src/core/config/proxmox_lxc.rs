@@ -21,6 +21,8 @@ const TABLE: &str = "handlers.proxmox-lxc";
 pub struct ProxmoxLxcHandler {
     /// Whether there is such a handler.
     pub enabled: bool,
+    /// What a pod's CT is. "pod": what its containers are in. "native": its one container itself.
+    pub profile: CtProfile,
     /// Numbers that CTs get: `FIRST-LAST`. Nobody else should use them.
     pub vmids: String,
     /// Storage of the CTs' root file systems.
@@ -47,6 +49,7 @@ impl Default for ProxmoxLxcHandler {
     fn default() -> Self {
         Self {
             enabled: false,
+            profile: CtProfile::default(),
             vmids: "900000-909999".into(),
             storage: "local-zfs".into(),
             template_storage: "local".into(),
@@ -85,6 +88,17 @@ impl ProxmoxLxcHandler {
             Err(fault) => faults.push(fault),
         }
     }
+}
+
+/// What a pod's CT is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CtProfile {
+    /// What its containers are in.
+    #[default]
+    Pod,
+    /// The pod's one container: the CT's init becomes the image's program.
+    Native,
 }
 
 /// Who connects pods.
@@ -210,6 +224,7 @@ mod tests {
             ("vmids = \"900001-900000\"", "", "handlers.proxmox-lxc.vmids"),
             ("orphans_after = \"10ms\"", "", "handlers.proxmox-lxc.orphans_after"),
             ("orphans = \"keep\"", "", "orphans"),
+            ("profile = \"oci\"", "", "profile"),
             ("", "kind = \"ovs\"", "kind"),
             ("", "bridge = \"vmbr0\"", "network.bridge: only with"),
             ("", "gateway6 = \"fd00::1\"", "network.gateway6: only with"),
