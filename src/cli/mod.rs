@@ -287,22 +287,28 @@ fn switch(name: &'static str, short: Option<char>, help: &'static str) -> Arg {
     }
 }
 
-/// Does `act` with each of the names that were given: one that fails is told, and does not keep the others from their turn. The exit code.
-async fn each(matches: &ArgMatches, name: &str, mut act: impl AsyncFnMut(&str) -> Result<()>) -> Result<u8> {
-    let names = strings(matches, name);
-    let mut code = 0;
-    for name in &names {
-        match act(name).await {
-            Ok(()) => {}
-            // Of a single one the program tells it.
-            Err(e) if names.len() == 1 => return Err(e),
-            Err(e) => {
+/// What came of several names: one that fails is told, and does not keep the others from their turn.
+struct Outcomes {
+    several: bool,
+    code: u8,
+}
+
+impl Outcomes {
+    fn of(names: &[String]) -> Self {
+        Self { several: names.len() > 1, code: 0 }
+    }
+
+    /// A failure of the only one is given back: the program tells it.
+    fn note(&mut self, name: &str, done: Result<()>) -> Result<()> {
+        match done {
+            Err(e) if self.several => {
                 eprintln!("{PROGRAM}: {name}: {e:#}");
-                code = 1;
+                self.code = 1;
+                Ok(())
             }
+            done => done,
         }
     }
-    Ok(code)
 }
 
 fn strings(matches: &ArgMatches, name: &str) -> Vec<String> {

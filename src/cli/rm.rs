@@ -6,7 +6,7 @@ use clap::{Arg, ArgMatches};
 use super::client::{Client, called};
 use super::output::say;
 use super::run::remove_logs;
-use super::{Command, Context, each, switch};
+use super::{Command, Context, Outcomes, strings, switch};
 use crate::api::v1;
 
 pub(super) struct Rm;
@@ -27,18 +27,24 @@ impl Command for Rm {
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
-        each(matches, "CONTAINER", async |name| {
-            let container = client.container(name).await?;
-            let runs = container.state() == v1::ContainerState::ContainerRunning;
-            ensure!(!runs || matches.get_flag("force"), "container {name} runs: stop it first, or use --force");
-            let status = client.container_status(&container.id).await?;
-            let request = v1::RemoveContainerRequest { container_id: container.id.clone() };
-            called(client.runtime.remove_container(request).await)?;
-            remove_empty_local_pod(&mut client, &container.pod_sandbox_id, &status.log_path).await?;
-            say!("{name}")
-        })
-        .await
+        let names = strings(matches, "CONTAINER");
+        let mut outcomes = Outcomes::of(&names);
+        for name in &names {
+            outcomes.note(name, remove(&mut client, name, matches.get_flag("force")).await)?;
+        }
+        Ok(outcomes.code)
     }
+}
+
+async fn remove(client: &mut Client, name: &str, force: bool) -> Result<()> {
+    let container = client.container(name).await?;
+    let runs = container.state() == v1::ContainerState::ContainerRunning;
+    ensure!(!runs || force, "container {name} runs: stop it first, or use --force");
+    let status = client.container_status(&container.id).await?;
+    let request = v1::RemoveContainerRequest { container_id: container.id.clone() };
+    called(client.runtime.remove_container(request).await)?;
+    remove_empty_local_pod(client, &container.pod_sandbox_id, &status.log_path).await?;
+    say!("{name}")
 }
 
 async fn remove_empty_local_pod(client: &mut Client, pod: &str, log_path: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use clap::{Arg, ArgMatches};
 
 use super::client::{Client, called};
 use super::output::print;
-use super::{Command, Context, each, switch};
+use super::{Command, Context, Outcomes, strings, switch};
 use crate::api::v1;
 
 pub(super) struct Rmi;
@@ -25,20 +25,26 @@ impl Command for Rmi {
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
-        each(matches, "IMAGE", async |name| {
-            let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
-            let request = v1::ImageStatusRequest { image: image.clone(), verbose: false };
-            let found = called(client.image.image_status(request).await)?.image;
-            // For the CRI it is no error; who types a name wants to know.
-            let found = found.with_context(|| format!("image {name} is not here"))?;
-            // By its id: the name may be another image's by now.
-            let image = Some(v1::ImageSpec { image: found.id.clone(), ..Default::default() });
-            called(client.image.remove_image(v1::RemoveImageRequest { image }).await)?;
-            let names: Vec<&str> = found.repo_tags.iter().chain(&found.repo_digests).map(String::as_str).collect();
-            print(&removed(&found.id, &names))
-        })
-        .await
+        let names = strings(matches, "IMAGE");
+        let mut outcomes = Outcomes::of(&names);
+        for name in &names {
+            outcomes.note(name, remove(&mut client, name).await)?;
+        }
+        Ok(outcomes.code)
     }
+}
+
+async fn remove(client: &mut Client, name: &str) -> Result<()> {
+    let image = Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
+    let request = v1::ImageStatusRequest { image, verbose: false };
+    let found = called(client.image.image_status(request).await)?.image;
+    // For the CRI it is no error; who types a name wants to know.
+    let found = found.with_context(|| format!("image {name} is not here"))?;
+    // By its id: the name may be another image's by now.
+    let image = Some(v1::ImageSpec { image: found.id.clone(), ..Default::default() });
+    called(client.image.remove_image(v1::RemoveImageRequest { image }).await)?;
+    let names: Vec<&str> = found.repo_tags.iter().chain(&found.repo_digests).map(String::as_str).collect();
+    print(&removed(&found.id, &names))
 }
 
 /// The image and each name that is gone with it, a line each.

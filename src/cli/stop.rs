@@ -5,7 +5,7 @@ use clap::{Arg, ArgMatches};
 
 use super::client::{Client, called};
 use super::output::say;
-use super::{Command, Context, each};
+use super::{Command, Context, Outcomes, strings};
 use crate::api::v1;
 
 pub(super) struct Stop;
@@ -33,11 +33,17 @@ impl Command for Stop {
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
         let mut client = Client::connect(&context.local_socket).await?;
         let timeout = matches.get_one::<u32>("time").copied().unwrap_or(10).into();
-        each(matches, "CONTAINER", async |name| {
-            let container_id = client.container(name).await?.id;
-            called(client.runtime.stop_container(v1::StopContainerRequest { container_id, timeout }).await)?;
-            say!("{name}")
-        })
-        .await
+        let names = strings(matches, "CONTAINER");
+        let mut outcomes = Outcomes::of(&names);
+        for name in &names {
+            outcomes.note(name, stop(&mut client, name, timeout).await)?;
+        }
+        Ok(outcomes.code)
     }
+}
+
+async fn stop(client: &mut Client, name: &str, timeout: i64) -> Result<()> {
+    let container_id = client.container(name).await?.id;
+    called(client.runtime.stop_container(v1::StopContainerRequest { container_id, timeout }).await)?;
+    say!("{name}")
 }
