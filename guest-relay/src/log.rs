@@ -240,22 +240,22 @@ mod tests {
     #[test]
     fn a_log_that_is_too_large_begins_anew_and_is_found_by_the_next_relay() {
         let test = Test::new();
-        let limit = 3 * line(1).len() as u64;
+        let limit = 10 * line(10).len() as u64;
         let mut log = Log::create(&test.state(), "c", &test.path(), limit).expect("a log");
-        for n in 1..=4 {
+        for n in 10..=20 {
             log.input(line(n).as_bytes());
             assert_eq!(log.flush(Instant::now()), Wrote::Good(line(n).len()));
         }
         assert_eq!((log.take_dropped(), log.take_dropped()), (limit, 0));
-        assert!(test.text().contains("were dropped") && test.text().ends_with(&line(4)), "{}", test.text());
+        assert!(test.text().contains("were dropped") && test.text().ends_with(&line(20)), "{}", test.text());
         let before = test.text();
-        log.input(line(5).as_bytes());
+        log.input(line(21).as_bytes());
         // As if it had been killed before the line was written down.
         let position = std::fs::read(test.state().join("c.guest-log")).expect("the position");
         log.flush(Instant::now());
         std::fs::write(test.state().join("c.guest-log"), position).expect("the old position");
         let log = Log::take_up(&test.state(), "c", &test.path(), limit).expect("taken up");
-        assert_eq!((test.text(), log.position()), (before, 4 * line(1).len() as u64));
+        assert_eq!((test.text(), log.position()), (before, 11 * line(10).len() as u64));
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn a_log_that_grows_too_fast_begins_anew_and_says_so() {
     const LIMIT: u64 = 1 << 20;
     let pod = Pod::start();
     let mut client = pod.connect();
-    let mut plan = pod.plan("c1", "head -c 30000000 /dev/zero | tr '\\0' x | fold -w 99; echo the end");
+    let mut plan = pod.plan("c1", "head -c 30000000 /dev/zero | tr '\\0' x | fold -w 99; echo; echo the end");
     plan.log_size_max = LIMIT;
     pod.run(&mut client, plan);
     let (mut dropped, mut largest) = (0, 0);
