@@ -106,6 +106,7 @@ pub fn serve() -> Result<(), String> {
     // SAFETY: a plain call; the descriptor that it returns is owned by nobody else.
     let signals = match unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) } {
         -1 => return Err(format!("signals: {}", std::io::Error::last_os_error())),
+        // SAFETY: the call has just made it, and nothing else has it.
         fd => unsafe { OwnedFd::from_raw_fd(fd) },
     };
     let failed = |e: rustix::io::Errno| format!("{SOCKET}: {e}");
