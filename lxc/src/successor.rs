@@ -103,11 +103,13 @@ fn wait_for(fd: &OwnedFd, signals: &OwnedFd) -> Result<bool, String> {
 /// Waits, and becomes what it is told; returns when it was told to end instead, or why it can't.
 pub fn serve() -> Result<(), String> {
     let set = block_signals();
-    // SAFETY: a plain call; the descriptor that it returns is owned by nobody else.
-    let signals = match unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) } {
-        -1 => return Err(format!("signals: {}", std::io::Error::last_os_error())),
-        fd => unsafe { OwnedFd::from_raw_fd(fd) },
-    };
+    // SAFETY: a plain call, with a set that lives longer.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(format!("signals: {}", std::io::Error::last_os_error()));
+    }
+    // SAFETY: it is new, and nobody else owns it.
+    let signals = unsafe { OwnedFd::from_raw_fd(fd) };
     let failed = |e: rustix::io::Errno| format!("{SOCKET}: {e}");
     let socket = || {
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(failed)
