@@ -136,6 +136,10 @@ fn faults(place: Place) -> Vec<(&'static str, What, Then)> {
         ("object for data", What::Data(json!({})), Fails(Code::Internal, odd_answer)),
         ("done, garbled", What::Garbled(json!([1])), Fails(Code::Internal, odd_answer)),
     ];
+    let making = place.1 == Upload || place.0 == "POST /nodes/pve1/lxc";
+    // The pod is there: a kubelet would take a "not found" for its end. What can't be stopped is deleted, which stops it.
+    let stop = place.0.ends_with("/status/stop");
+    let gone = if stop { Well } else { Fails(Code::FailedPrecondition, "does not exist") };
     let late = ("late", What::Late(Duration::from_millis(2500)), Fails(Code::DeadlineExceeded, "no answer within"));
     let tasks = [
         ("task fails", ends("command 'x' failed: exit code 1"), Fails(Code::Internal, "exit code 1")),
@@ -143,6 +147,12 @@ fn faults(place: Place) -> Vec<(&'static str, What, Then)> {
         ("task meets a lock", ends("CT is locked (backup)"), Fails(Code::FailedPrecondition, "is locked (backup)")),
         ("task is full", ends("No space left on device"), Fails(Code::ResourceExhausted, "No space left")),
         ("task warns", What::TaskWarns(2), Well),
+        (
+            "task meets the lock file",
+            ends("can't lock file '/run/lock/lxc/pve-config-9000.lock' - got timeout"),
+            if making { Fails(Code::Unavailable, "got timeout") } else { Well },
+        ),
+        ("task misses its storage", ends("storage 'gone' does not exist"), gone.clone()),
     ];
     let mut all = always;
     all.extend(passing);
@@ -151,6 +161,7 @@ fn faults(place: Place) -> Vec<(&'static str, What, Then)> {
         all.push(("object for data", What::Data(json!({})), object));
     } else {
         all.extend(changes);
+        all.push(("something is missing", status(500, "storage 'gone' does not exist"), gone.clone()));
     }
     if matches!(place.1, Task | Change) {
         all.push(late);
@@ -259,8 +270,12 @@ impl Lab {
                 while let Err(e) = self.stop(&pod.id).await {
                     // What died of its making is in no pool, and locked: that takes an operator, who does what the words say.
                     if let Some((_, rest)) = e.message().split_once("; pct destroy ") {
-                        let number = rest.split('`').next().and_then(|n| n.parse().ok()).expect("a number");
-                        tokio::task::block_in_place(|| self.pve().destroy_guest(number));
+                        let words: Vec<&str> = rest.split('`').next().expect("words").split_whitespace().collect();
+                        let number = words[0].parse().expect("a number");
+                        tokio::task::block_in_place(|| match words[1..] {
+                            ["--destroy-unreferenced-disks", "1"] => self.pve().destroy_guest_and_volumes(number),
+                            _ => self.pve().destroy_guest(number),
+                        });
                         continue;
                     }
                     let not_yet = [" yet is known in ", " is being made by task "];
@@ -279,7 +294,11 @@ impl Lab {
             failed(self.pve(), "UpdatePodSandboxResources", &e);
         }
         let pve = self.pve();
-        assert!(pve.guests().iter().any(|n| pve.config(*n, "memory").as_deref() == Some(MEMORY)), "memory of the CT");
+        let changed = pve.guests().into_iter().find(|n| pve.config(*n, "memory").as_deref() == Some(MEMORY));
+        let group = format!("lxc/{}", changed.expect("a CT with that memory"));
+        let limit = support::cgroup_file(&group, "memory.limit_in_bytes", "memory.max");
+        let limit = std::fs::read_to_string(limit).expect("the limit of its cgroup");
+        assert_eq!(limit.trim().parse::<u64>().map(|n| n >> 20).map(|n| n.to_string()).as_deref(), Ok(MEMORY));
         while let Err(e) = self.stop(&id).await {
             failed(self.pve(), "StopPodSandbox", &e);
         }
@@ -302,7 +321,7 @@ impl Lab {
         let (records, running) = (self.node.dir.join("lib/pods"), std::path::Path::new("/var/lib/lxc"));
         for (what, found) in [
             ("CTs", guests),
-            ("volumes", pve.volumes()),
+            ("volumes", pve.cts_and_volumes()),
             ("pods", pods),
             ("records", names(&records)),
             ("containers of lxc", names(running).into_iter().filter(|n| n.starts_with('9')).collect()),
@@ -374,7 +393,7 @@ fn every_call_meets_every_fault() {
             lab.life(|_, step, e| panic!("{step} without a fault: {e:?}")).await;
             lab.nothing_is_left().await;
             let seen = lab.pve().requests();
-            let looks = ["GET /version", "GET /nodes/pve1/lxc"];
+            let looks = ["GET /version", "GET /nodes", "GET /access/permissions", "GET /nodes/pve1/lxc"];
             let seen: BTreeSet<String> =
                 seen[before..].iter().map(place_of).filter(|p| !looks.contains(&p.as_str())).collect();
             let known: BTreeSet<String> = PLACES.iter().map(|p| p.0.to_owned()).collect();
@@ -458,6 +477,28 @@ fn what_is_made_behind_our_back_is_ours() {
                 lab.pve().forget_requests();
                 lab.pve().mend();
             }
+            // A daemon that dies while its call is under way: what Proxmox makes after that is found by the next one.
+            lab.pve().dawdle(Duration::ZERO);
+            lab.pve().fault("POST", "/lxc$", 1, What::Late(Duration::from_millis(1700)));
+            let mut caller = Client::connect(&lab.node.socket()).await;
+            let config = client::pod("killed", &lab.node.pod_logs("killed"));
+            let request = RunPodSandboxRequest { config: Some(config), runtime_handler: "proxmox-lxc".into() };
+            let call = tokio::spawn(async move { caller.runtime.run_pod_sandbox(request).await });
+            let sent = Instant::now() + LONG;
+            while lab.pve().count("POST", "/nodes/pve1/lxc") == 0 {
+                assert!(Instant::now() < sent, "nothing is asked for");
+                tokio::time::sleep(Duration::from_millis(10)).await; // the poll of a condition with a deadline
+            }
+            assert_eq!(lab.pve().guests(), [0; 0], "it is not begun yet");
+            lab.restart().await;
+            call.await.expect("its end").expect_err("nobody there");
+            let made = Instant::now() + LONG;
+            while lab.pve().count("DELETE", "/lxc/") == 0 {
+                assert!(Instant::now() < made, "the CT is not deleted");
+                tokio::time::sleep(Duration::from_millis(50)).await; // the poll of a condition with a deadline
+            }
+            lab.nothing_is_left().await;
+            lab.pve().mend();
             // Nobody's, with the lock of its making: left alone.
             lab.pve().add_guest_under_way(9000);
             lab.pve().dawdle(Duration::ZERO);

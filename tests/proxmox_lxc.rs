@@ -56,6 +56,44 @@ fn a_pod_is_a_ct() {
 }
 
 #[test]
+fn a_pods_limits_are_its_cts() {
+    isolated("a_pods_limits_are_its_cts", || {
+        let node = start();
+        let crictl = node.crictl();
+        crictl.run(&["pull", BUSYBOX]);
+        let limit = |group: &str, v1: &str, v2: &str| {
+            let file = support::cgroup_file(group, v1, v2);
+            std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display())).trim().to_owned()
+        };
+        // As a kubelet limits the processes of its pods.
+        std::fs::write(support::cgroup_file("tests", "pids.max", "pids.max"), "321").expect("a limit");
+        let run = |name: &str, mib: u64| {
+            let mut config = support::crictl::pod_config(name, &node.pod_logs(name));
+            config["linux"]["resources"] =
+                json!({"memory_limit_in_bytes": mib << 20, "cpu_shares": 2, "cpu_quota": 50000, "cpu_period": 100_000});
+            let pod = crictl.run(&["runp", &crictl.file(&format!("pod-{name}"), &config)]);
+            // Twice as much as the smaller limit, held by the last of them.
+            let eats = "head -c 134217728 /dev/zero | tail -c 134217728 | wc -c";
+            let id = crictl.create(&pod, name, "c", BUSYBOX, &format!("set -o pipefail; {eats}"));
+            crictl.run(&["start", &id]);
+            (pod, crictl.wait_exit(&id)["exitCode"].clone())
+        };
+        let (small, exit) = run("small", 64);
+        assert_ne!(exit, 0, "more than its pod's memory");
+        assert_eq!(limit("lxc/9000", "pids.max", "pids.max"), "321");
+        assert_eq!(limit("lxc/9000", "memory.limit_in_bytes", "memory.max"), (64_u64 << 20).to_string());
+        let pve = node.pve.as_ref().expect("a Proxmox");
+        let keys = ["memory", "cpulimit", "cpuunits"].map(|key| pve.config(9000, key).unwrap_or_default());
+        assert_eq!(keys, ["64", "0.5", "1"]);
+        let (large, exit) = run("large", 512);
+        assert_eq!(exit, 0, "it fits");
+        for pod in [small, large] {
+            crictl.run(&["rmp", "-f", &pod]);
+        }
+    });
+}
+
+#[test]
 fn what_an_operator_does_to_the_ct_is_seen() {
     isolated("what_an_operator_does_to_the_ct_is_seen", || {
         let node = start();
@@ -108,8 +146,9 @@ fn a_ct_that_is_rebooted_or_migrated_is_its_pods_end() {
         // It would be killed after a minute.
         assert!(asked.elapsed() < LONG, "the CT's init does not end when it is told to");
         has_ended(&crictl, &pod, &id);
+        // It is over: nobody has to ask.
+        wait_for("the CT's end", LONG, || pve.guests().is_empty().then_some(()));
         crictl.run(&["rmp", "-f", &pod]);
-        assert_eq!(pve.guests(), [0; 0]);
 
         let (pod, id) = run("migrated");
         pve.migrate_guest(9000, "pve2");

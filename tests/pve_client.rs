@@ -223,7 +223,9 @@ async fn tokens_tickets_and_secrets() {
     assert_eq!((e.kind(), e.status()), (&ErrorKind::Auth, Some(401)));
     assert!(!format!("{e} {e:?} {api:?}").contains(SECRET));
     pve.secret("token", other);
-    api.nodes().await.expect("the new one");
+    // All at once: who reads the file first does it for those that were refused with him.
+    let all = futures::future::join_all((0..8).map(|_| api.nodes())).await;
+    assert!(all.iter().all(Result::is_ok), "the new one: {all:?}");
 
     let password = pve.secret("password", "hunter22");
     let settings =
@@ -235,6 +237,23 @@ async fn tokens_tickets_and_secrets() {
     pve.expire_tickets();
     by_ticket.nodes().await.expect("renewed after a 401");
     assert_eq!(pve.count("POST", "/access/ticket"), 2);
+    pve.expire_tickets();
+    let all = futures::future::join_all((0..8).map(|_| by_ticket.nodes())).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    assert_eq!(pve.count("POST", "/access/ticket"), 3, "one logs in for all");
+    // A login that hangs is waited for once, by all, and nothing of their calls was sent.
+    let hasty = client(&Settings { timeout: Duration::from_secs(1).into(), ..settings.clone() });
+    pve.fault_for_long("POST", "/access/ticket", What::Slow(Duration::from_secs(5)));
+    let began = Instant::now();
+    let id = vmid(200);
+    let all = futures::future::join_all((0..8).map(|_| hasty.guest_start(ct(id)))).await;
+    for e in all.into_iter().map(|r| r.expect_err("no ticket")) {
+        assert!(*e.kind() == ErrorKind::Timeout && !e.is_uncertain(), "{e:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(pve.count("POST", "/status/start"), 0);
+    pve.mend();
+    hasty.nodes().await.expect("a ticket");
     let wrong = pve.secret("password", "hunter23");
     let by_ticket = client(&Settings { password_file: Some(wrong), ..settings });
     let e = by_ticket.nodes().await.expect_err("a wrong password");
@@ -369,7 +388,20 @@ async fn tasks_that_end_badly() {
     for result in hidden {
         assert!(matches!(result.expect_err("in no pool").kind(), ErrorKind::Permission { .. }));
     }
-    pve.destroy_guest(102);
+    // Root sees it: it goes without its volume, which nothing names, or with it.
+    let password = pve.secret("password", "hunter22");
+    let root =
+        Settings { token_id: String::new(), user: "root@pam".into(), password_file: Some(password), ..pve.settings() };
+    let root = client(&root);
+    pve.lock_guest(102, None);
+    root.guest_delete(ct(vmid(102)), true).await.expect("deleted");
+    assert!(pve.cts_and_volumes().contains(&"subvol-102-disk-0.subvol".to_owned()));
+    pve.fault("POST", "/lxc", 1, What::HalfDone);
+    create(&api, 102, &spec()).await.expect_err("died");
+    pve.lock_guest(102, None);
+    assert!(root.guest_destroy(ct(vmid(102)), true, true).await.expect("deleted"));
+    assert!(!root.guest_destroy(ct(vmid(102)), true, true).await.expect("it is gone already"));
+    assert_eq!(pve.cts_and_volumes(), ["CT 100", "subvol-100-disk-0.subvol"]);
     // Locks hold whoever forces, and so does protection.
     pve.lock_guest(100, Some("backup"));
     for result in [api.guest_delete(ct(vmid(100)), true).await, api.guest_start(ct(vmid(100))).await] {
@@ -383,6 +415,25 @@ async fn tasks_that_end_badly() {
     pve.fault("DELETE", "/lxc/100", 1, What::TaskEnds("storage 'gone' does not exist".into()));
     let e = api.guest_delete(ct(vmid(100)), false).await.expect_err("what is not there is its storage");
     assert!(e.is_not_found() && api.guest_exists(ct(vmid(100))).await.expect("asked"));
+    // A task that did not get the lock has done nothing.
+    let busy = || What::TaskEnds("can't lock file '/run/lock/lxc/pve-config-100.lock' - got timeout".into());
+    pve.fault("POST", "/status/start", 2, busy());
+    api.guest_start(ct(vmid(100))).await.expect("at the third try");
+    pve.fault("POST", "/status/stop", 1, busy());
+    api.guest_stop(ct(vmid(100))).await.expect("at the second try");
+    pve.fault("POST", "/status/start", usize::MAX, busy());
+    assert_eq!(*api.guest_start(ct(vmid(100))).await.expect_err("always").kind(), ErrorKind::Busy);
+    pve.mend();
+    // What stops does not wait for what is made.
+    let narrow = client(&Settings { max_parallel: 1, ..pve.settings() });
+    api.guest_start(ct(vmid(100))).await.expect("started");
+    pve.dawdle(Duration::from_secs(3));
+    let slow = narrow.ct_create(NODE, vmid(104), &spec()).await.expect("begun");
+    let began = Instant::now();
+    narrow.guest_stop(ct(vmid(100))).await.expect("stopped");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    slow.wait().await.expect("made");
+    pve.dawdle(Duration::ZERO);
     pve.freeze(true);
     assert_eq!(*create(&api, 103, &spec()).await.expect_err("no quorum").kind(), ErrorKind::NoQuorum);
     assert_eq!(*api.guest_start(ct(vmid(100))).await.expect_err("no quorum").kind(), ErrorKind::NoQuorum);
@@ -570,12 +621,19 @@ fn containers_really_run_by_the_command_line() {
         std::fs::remove_dir(state.join("pods").join(&pod)).expect("no record");
         assert!(ok(&["orphans"]).contains("101") && !ok(&["orphans"]).contains("100"));
         std::fs::create_dir_all(state.join("quarantine")).expect("a folder");
+        std::fs::create_dir_all(state.join("quarantine/pod-x")).expect("a record");
         assert!(!output(&["orphans", "--remove"]).status.success(), "not with records in quarantine");
-        std::fs::remove_dir(state.join("quarantine")).expect("no quarantine");
+        // Without pods' records in it the folder is nothing.
+        std::fs::remove_dir(state.join("quarantine/pod-x")).expect("no record");
         ok(&["orphans", "--remove"]);
-        assert_eq!(
-            (output(&["ct", "exists", "101"]).status.code(), output(&["ct", "exists", "100"]).status.code()),
-            (Some(1), Some(0))
+        let exists = |id: &str| output(&["ct", "exists", id]).status.code();
+        assert_eq!((exists("101"), exists("100")), (Some(1), Some(0)));
+        pve.fault("GET", "/status/current", 1, What::Status(401, String::new()));
+        assert_eq!(exists("100"), Some(3), "it can't be told");
+        assert_eq!(ok(&["ct", "exists", "100", "--json"]).trim(), "true");
+        assert!(
+            ok(&["check", "--storage", "local", "--pool", "k8s", "--bridge", "pods", "--json"])
+                .contains("\"lacking\": []")
         );
         ok(&["ct", "delete", "100"]);
         assert!(ok(&["tasks"]).contains("vzdestroy"));

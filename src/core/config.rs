@@ -215,7 +215,7 @@ pub struct Runtime {
     pub log_size_max: u64,
     /// Seconds that output of an exec is still read after its end.
     pub exec_sync_drain: u64,
-    /// Largest number of processes of a container; 0: the kubelet's choice.
+    /// Largest number of processes of a container; 0: no limit but that of its pod, which the kubelet sets.
     pub pids_limit: i64,
     /// Capabilities of containers that ask for nothing.
     pub default_capabilities: Vec<String>,

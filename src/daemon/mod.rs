@@ -150,6 +150,12 @@ pub async fn wire(config: &Config) -> Result<Wired> {
     let crun = CrunBackend::new(crun_config(config), pods.clone()).await;
     let lxc = LxcBackend::new(lxc_config(config, holders), pods.clone());
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(crun), Arc::new(lxc)];
+    // One for all handlers: its queues and its ticket are the node's.
+    let mut client: Option<Proxmox> = None;
+    let mut proxmox = || -> Result<Proxmox> {
+        let known = client.take().map_or_else(|| Proxmox::new(&config.proxmox), Ok)?;
+        Ok(client.insert(known).clone())
+    };
     if config.handlers.proxmox_lxc.enabled {
         let (settings, hierarchy, pins, cni) = in_cts;
         let network: Arc<dyn PodNetwork> = match ct_nets(config)? {
@@ -157,11 +163,11 @@ pub async fn wire(config: &Config) -> Result<Wired> {
             None => cni,
         };
         let pods = Arc::new(NodePods::new(settings, hierarchy, pins, network, tasks.clone()).await?);
-        let api = Proxmox::new(&config.proxmox)?;
+        let api = proxmox()?;
         backends.push(Arc::new(ProxmoxLxcBackend::new(proxmox_lxc_config(config, &api)?, api, pods)));
     }
     if config.handlers.proxmox_vm.enabled {
-        let api = Proxmox::new(&config.proxmox)?;
+        let api = proxmox()?;
         backends.push(Arc::new(ProxmoxVmBackend::new(proxmox_vm_config(config, &api)?, api, pods, tasks.clone())));
     }
     let engine = Engine::new(
@@ -192,6 +198,9 @@ pub async fn wire(config: &Config) -> Result<Wired> {
         plugins.start(engine.plugin_host()).await?;
     }
     tasks.spawn_cancellable("housekeeping", keep_house(engine.clone()));
+    if config.handlers.proxmox_lxc.enabled || config.handlers.proxmox_vm.enabled {
+        tasks.spawn_cancellable("look at the Proxmox API", doctor::proxmox::tell(config.clone()));
+    }
     tracing::info!(pods = report.pods, running = report.running, quarantined = report.quarantined.len(), "recovered");
     Ok(Wired { engine, cgroup_driver, tasks, _lock: lock })
 }

@@ -115,6 +115,7 @@ pub const POINTS: &[Point] = &[
     at(Step::Run, "sandbox.connected"),
     at(Step::Run, "sandbox.files"),
     at(Step::Run, "ct.noted_number"),
+    at(Step::Run, "ct.asked"),
     at(Step::Run, "ct.created"),
     at(Step::Run, "ct.started"),
     at(Step::Run, "ct.noted"),

@@ -197,3 +197,13 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> O
         std::thread::sleep(Duration::from_millis(20)); // the poll of a condition with a deadline
     }
 }
+
+/// A file of a cgroup below the root: its name in version 1, where the first word is the controller, and in version 2.
+pub fn cgroup_file(group: &str, v1: &str, v2: &str) -> std::path::PathBuf {
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.procs").exists() {
+        return root.join(group).join(v2);
+    }
+    let controller = v1.split('.').next().unwrap_or_default();
+    root.join(controller).join(group).join(v1)
+}

@@ -304,10 +304,16 @@ pub fn start_proxmox(config: &mut String, lines: &[String; 2]) -> Pve {
         pve::TOKEN,
         pve.file("token"),
         pve.file("ca.pem"),
-        lines[0],
+        quick(&lines[0]),
         lines[1],
     ));
     pve
+}
+
+/// Lines of the table `[proxmox]`, with a short time for one request where they have none: for as long after its start a daemon waits for
+/// guests that an earlier one may have asked for.
+fn quick(lines: &str) -> String {
+    if lines.contains("timeout") { lines.to_owned() } else { format!("timeout = \"5s\"\n{lines}") }
 }
 
 /// A Proxmox that runs virtual machines by QEMU, with a bridge and a template; adds what the daemon has to know of it, and more lines of
@@ -325,7 +331,7 @@ pub fn start_vm_proxmox(config: &mut String, lines: &[String; 2]) -> Pve {
         pve::TOKEN,
         pve.file("token"),
         pve.file("ca.pem"),
-        lines[0],
+        quick(&lines[0]),
         given("LXCRI_RELAY").display(),
         lines[1],
     ));

@@ -16,7 +16,11 @@ pub type Snapshot = BTreeMap<&'static str, Vec<String>>;
 
 /// Takes stock of mounts, namespaces, cgroups, processes, network and the node's own folders.
 pub fn take(node: &Node) -> Snapshot {
-    take_of(&node.dir)
+    let mut lists = take_of(&node.dir);
+    if let Some(pve) = &node.pve {
+        lists.insert("Proxmox's containers and their volumes", pve.cts_and_volumes());
+    }
+    lists
 }
 
 /// The same for a daemon whose folders `run` and `lib` are in `dir`.

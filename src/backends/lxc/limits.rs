@@ -130,7 +130,7 @@ fn block_io(class: &LinuxBlockIo, v2: bool) -> Vec<Setting> {
 
 /// cpu.shares (2 to 262144, 1024 the default) as cpu.weight (1 to 10000, 100 the default): on a logarithmic scale, as
 /// crun and runc do it since 2025, an exact 100 for 1024 and 1 and 10000 at the ends.
-fn weight(shares: u64) -> u64 {
+pub(in crate::backends) fn weight(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
         262_144.. => 10_000,

@@ -17,7 +17,7 @@ pub mod stats;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 
 use super::oci::{self, HostFacts};
 use crate::core::blocking::blocking;
@@ -190,6 +190,19 @@ impl NodePods {
     /// Where a pod's cgroups are.
     pub fn parent(&self, pod: &PodRecord) -> Result<Parent> {
         Ok(Parent::new(self.config.driver, &pod.config.cgroup_parent, &pod.id)?)
+    }
+
+    /// Gives the group `to`, a path from the hierarchies' roots, the limit of processes that whoever has made the pod's own group has
+    /// set for it, "none" included. Where there is no such group, nothing is set.
+    pub async fn copy_process_limit(&self, pod: &SandboxConfig, id: &PodId, to: String) -> Result<()> {
+        let from = &pod.cgroup_parent;
+        if from.is_empty() || *from == to {
+            return Ok(());
+        }
+        let driver = if from.ends_with(".slice") { Driver::Systemd } else { Driver::Cgroupfs };
+        let (hierarchy, from) = (self.hierarchy.clone(), Parent::new(driver, from, id)?);
+        let to = Utf8Path::new(&to).strip_prefix("/").unwrap_or(Utf8Path::new(&to)).to_owned();
+        blocking(move || Ok(hierarchy.copy_process_limit(from.relative(), &to)?)).await
     }
 
     /// Kills what execs of a container have left and removes their cgroups.

@@ -12,15 +12,17 @@ pub mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use orphans::Orphan;
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::records::PodRecord;
 use crate::core::spec::{NamespaceMode, Namespaces};
-use crate::integrations::proxmox_api::{ApiError, ErrorKind, GuestKind, Proxmox, Vmid};
+use crate::integrations::proxmox_api::{ApiError, ErrorKind, GuestKind, Proxmox, Version, Vmid};
 
+/// Oldest release that is supported.
+const OLDEST: u32 = 8;
 /// How long a look at the API may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -80,9 +82,17 @@ impl Unit {
             ErrorKind::Locked(lock) => {
                 format!("{} {vmid} can't be removed as long as it has the lock {lock:?}", self.word)
             }
-            _ => return e.into(),
+            _ => return failed(e),
         };
         Error::from(e).context(hint)
+    }
+}
+
+/// A failure of the API as one of a pod's call: what is not there is not the pod, which the kubelet would take for gone.
+pub fn failed(e: ApiError) -> Error {
+    match e.is_not_found() {
+        true => Error::new(Kind::FailedPrecondition, e.to_string()),
+        false => e.into(),
     }
 }
 
@@ -100,6 +110,10 @@ pub struct Guests {
     remove_after: Option<Duration>,
     /// Numbers that are given, or about to be asked for.
     given: Mutex<BTreeSet<u32>>,
+    /// Those of them that this process has asked for.
+    asked: Mutex<BTreeSet<u32>>,
+    /// Since when this process is there: what an earlier one has asked for may be done yet.
+    since: Instant,
     /// Numbers about which no answer came.
     unsure: Mutex<BTreeMap<u32, numbers::Unsure>>,
     /// Those that were nobody's at the last look, by number.
@@ -124,9 +138,26 @@ impl Guests {
             vmids,
             remove_after,
             given: Default::default(),
+            asked: Default::default(),
+            since: Instant::now(),
             unsure: Default::default(),
             orphans: Default::default(),
         }
+    }
+
+    /// The release of Proxmox, which has to be one that is supported, of a cluster that this node is in.
+    pub async fn check_node(&self) -> Result<Version> {
+        let version = look(self.api.version()).await??;
+        if version.major().is_none_or(|n| n < OLDEST) {
+            let what = format!("Proxmox VE {} is not supported: {OLDEST} or later is needed", version.version);
+            return Err(Error::precondition(what));
+        }
+        let nodes = look(self.api.nodes()).await??;
+        if !nodes.iter().any(|n| n.node == self.node) {
+            let what = format!("the cluster has no node {:?} (proxmox.node)", self.node);
+            return Err(Error::precondition(what));
+        }
+        Ok(version)
     }
 
     /// The notes of one.

@@ -37,6 +37,11 @@ impl Guests {
         match self.notes(&self.node, vmid).await {
             Ok(notes) => nobodys(&notes, &self.installation, is_known),
             Err(e) if e.is_not_found() || matches!(e.kind(), ErrorKind::Permission { .. }) => Ok(None),
+            // Somebody's that we do not understand is not to hide the others.
+            Err(e) if *e.kind() == ErrorKind::Protocol => {
+                tracing::debug!(%vmid, error = %e, "whose it is can't be told");
+                Ok(None)
+            }
             Err(e) => Err(e.into()),
         }
     }

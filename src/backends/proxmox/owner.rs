@@ -18,15 +18,17 @@ impl Guests {
     /// is none.
     pub async fn elsewhere(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
         let word = self.unit.word;
-        if let Some(left) = self.in_doubt(vmid) {
+        if let Some(left) = self.in_doubt(pod, vmid) {
             let what = format!("whether Proxmox makes {word} {vmid} yet is known in {} s", left.as_secs() + 1);
             return Err(Error::new(Kind::Unavailable, what));
         }
         let guests = self.api.guests().await.map_err(Error::from)?;
         let kind = self.unit.kind.name();
-        let other =
-            guests.iter().find(|g| g.vmid == vmid && g.kind == kind && !g.node.is_empty() && g.node != self.node);
+        let other = guests.iter().find(|g| g.vmid == vmid && g.kind == kind && !g.node.is_empty());
         let Some(node) = other.map(|g| g.node.clone()) else { return Ok(None) };
+        if node == self.node {
+            return Err(Error::new(Kind::Unavailable, format!("{word} {vmid} is there since a moment ago")));
+        }
         match self.notes(&node, vmid).await {
             Ok(notes) if Identity::find(&notes) == Some(self.identity(pod)) => {
                 tracing::warn!(pod = pod.id.as_str(), %vmid, node, "its {word} was migrated: it is removed there");

@@ -22,7 +22,7 @@ pub fn cpus(resources: &Resources, overhead: &Resources) -> f64 {
     }
 }
 
-/// Letters, digits and hyphens, as DNS has them; the pod's name where it is one.
+/// Labels of letters, digits and hyphens, as DNS has them; the pod's name where it is one.
 pub fn host_name(pod: &SandboxConfig) -> String {
     let wanted = if pod.hostname.is_empty() { &pod.metadata.name } else { &pod.hostname };
     let name: String = wanted
@@ -30,7 +30,8 @@ pub fn host_name(pod: &SandboxConfig) -> String {
         .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c.to_ascii_lowercase() } else { '-' })
         .take(NAME_MAX)
         .collect();
-    let name = name.trim_matches(['-', '.']).to_owned();
+    let labels = name.split('.').map(|label| label.trim_matches('-')).filter(|label| !label.is_empty());
+    let name = labels.collect::<Vec<_>>().join(".");
     if name.is_empty() { "pod".to_owned() } else { name }
 }
 

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::lxc::limits;
 use super::oci::linux;
 use super::pods::{self, NodePods};
-use super::proxmox::{Guests, look};
+use super::proxmox::Guests;
 use crate::core::backend::{
     Backend, Capabilities, ExecContext, IsKnown, Journal, Launch, LaunchContext, UpdateContext,
 };
@@ -143,7 +143,7 @@ impl Backend for ProxmoxLxcBackend {
             std::fs::metadata(path)
                 .map_err(|e| Error::because(Kind::FailedPrecondition, format!("{what} {path} (handlers)"), e))?;
         }
-        let version = look(self.api.version()).await??;
+        let version = self.cts.check_node().await?;
         if self.config.native {
             native::check_kernel(&native::kernel())?;
             native::check_proxmox(&version)?;
@@ -271,7 +271,14 @@ impl Backend for ProxmoxLxcBackend {
         self.pods.network_status().await
     }
 
-    async fn collect_garbage(&self, _: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
+    async fn collect_garbage(&self, pods: &[PodRecord], containers: &[ContainerId]) -> Result<()> {
+        // Of pods of an earlier daemon, also where an operator has deleted the CT.
+        for pod in pods {
+            CT.claimed(std::slice::from_ref(pod))
+                .into_iter()
+                .filter(|n| !CT.is_taken(pod, *n))
+                .for_each(|n| self.cts.keep(n));
+        }
         for id in pods::sandbox::unclaimed(self.root(), containers).await? {
             // Its processes have ended with its CT, which belongs to no pod any more.
             let state = self.root().join(id.as_str());

@@ -5,11 +5,17 @@
 //! counts, and Proxmox's record of tasks: creates of ours, since the pod is there. What can't be told now is an error, so that
 //! the caller asks again: a CT that is taken for another's is never looked at again.
 
+use std::time::Duration;
+
 use super::ProxmoxLxcBackend;
 use super::plan;
+use crate::backends::proxmox::failed;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::records::PodRecord;
 use crate::integrations::proxmox_api::{ApiError, CtConfig, ErrorKind, Identity, Upid, Vmid};
+
+/// Longest wait for a CT that is being made.
+const MAKING: Duration = Duration::from_secs(30);
 
 /// What Proxmox's tasks, and the pod's record, say of a number.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,9 +69,17 @@ fn whose(made: Made, seen: &Nameless) -> Whose {
     }
 }
 
+/// A CT that is a pod's.
+pub(super) struct Found {
+    /// The node that it is on.
+    pub(super) node: String,
+    /// Its configuration is there; not of what is left of one that died while it was made or deleted.
+    pub(super) whole: bool,
+}
+
 impl ProxmoxLxcBackend {
-    /// The node that has a CT of that number which is this pod's; None: there is none.
-    pub(super) async fn find_own(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<String>> {
+    /// A CT of that number which is this pod's; None: there is none.
+    pub(super) async fn find_own(&self, pod: &PodRecord, vmid: Vmid) -> Result<Option<Found>> {
         if plan::CT.is_taken(pod, vmid) {
             return Ok(None);
         }
@@ -74,14 +88,17 @@ impl ProxmoxLxcBackend {
         loop {
             let seen = match self.api.ct_config(node, vmid).await {
                 // It ended when it was migrated, and what runs there is its init alone.
-                Err(e) if e.is_not_found() => return self.cts.elsewhere(pod, vmid).await,
+                Err(e) if e.is_not_found() => {
+                    let found = self.cts.elsewhere(pod, vmid).await?;
+                    return Ok(found.map(|node| Found { node, whole: true }));
+                }
                 Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => Nameless::Hidden(e),
-                Err(e) => return Err(e.into()),
+                Err(e) => return Err(failed(e)),
                 Ok(config) => match nameless(&config) {
                     Some(seen) => seen,
                     None if Identity::find(config.description()) == Some(self.cts.identity(pod)) => {
                         self.cts.is_made(vmid);
-                        return Ok(Some(node.clone()));
+                        return Ok(Some(Found { node: node.clone(), whole: true }));
                     }
                     None => {
                         tracing::info!(pod = pod.id.as_str(), %vmid, "the CT of that number is somebody else's");
@@ -95,8 +112,8 @@ impl ProxmoxLxcBackend {
             match (whose(made, &seen), seen) {
                 (Whose::Ask(task), _) if !waited => {
                     tracing::info!(pod = pod.id.as_str(), %vmid, %task, "its CT is being made: waiting");
-                    // However it ends, the configuration tells.
-                    let _ = self.api.resume(task).wait().await;
+                    // However it ends, the configuration tells. One that hangs is not waited for: the caller asks again.
+                    let _ = self.api.resume(task).wait_for(MAKING).await;
                     waited = true;
                 }
                 (Whose::Ask(task), _) => {
@@ -105,11 +122,14 @@ impl ProxmoxLxcBackend {
                 (Whose::Lost, Nameless::Hidden(e)) => return Err(e.into()),
                 (Whose::Stuck, Nameless::Hidden(e)) => {
                     let hint = format!(
-                        "a task that died has left half of CT {vmid}: `pct unlock {vmid}; pct destroy {vmid}` removes it"
+                        "a task that died has left half of CT {vmid}: `pct unlock {vmid}; pct destroy {vmid} \
+                         --destroy-unreferenced-disks 1` removes it, and the volume that nothing names"
                     );
                     return Err(Error::from(e).context(hint));
                 }
-                (Whose::Ours | Whose::Lost | Whose::Stuck, _) => return Ok(Some(node.clone())),
+                (Whose::Ours | Whose::Lost | Whose::Stuck, _) => {
+                    return Ok(Some(Found { node: node.clone(), whole: false }));
+                }
                 (Whose::Others, seen) => {
                     tracing::warn!(pod = pod.id.as_str(), %vmid, ?seen, "the CT of that number is taken for somebody else's");
                     return Ok(None);

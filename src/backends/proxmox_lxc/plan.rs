@@ -1,5 +1,6 @@
 //! What a pod's CT is to be like, as a pure function of the pod.
 
+use crate::backends::lxc::limits::weight;
 use crate::backends::proxmox::Unit;
 use crate::backends::proxmox::plan::{cpus, host_name, tags, words};
 use crate::core::error::{Error, Result};
@@ -53,17 +54,43 @@ pub fn cgroup(vmid: Vmid) -> String {
 pub struct Limits {
     /// MiB.
     pub memory: u64,
+    /// MiB.
+    pub swap: u64,
     /// CPUs; 0: all.
     pub cpus: f64,
+    /// Share of CPU time beside other CTs, 1 to 10000; None: Proxmox's own, 100.
+    pub weight: Option<u64>,
 }
 
-/// `node`: bytes of memory of the node, for pods without a limit: Proxmox would give them 512 MiB.
-pub fn limits(resources: &Resources, overhead: &Resources, node: u64) -> Limits {
+impl Limits {
+    /// As the keys of a configuration.
+    pub fn keys(&self) -> Vec<(&'static str, String)> {
+        let mut keys = vec![
+            ("memory", self.memory.to_string()),
+            ("swap", self.swap.to_string()),
+            ("cpulimit", self.cpus.to_string()),
+        ];
+        keys.extend(self.weight.map(|weight| ("cpuunits", weight.to_string())));
+        keys
+    }
+}
+
+/// `node`: bytes of memory and of swap of the node, for pods without a limit. Proxmox would give them 512 MiB; and a kubelet limits
+/// swap by container.
+pub fn limits(resources: &Resources, overhead: &Resources, node: (u64, u64)) -> Limits {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let memory = match resources.memory_limit {
         limit if limit > 0 => limit.saturating_add(overhead.memory_limit.max(0)).unsigned_abs(),
-        _ => node,
+        _ => node.0,
     };
-    Limits { memory: memory.div_ceil(1 << 20).max(MIN_MEMORY), cpus: cpus(resources, overhead) }
+    let swap = match (resources.memory_limit, resources.memory_swap_limit) {
+        // Of both together, as cgroup v1 has it.
+        (limit, both) if limit > 0 && both > 0 => (both - limit).max(0).unsigned_abs(),
+        _ => node.1,
+    };
+    let shares = Some(resources.cpu_shares).filter(|shares| *shares > 0);
+    let weight = shares.map(|shares| weight(shares.saturating_add(overhead.cpu_shares.max(0)).unsigned_abs()));
+    Limits { memory: mib(memory).max(MIN_MEMORY), swap: mib(swap), cpus: cpus(resources, overhead), weight }
 }
 
 /// The CT. `identity` says whose it is.
@@ -79,13 +106,14 @@ pub fn spec(
         ostemplate: template.to_owned(),
         rootfs: Some(Volume::allocate(storage, ROOTFS)),
         hostname: Some(host_name(pod)),
-        swap: Some(0),
+        swap: Some(limits.swap),
         guest: NewGuest {
             memory: Some(limits.memory),
             cpulimit: Some(limits.cpus),
             tags: tags(pod),
             description: Some(identity.notes(&words(pod))?),
             pool: Some(pool.to_owned()).filter(|p| !p.is_empty()),
+            extra: limits.weight.map(|weight| ("cpuunits".to_owned(), weight.to_string())).into_iter().collect(),
             ..NewGuest::default()
         },
         ostype: Some("unmanaged".to_owned()),
@@ -106,8 +134,14 @@ mod tests {
     #[test]
     fn names_fit_dns_and_tags_are_words() {
         let identity = Identity { installation: "i".into(), pod: "p".into() };
-        for (name, host) in [("web-0", "web-0"), ("Ä_b;c", "b-c"), ("", "pod"), (&"x".repeat(90), &"x".repeat(63))] {
-            let limits = Limits { memory: 512, cpus: 0.0 };
+        for (name, host) in [
+            ("web-0", "web-0"),
+            ("Ä_b;c", "b-c"),
+            ("", "pod"),
+            ("a..b_.c-", "a.b.c"),
+            (&"x".repeat(90), &"x".repeat(63)),
+        ] {
+            let limits = Limits { memory: 512, swap: 0, cpus: 0.0, weight: Some(39) };
             let spec = spec(&pod(name, "a;b=c\nx"), &identity, "local:vztmpl/t.tar", "local", "", limits).unwrap();
             assert_eq!(spec.hostname.as_deref(), Some(host), "{name:?}");
             assert_eq!(spec.guest.tags.to_string(), "k8s;ns-a-b-c-x");
@@ -119,11 +153,19 @@ mod tests {
     #[test]
     fn a_pod_without_limits_has_the_node() {
         let none = Resources::default();
-        assert_eq!(limits(&none, &none, 8 << 30), Limits { memory: 8192, cpus: 0.0 });
+        let node = (8 << 30, 1 << 30);
+        let all = Limits { memory: 8192, swap: 1024, cpus: 0.0, weight: None };
+        assert_eq!(limits(&none, &none, node), all);
         let asked = Resources { memory_limit: (64 << 20) + 1, cpu_quota: 50_001, cpu_period: 100_000, ..none.clone() };
         let over = Resources { memory_limit: 10 << 20, ..none.clone() };
-        assert_eq!(limits(&asked, &over, 8 << 30), Limits { memory: 75, cpus: 0.51 });
+        assert_eq!(limits(&asked, &over, node), Limits { memory: 75, cpus: 0.51, ..all });
         let tiny = Resources { memory_limit: 1, ..none.clone() };
-        assert_eq!(limits(&tiny, &none, 0).memory, 16);
+        assert_eq!(limits(&tiny, &none, (0, 0)).memory, 16);
+        let swaps = |both: i64| limits(&Resources { memory_swap_limit: both, ..asked.clone() }, &none, node).swap;
+        assert_eq!([(64 << 20) + 1, 96 << 20, 1].map(swaps), [0, 32, 0]);
+        let weighs = |shares: i64| limits(&Resources { cpu_shares: shares, ..none.clone() }, &none, node).weight;
+        assert_eq!([0, 2, 1024, 262_144].map(weighs), [None, Some(1), Some(100), Some(10_000)]);
+        let keys = Limits { weight: Some(1), ..all }.keys();
+        assert_eq!(keys.iter().map(|(k, _)| *k).collect::<Vec<_>>(), ["memory", "swap", "cpulimit", "cpuunits"]);
     }
 }

@@ -7,6 +7,7 @@ use camino::Utf8Path;
 use sha2::Digest as _;
 
 use super::ProxmoxLxcBackend;
+use crate::backends::proxmox::failed;
 use crate::core::blocking::blocking;
 use crate::core::error::{Error, Result};
 use crate::utils::atomic::{self, Durability};
@@ -48,7 +49,7 @@ impl ProxmoxLxcBackend {
         let name = format!("proxmox-lxcri-pod-{}-{digest}.tar", env!("CARGO_PKG_VERSION"));
         let (node, storage) = (&self.config.node, &self.config.template_storage);
         let volid = format!("{storage}:vztmpl/{name}");
-        let there = self.api.content(node, storage, Some("vztmpl")).await.map_err(Error::from)?;
+        let there = self.api.content(node, storage, Some("vztmpl")).await.map_err(failed)?;
         // One of another size is an upload that broke, or is under way.
         if !there.iter().any(|c| c.volid == volid && c.size == archive.len() as u64) {
             let file = self.pods.config.state.join(&name);
@@ -63,7 +64,7 @@ impl ProxmoxLxcBackend {
                 Err(e) => Err(e),
             };
             let _ = std::fs::remove_file(&file);
-            uploaded?;
+            uploaded.map_err(failed)?;
             tracing::info!(template = volid, "uploaded the template of pods' CTs");
         }
         *known = Some(volid.clone());

@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use camino::Utf8Path;
 use tokio_util::sync::CancellationToken;
 
+use super::owner::Found;
 use super::plan::{self, CT};
 use super::{ProxmoxLxcBackend, native};
 use crate::backends::pods::sandbox::NETWORK;
+use crate::backends::proxmox::failed;
 use crate::core::backend::{IsKnown, Journal};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::ports::{Monitor, monitor_v1};
@@ -18,8 +20,11 @@ use crate::core::records::{PodRecord, Resource, SandboxFacts};
 use crate::core::spec::{NamespaceMode, Resources};
 use crate::fail_point;
 use crate::integrations::netns::{Wanted, Which};
-use crate::integrations::proxmox_api::{ApiError, CtSpec, ErrorKind, GuestChange, GuestId, NewGuest, Vmid};
+use crate::integrations::proxmox_api::{ApiError, CtSpec, ErrorKind, GuestChange, GuestId, GuestKind, NewGuest, Vmid};
 use crate::utils::pidfd::ProcessId;
+
+/// How often a CT is looked for that is to be deleted.
+const LOOKS: usize = 3;
 
 impl ProxmoxLxcBackend {
     pub(super) async fn make_unit(
@@ -30,15 +35,22 @@ impl ProxmoxLxcBackend {
         journal: &mut dyn Journal,
         cancel: &CancellationToken,
     ) -> Result<SandboxFacts> {
-        let vmid = self.create(pod, journal).await?;
+        let stopped = || Error::new(Kind::Aborted, format!("pod {} was stopped while it was made", pod.id));
+        let made = self.create(pod, journal, cancel).await;
         if cancel.is_cancelled() {
-            return Err(Error::new(Kind::Aborted, format!("pod {} was stopped while it was made", pod.id)));
+            return Err(stopped());
         }
+        let vmid = made?;
         fail_point!("ct.created");
         let named = |e: Error| e.context(format!("CT {vmid} of pod {}", pod.id));
-        let started = self.api.guest_start(GuestId::ct(&self.config.node, vmid)).await;
-        started.inspect_err(|e| self.cts.failed(vmid, e, false)).map_err(|e| named(e.into()))?;
+        let start = self.api.guest_start(GuestId::ct(&self.config.node, vmid));
+        let Some(started) = cancel.run_until_cancelled(start).await else {
+            self.cts.doubt(vmid, false);
+            return Err(stopped());
+        };
+        started.inspect_err(|e| self.cts.failed(vmid, e, false)).map_err(|e| named(failed(e)))?;
         fail_point!("ct.started");
+        self.pods.copy_process_limit(&pod.config, &pod.id, plan::cgroup(vmid)).await.map_err(named)?;
         let init = self.init_of(vmid).await.map_err(named)?;
         let mut inside = pod.clone();
         inside.config.cgroup_parent = plan::cgroup(vmid);
@@ -96,9 +108,10 @@ impl ProxmoxLxcBackend {
     }
 
     /// Makes the CT; its number.
-    async fn create(&self, pod: &PodRecord, journal: &mut dyn Journal) -> Result<Vmid> {
+    async fn create(&self, pod: &PodRecord, journal: &mut dyn Journal, cancel: &CancellationToken) -> Result<Vmid> {
         let (node, config) = (&self.config.node, &self.config);
-        let template = self.template().await?;
+        let stopped = || Error::new(Kind::Aborted, "its pod was stopped");
+        let template = cancel.run_until_cancelled(self.template()).await.ok_or_else(stopped)??;
         let limits = plan::limits(&pod.config.resources, &pod.config.overhead, memory_of_the_node());
         let identity = self.cts.identity(pod);
         let mut spec = plan::spec(&pod.config, &identity, &template, &config.storage, &config.pool, limits)?;
@@ -113,8 +126,14 @@ impl ProxmoxLxcBackend {
             let guest = NewGuest { nets, ..spec.guest.clone() };
             let spec = CtSpec { guest, ..spec.clone() };
             async move {
-                let begun = self.api.ct_create(node, vmid, &spec).await;
-                begun.inspect_err(|e| self.cts.failed(vmid, e, true))?.wait().await.map(drop)
+                let stopped = || ApiError::new(ErrorKind::Failed, format!("CT {vmid}"), "its pod was stopped");
+                let places = self.api.place(GuestKind::Ct, node, spec.storage());
+                let places = cancel.run_until_cancelled(places).await.ok_or_else(stopped)??;
+                // Whether it is asked for has to be known: that takes as long as one request.
+                let begun = self.api.ct_create_in(places, node, vmid, &spec).await;
+                let running = begun.inspect_err(|e| self.cts.failed(vmid, e, true))?;
+                fail_point!("ct.asked");
+                cancel.run_until_cancelled(running.wait()).await.ok_or_else(stopped)?.map(drop)
             }
         };
         match self.cts.claim(pod, journal, make).await? {
@@ -123,18 +142,25 @@ impl ProxmoxLxcBackend {
                 self.forget_template().await;
                 Err(Error::new(Kind::FailedPrecondition, format!("make a CT for pod {}: {e}", pod.id)))
             }
-            Err(e) => Err(Error::from(e).context(format!("make a CT for pod {}", pod.id))),
+            Err(e) => Err(failed(e).context(format!("make a CT for pod {}", pod.id))),
         }
     }
 
     /// The CT's init, which has to have the ids that were configured.
     async fn init_of(&self, vmid: Vmid) -> Result<ProcessId> {
-        let status = self.api.guest_status(GuestId::ct(&self.config.node, vmid)).await.map_err(Error::from)?;
+        let status = self.api.guest_status(GuestId::ct(&self.config.node, vmid)).await.map_err(failed)?;
         let pid = i32::try_from(status.pid).unwrap_or_default();
         if pid <= 1 {
             return Err(Error::precondition(format!("it is {} and has no init", status.status)));
         }
         let identity = ProcessId::of(pid).map_err(|e| Error::io(format!("its init (pid {pid})"), e))?;
+        // All CTs have the same ids, and pids are given again: its cgroup says which CT it is of.
+        let path = format!("/proc/{pid}/cgroup");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(path, e))?;
+        if !is_in(&text, &plan::cgroup(vmid)) {
+            let what = format!("pid {pid}, which node {} says is its init, is no process of it here", self.config.node);
+            return Err(Error::precondition(what));
+        }
         let (host, count) = self.config.ids;
         let wanted = [0, host, count].map(|n| n.to_string());
         for map in ["uid_map", "gid_map"] {
@@ -175,31 +201,39 @@ impl ProxmoxLxcBackend {
 
     /// Stops and deletes a CT that is this pod's, where it is.
     async fn remove(&self, pod: &PodRecord, vmid: Vmid) -> Result<()> {
-        match self.find_own(pod, vmid).await? {
-            Some(node) => self.delete_ct(&node, vmid).await,
-            None => Ok(()),
+        for _ in 0..LOOKS {
+            let Some(Found { node, whole }) = self.find_own(pod, vmid).await? else { return Ok(()) };
+            if self.delete_ct(&node, vmid, whole).await? {
+                return Ok(());
+            }
+            // Somebody has deleted it meanwhile, or it was migrated.
         }
+        Err(Error::new(Kind::Unavailable, format!("CT {vmid} is elsewhere each time that it is looked for")))
     }
 
-    /// Stops and deletes a CT of ours.
-    async fn delete_ct(&self, node: &str, vmid: Vmid) -> Result<()> {
-        let failed = |e: &ApiError| self.cts.failed(vmid, e, false);
-        match self.api.guest_stop(GuestId::ct(node, vmid)).await {
+    /// Stops and deletes a CT of ours; not `whole`: what is left of one, whose volumes nothing names. False: it is not there any more.
+    async fn delete_ct(&self, node: &str, vmid: Vmid, whole: bool) -> Result<bool> {
+        let uncertain = |e: &ApiError| self.cts.failed(vmid, e, false);
+        let ct = GuestId::ct(node, vmid);
+        match self.api.guest_stop(ct).await {
             // Deleting it stops it, too.
             Err(e) if matches!(e.kind(), ErrorKind::Permission { .. }) => {
                 tracing::warn!(%vmid, error = %e, "the CT can't be stopped before it is deleted");
             }
-            stopped => stopped.inspect_err(failed).map_err(|e| CT.locked(vmid, e))?,
+            // Deleted at the same moment; deleting it asks whether that is so.
+            Err(e) if e.is_not_found() => {}
+            stopped => stopped.inspect_err(uncertain).map_err(|e| CT.locked(vmid, e))?,
         }
         fail_point!("ct.stopped");
-        self.api.guest_delete(GuestId::ct(node, vmid), true).await.inspect_err(failed).map_err(|e| CT.locked(vmid, e))
+        let deleted = self.api.guest_destroy(ct, true, !whole).await;
+        deleted.inspect_err(uncertain).map_err(|e| CT.locked(vmid, e))
     }
 
     pub(super) async fn sweep_orphans(&self, pods: &[PodRecord], is_known: &IsKnown) -> Result<()> {
         let mut seen = BTreeMap::new();
         for vmid in self.cts.unclaimed(&CT.claimed(pods)).await? {
             let Some(pod) = self.cts.nobodys(vmid, is_known).await? else { continue };
-            let delete = self.delete_ct(&self.config.node, vmid);
+            let delete = async { self.delete_ct(&self.config.node, vmid, true).await.map(drop) };
             seen.extend(self.cts.tidy(vmid, pod, is_known, delete).await.map(|orphan| (vmid.get(), orphan)));
         }
         self.cts.keep_orphans(seen);
@@ -208,19 +242,37 @@ impl ProxmoxLxcBackend {
 
     pub(super) async fn change_unit(&self, pod: &PodRecord, resources: &Resources, overhead: &Resources) -> Result<()> {
         let limits = plan::limits(resources, overhead, memory_of_the_node());
-        let set = [("memory", limits.memory.to_string()), ("cpulimit", limits.cpus.to_string())];
-        let set = set.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let set = limits.keys().into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         let change = GuestChange { set, ..GuestChange::default() };
-        self.api
-            .guest_update(GuestId::ct(&self.config.node, CT.vmid(pod)?), &change)
-            .await
-            .map(drop)
-            .map_err(Error::from)
+        let vmid = CT.vmid(pod)?;
+        self.api.guest_update(GuestId::ct(&self.config.node, vmid), &change).await.map_err(failed)?;
+        self.pods.copy_process_limit(&pod.config, &pod.id, plan::cgroup(vmid)).await
     }
 }
 
-/// Bytes of memory that this node has.
-fn memory_of_the_node() -> u64 {
+/// Bytes of memory and of swap that this node has.
+fn memory_of_the_node() -> (u64, u64) {
     let info = rustix::system::sysinfo();
-    (info.totalram as u64).saturating_mul(info.mem_unit.into())
+    let bytes = |units: u64| units.saturating_mul(info.mem_unit.into());
+    (bytes(info.totalram as u64), bytes(info.totalswap as u64))
+}
+
+/// Whether a process with this `/proc/PID/cgroup` is in that cgroup or below it.
+fn is_in(text: &str, cgroup: &str) -> bool {
+    let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.filter_map(|path| path.strip_prefix(cgroup)).any(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_tells_cts_apart() {
+        assert!(is_in("0::/lxc/9000/ns\n", "/lxc/9000") && is_in("0::/lxc/9000", "/lxc/9000"));
+        assert!(is_in("3:pids:/lxc/9000/ns/init.scope\n1:name=systemd:/lxc/9000/ns\n", "/lxc/9000"));
+        for other in ["0::/lxc/90001/ns", "0::/lxc.monitor/9000", "0::/system.slice/a:/lxc/9000", "0::/", ""] {
+            assert!(!is_in(other, "/lxc/9000"), "{other}");
+        }
+    }
 }

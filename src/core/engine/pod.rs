@@ -137,6 +137,8 @@ pub(super) struct Earlier {
     pub(super) link: Option<MonitorLink>,
     pub(super) kept: Kept,
     pub(super) takeover_at: Option<Instant>,
+    /// When its take-down is tried again, should it fail.
+    pub(super) retry: Option<(Instant, Duration)>,
 }
 
 /// Whether the task goes on.
@@ -196,7 +198,7 @@ impl PodTask {
         pod: PodRecord,
         earlier: Earlier,
     ) -> PodHandle {
-        let Earlier { containers, half, link, kept, takeover_at } = earlier;
+        let Earlier { containers, half, link, kept, takeover_at, retry } = earlier;
         let containers: Vec<_> = containers.into_iter().map(Arc::new).collect();
         let (sender, commands) = mpsc::channel(QUEUE);
         let handle = PodHandle { commands: sender, cancel: CancellationToken::new() };
@@ -216,7 +218,7 @@ impl PodTask {
             events,
             cancel: handle.cancel.clone(),
             stops: Vec::new(),
-            retry: None,
+            retry,
             kept,
             takeovers: Vec::new(),
             takeover_at,

@@ -21,6 +21,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::pod::{Command, Earlier, PodTask};
+use super::sandbox_ops::RETRY;
 use super::takeover::{self, TakenOver};
 use super::{Engine, Shared, orphans, pod_restore};
 use crate::core::backend::Backend;
@@ -345,7 +346,7 @@ async fn recover_pod(
         tracing::error!(pod = pod.id.as_str(), error = e.chain(), "what a pod has become is not on record yet");
     }
     fail_point!("recovery.saved");
-    let earlier = Earlier { containers: whole, half, link, kept, takeover_at: None };
+    let earlier = Earlier { containers: whole, half, link, kept, takeover_at: None, retry: None };
     Ok(start(shared, backend, pod, earlier, fate))
 }
 
@@ -395,6 +396,10 @@ fn start(
             earlier.link = Some(orphans::watch(shared, backend.clone(), &pod, running, &earlier.kept));
         }
         earlier.takeover_at = Some(Instant::now() + takeover::AGAIN);
+    }
+    if matches!(fate, Fate::TakeDown) {
+        // Nobody asks for it again who was never told of it.
+        earlier.retry = Some((Instant::now() + RETRY.0, RETRY.0));
     }
     let id = pod.id.clone();
     let nothing_left = earlier.half.is_empty() && matches!(fate, Fate::Adopt);

@@ -23,7 +23,7 @@ use crate::fail_point;
 /// How long processes that were killed may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// First and last pause between tries of a clean-up.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Writes notes into the pod's record.
 struct RecordJournal {

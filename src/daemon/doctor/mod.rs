@@ -7,7 +7,7 @@ mod classes;
 mod host;
 mod node;
 mod programs;
-mod proxmox;
+pub(in crate::daemon) mod proxmox;
 mod sockets;
 mod storage;
 

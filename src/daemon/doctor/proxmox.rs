@@ -2,8 +2,10 @@
 
 use super::Finding;
 use crate::core::config::{Config, NetworkKind};
-use crate::integrations::proxmox_api::{ApiError, ErrorKind, Proxmox, needs};
+use crate::integrations::proxmox_api::{ApiError, ErrorKind, Need, Proxmox, needs};
 
+/// How long after a look that has found a fault the next one is.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 /// Seconds that clocks may be apart: tickets of Proxmox, and certificates that are just made, allow little more.
 const APART: u64 = 60;
 
@@ -58,17 +60,53 @@ fn failure(e: &ApiError) -> Finding {
     Finding::fault("proxmox", e.to_string(), advice)
 }
 
+/// What the configured handlers need.
+pub(in crate::daemon) fn configured(config: &Config) -> Vec<Need> {
+    let (lxc, vm) = (&config.handlers.proxmox_lxc, &config.handlers.proxmox_vm);
+    let mut all = Vec::new();
+    if lxc.enabled {
+        let bridges = match lxc.network.kind {
+            NetworkKind::Pve => vec![lxc.network.bridge.clone()],
+            NetworkKind::Cni => Vec::new(),
+        };
+        all.extend(needs(&lxc.pool, &[lxc.storage.clone(), lxc.template_storage.clone()], &bridges));
+    }
+    if vm.enabled {
+        all.extend(needs(&vm.pool, std::slice::from_ref(&vm.storage), std::slice::from_ref(&vm.network.bridge)));
+    }
+    let mut seen = Vec::new();
+    all.retain(|need: &Need| {
+        let is_new = !seen.contains(need);
+        seen.push(need.clone());
+        is_new
+    });
+    all
+}
+
+/// Tells in the log, once each, what is not well, and looks again as long as that is so.
+pub(in crate::daemon) async fn tell(config: Config) {
+    let mut told = std::collections::BTreeSet::new();
+    loop {
+        let faults: Vec<Finding> =
+            check(&config).await.into_iter().filter(|f| f.state == super::State::Fault).collect();
+        for fault in &faults {
+            if told.insert(fault.message.clone()) {
+                tracing::warn!(advice = fault.advice, "Proxmox: {}", fault.message);
+            }
+        }
+        if faults.is_empty() {
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 async fn privileges(api: &Proxmox, config: &Config) -> Vec<Finding> {
-    let handler = &config.handlers.proxmox_lxc;
-    if !handler.enabled {
+    let wanted = configured(config);
+    if wanted.is_empty() {
         return Vec::new();
     }
-    let storages = [handler.storage.clone(), handler.template_storage.clone()];
-    let bridges = match handler.network.kind {
-        NetworkKind::Pve => vec![handler.network.bridge.clone()],
-        NetworkKind::Cni => Vec::new(),
-    };
-    match api.lacking(&needs(&handler.pool, &storages, &bridges)).await {
+    match api.lacking(&wanted).await {
         Ok(lacking) if lacking.is_empty() => vec![Finding::good("proxmox", "the token has every privilege that is needed")],
         Ok(lacking) => lacking
             .into_iter()

@@ -97,7 +97,7 @@ fn guest() -> Vec<Command> {
             .visible_alias("rm")
             .args([id(), switch("force", "Also if it runs")]),
         verb("info", "State, configuration and addresses").arg(id()),
-        verb("exists", "Exit code 0 if it is there, else 1").arg(id()),
+        verb("exists", "Exit code 0 if it is there, 1 if not, 3 if that can't be told").arg(id()),
         verb("config", "Show its configuration").arg(id()),
         verb("update", "Change its configuration; tells what waits for the next start").args([
             id(),

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
-use super::{Call, mib, settings, text, texts, vmid};
+use super::{Call, clean, mib, settings, text, texts, vmid};
 use crate::cli::output::say;
 use crate::integrations::proxmox_api::{
     ApiError, CloneSpec, CtSpec, ErrorKind, GuestChange, GuestId, GuestKind, GuestNet, GuestStatus, Interface,
@@ -34,7 +34,9 @@ pub(super) async fn run(call: &Call, kind: GuestKind, verb: &str, matches: &ArgM
         "delete" => api.guest_delete(guest()?, matches.get_flag("force")).await?,
         "exists" => {
             let there = api.guest_exists(guest()?).await?;
-            say!("{}", if there { "yes" } else { "no" })?;
+            if !call.json(there)? {
+                say!("{}", if there { "yes" } else { "no" })?;
+            }
             return Ok(Some(u8::from(!there)));
         }
         "update" => update(call, guest()?, matches).await?,
@@ -80,8 +82,11 @@ async fn update(call: &Call, guest: GuestId<'_>, matches: &ArgMatches) -> Result
     if change.set.is_empty() && change.delete.is_empty() {
         bail!("nothing to change: give KEY=VALUE or --delete KEY");
     }
-    for pending in call.api.guest_update(guest, &change).await? {
-        say!("{} takes effect at the next start", pending.key)?;
+    let pending: Vec<_> = call.api.guest_update(guest, &change).await?.into_iter().map(|p| p.key).collect();
+    if !call.json(serde_json::json!({ "pending": pending }))? {
+        for key in pending {
+            say!("{key} takes effect at the next start")?;
+        }
     }
     Ok(())
 }
@@ -96,7 +101,14 @@ async fn clone(call: &Call, guest: GuestId<'_>, matches: &ArgMatches) -> Result<
         full: matches.get_flag("full"),
     };
     let new = numbered(call, matches, "newid", Make::Clone(guest, &spec)).await?;
-    say!("{new}")?;
+    tell(call, new)
+}
+
+/// Which number it got.
+fn tell(call: &Call, vmid: Vmid) -> Result<()> {
+    if !call.json(serde_json::json!({ "vmid": vmid.get() }))? {
+        say!("{vmid}")?;
+    }
     Ok(())
 }
 
@@ -142,7 +154,7 @@ pub(super) fn new<N: GuestNet>(matches: &ArgMatches) -> Result<NewGuest<N>> {
 /// Makes one, and starts it if that is asked for.
 pub(super) async fn create(call: &Call, matches: &ArgMatches, kind: GuestKind, make: Make<'_>) -> Result<()> {
     let vmid = numbered(call, matches, "vmid", make).await?;
-    say!("{vmid}")?;
+    tell(call, vmid)?;
     if matches.get_flag("start") {
         call.api.guest_start(GuestId { kind, node: &call.node, vmid }).await?;
     }
@@ -179,7 +191,8 @@ pub(super) fn show(call: &Call, keys: &BTreeMap<String, String>) -> Result<()> {
         return Ok(());
     }
     for (key, value) in keys {
-        say!("{key}: {}", value.trim_end().replace('\n', "\n  "))?;
+        let lines: Vec<String> = value.trim_end().lines().map(clean).collect();
+        say!("{key}: {}", lines.join("\n  "))?;
     }
     Ok(())
 }
@@ -201,7 +214,7 @@ pub(super) fn info(
     say!("vmid: {}\nstatus: {state}\nuptime: {} s\nmemory: {used} of {most} MiB", status.vmid, status.uptime)?;
     for interface in addresses {
         let found: Vec<_> = [&interface.inet, &interface.inet6].into_iter().flatten().map(String::as_str).collect();
-        say!("interface {}: {}", interface.name, found.join(" "))?;
+        say!("interface {}: {}", clean(&interface.name), clean(&found.join(" ")))?;
     }
     show(call, keys)
 }

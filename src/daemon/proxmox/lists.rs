@@ -3,11 +3,13 @@
 use anyhow::{Result, bail};
 use clap::ArgMatches;
 
-use super::{Call, mib, text, texts};
+use super::super::doctor::proxmox::configured;
+use super::{Call, clean, mib, text, texts};
 use crate::cli::output::say;
+use crate::core::config::Config;
 use crate::integrations::proxmox_api::{Content, Upid, needs};
 
-pub(super) async fn run(call: &Call, verb: &str, matches: &ArgMatches) -> Result<u8> {
+pub(super) async fn run(call: &Call, config: &Config, verb: &str, matches: &ArgMatches) -> Result<u8> {
     match verb {
         "nodes" => {
             let nodes = call.api.nodes().await?;
@@ -47,7 +49,7 @@ pub(super) async fn run(call: &Call, verb: &str, matches: &ArgMatches) -> Result
                 say!("next free: {}", call.api.next_vmid().await?)?;
             }
         }
-        "check" => return check(call, matches).await,
+        "check" => return check(call, config, matches).await,
         verb => bail!("proxmox {verb}: no such verb"),
     }
     Ok(0)
@@ -72,8 +74,11 @@ async fn templates(call: &Call, matches: &ArgMatches) -> Result<()> {
 async fn tasks(call: &Call, matches: &ArgMatches) -> Result<()> {
     if let Some(upid) = text(matches, "UPID") {
         let upid: Upid = upid.parse()?;
-        for line in call.api.task_lines(&upid).await? {
-            say!("{line}")?;
+        let lines = call.api.task_lines(&upid).await?;
+        if !call.json(&lines)? {
+            for line in lines {
+                say!("{}", clean(&line))?;
+            }
         }
         return Ok(());
     }
@@ -92,22 +97,35 @@ async fn tasks(call: &Call, matches: &ArgMatches) -> Result<()> {
     })
 }
 
-async fn check(call: &Call, matches: &ArgMatches) -> Result<u8> {
+async fn check(call: &Call, config: &Config, matches: &ArgMatches) -> Result<u8> {
     let version = call.api.version().await?;
-    say!("Proxmox VE {}", version.version)?;
     if version.major().is_none_or(|n| n < 8) {
         bail!("Proxmox VE {} is not supported: 8 or later is needed", version.version);
     }
     if !call.api.nodes().await?.iter().any(|n| n.node == call.node) {
         bail!("the cluster has no node {:?}: set proxmox.node", call.node);
     }
-    let pool = text(matches, "pool").unwrap_or_default();
-    let lacking = call.api.lacking(&needs(&pool, &texts(matches, "storage"), &texts(matches, "bridge"))).await?;
-    for need in &lacking {
-        say!("lacks {} on {}: {}", need.privilege, need.path, need.purpose)?;
-    }
-    if lacking.is_empty() {
-        say!("the token has all that is needed")?;
+    let (pool, storages, bridges) = (text(matches, "pool"), texts(matches, "storage"), texts(matches, "bridge"));
+    // What is said, or what the handlers are configured with.
+    let wanted = match pool.is_none() && storages.is_empty() && bridges.is_empty() {
+        true => configured(config),
+        false => needs(&pool.unwrap_or_default(), &storages, &bridges),
+    };
+    let lacking = call.api.lacking(&wanted).await?;
+    let list: Vec<_> = lacking
+        .iter()
+        .map(|n| serde_json::json!({ "privilege": n.privilege, "path": n.path, "purpose": n.purpose }))
+        .collect();
+    if !call.json(serde_json::json!({ "version": version.version, "lacking": list }))? {
+        say!("Proxmox VE {}", version.version)?;
+        for need in &lacking {
+            say!("lacks {} on {}: {}", need.privilege, need.path, need.purpose)?;
+        }
+        match (lacking.is_empty(), wanted.is_empty()) {
+            (true, true) => say!("no handler of Proxmox is enabled: say --pool, --storage and --bridge")?,
+            (true, false) => say!("the token has all that is needed")?,
+            (false, _) => {}
+        }
     }
     Ok(u8::from(!lacking.is_empty()))
 }

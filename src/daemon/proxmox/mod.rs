@@ -1,7 +1,7 @@
 //! `proxmox`: what the Proxmox API can do, from the command line: containers, VMs, nodes, storages, tasks, numbers, what is left over.
 //!
 //! Registered beside `serve`, since it needs the API's client and no daemon. Answers are tables, or JSON with `--json`.
-//! Exit codes: 0 done, 1 failed (`exists`: it is not there), `exec`: the command's own.
+//! Exit codes: 0 done, 1 failed (`exists`: it is not there, 3: that can't be told), `exec`: the command's own.
 
 // Printing is what a command line is for.
 #![allow(clippy::print_stderr)]
@@ -40,8 +40,20 @@ impl Command for ProxmoxCommand {
         args::commands()
     }
     async fn run(&self, context: &Context, matches: &ArgMatches) -> Result<u8> {
-        let api = Proxmox::new(&context.config.proxmox).map_err(|e| anyhow!(e.chain()))?;
         let (verb, matches) = matches.subcommand().ok_or_else(|| anyhow!("no command"))?;
+        match self.verb(context, verb, matches).await {
+            Err(e) if matches.subcommand_name() == Some("exists") => {
+                eprintln!("proxmox-lxcri: {e:#}");
+                Ok(UNKNOWN)
+            }
+            done => done,
+        }
+    }
+}
+
+impl ProxmoxCommand {
+    async fn verb(&self, context: &Context, verb: &str, matches: &ArgMatches) -> Result<u8> {
+        let api = Proxmox::new(&context.config.proxmox).map_err(|e| anyhow!(e.chain()))?;
         let inner = matches.subcommand().map_or(matches, |(_, deeper)| deeper);
         let node = inner.get_one::<String>("node").cloned().unwrap_or_else(|| api.node());
         let call = Call { api, node, json: inner.get_flag("json") };
@@ -49,10 +61,13 @@ impl Command for ProxmoxCommand {
             "ct" => ct::run(&call, matches).await,
             "vm" => vm::run(&call, matches).await,
             "orphans" => orphans::run(&call, &context.config.server.root, matches).await,
-            verb => lists::run(&call, verb, matches).await,
+            verb => lists::run(&call, &context.config, verb, matches).await,
         }
     }
 }
+
+/// Exit code of `exists` where that can't be told.
+const UNKNOWN: u8 = 3;
 
 /// What every verb needs.
 struct Call {
@@ -64,11 +79,19 @@ struct Call {
 impl Call {
     /// Waits for a task and shows what it says on stderr.
     async fn task(&self, started: Result<Running, ApiError>) -> Result<()> {
-        let ended = started?.wait_with(|line| eprintln!("{line}")).await?;
+        let ended = started?.wait_with(|line| eprintln!("{}", clean(line))).await?;
         if let Ended::Warnings(n) = ended {
             eprintln!("done, with warnings: {n}");
         }
         Ok(())
+    }
+
+    /// Prints one thing as JSON; false: as text it is the caller's.
+    fn json(&self, value: impl Serialize) -> Result<bool> {
+        if self.json {
+            say!("{}", serde_json::to_string_pretty(&value)?)?;
+        }
+        Ok(self.json)
     }
 
     /// Prints rows as JSON, or as a table of what `columns` takes from each.
@@ -91,11 +114,7 @@ fn layout(table: &[Vec<String>]) -> Vec<String> {
     let count = table.iter().map(Vec::len).max().unwrap_or_default();
     let width = |i: usize| table.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..count).map(width).collect();
-    let cell = |i: usize, text: &str| {
-        // Names come from elsewhere: they must not steer the terminal.
-        let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        format!("{clean:<width$}", width = widths[i])
-    };
+    let cell = |i: usize, text: &str| format!("{:<width$}", clean(text), width = widths[i]);
     table
         .iter()
         .map(|row| {
@@ -103,6 +122,11 @@ fn layout(table: &[Vec<String>]) -> Vec<String> {
             cells.join("  ").trim_end().to_owned()
         })
         .collect()
+}
+
+/// What comes from elsewhere must not steer the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn vmid(matches: &ArgMatches, name: &str) -> Result<Vmid> {

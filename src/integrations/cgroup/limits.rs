@@ -41,6 +41,33 @@ impl Hierarchy {
         Ok(())
     }
 
+    /// Gives the group `to` the limit of processes of the group `from`, both by their paths from the hierarchies' roots. Nothing is
+    /// done where one of them is not there, or has none.
+    pub fn copy_process_limit(&self, from: &Utf8Path, to: &Utf8Path) -> Result<(), CgroupError> {
+        let v2 = self.mode == Mode::Unified;
+        let root = if v2 { self.unified.as_ref() } else { self.legacy.get("pids") };
+        let Some(root) = root else { return Ok(()) };
+        let file = root.join(from).join("pids.max");
+        let limit = match std::fs::read_to_string(&file) {
+            Ok(limit) => limit,
+            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) => return Err(CgroupError::io("read", &file)(e)),
+        };
+        if v2 {
+            // From the top: a controller is there below a group that hands it on.
+            let mut above: Vec<_> = to.ancestors().skip(1).collect();
+            above.reverse();
+            for group in above {
+                put(&root.join(group), "cgroup.subtree_control", "+pids")?;
+            }
+        }
+        match put(&root.join(to), "pids.max", limit.trim()) {
+            // Nothing is in it any more.
+            Err(CgroupError::Io { source, .. }) if is_gone(&source) => Ok(()),
+            put => put,
+        }
+    }
+
     /// Writes what is given of `limits` into the pod's parent group. False: the group is not ours (the kubelet's, or
     /// systemd's), and nothing was written.
     pub fn limit_parent(&self, parent: &Parent, pod: &PodId, limits: &Resources) -> Result<bool, CgroupError> {

@@ -42,6 +42,12 @@ const GUESTS: [(&str, &str); 14] = [
     ("VM.Snapshot.Rollback", "to go back to snapshots"),
 ];
 
+/// Paths, their privileges, and whether each is inherited further down.
+type Granted = BTreeMap<String, BTreeMap<String, Value>>;
+
+/// Where the rights on bridges are that are no vnets.
+const LOCAL: &str = "/sdn/zones/localnetwork/";
+
 /// On a storage.
 const STORAGE: [(&str, &str); 3] = [
     ("Datastore.AllocateSpace", "to make root file systems"),
@@ -49,12 +55,15 @@ const STORAGE: [(&str, &str); 3] = [
     ("Datastore.Audit", "to see what is there"),
 ];
 
-/// What is needed for guests in `pool` with disks on `storages` and networks on `bridges`, of which a vnet is `ZONE/VNET`.
+/// What is needed for guests in `pool` ("": in none) with disks on `storages` and networks on `bridges`, of which a vnet is `ZONE/VNET`.
 pub fn needs(pool: &str, storages: &[String], bridges: &[String]) -> Vec<Need> {
     let on = |path: String, list: &[(&'static str, &'static str)]| {
         list.iter().map(|(privilege, purpose)| Need { path: path.clone(), privilege, purpose }).collect::<Vec<_>>()
     };
-    let mut all = on(format!("/pool/{pool}"), &GUESTS);
+    let guests = if pool.is_empty() { "/vms".to_owned() } else { format!("/pool/{pool}") };
+    // Only a pool can be seen.
+    let skip = usize::from(pool.is_empty());
+    let mut all = on(guests, &GUESTS[skip..]);
     for storage in storages {
         all.extend(on(format!("/storage/{storage}"), &STORAGE));
     }
@@ -74,6 +83,15 @@ pub fn missing(needs: &[Need], granted: &BTreeMap<String, BTreeMap<String, bool>
     needs.iter().filter(|n| !has(n)).cloned().collect()
 }
 
+/// Whether a vnet of any zone may be used.
+fn may_use(vnet: &str, granted: &Granted) -> bool {
+    let of_vnet = |path: &str| {
+        let zone_and_vnet = path.strip_prefix("/sdn/zones/").and_then(|rest| rest.split_once('/'));
+        zone_and_vnet.is_some_and(|(_, name)| name == vnet)
+    };
+    granted.iter().any(|(path, privileges)| of_vnet(path) && privileges.contains_key("SDN.Use"))
+}
+
 impl Proxmox {
     /// Which of these the token lacks.
     pub async fn lacking(&self, needs: &[Need]) -> Result<Vec<Need>, ApiError> {
@@ -83,14 +101,19 @@ impl Proxmox {
                 continue;
             }
             let form = vec![("path".to_owned(), need.path.clone())];
-            let answer: BTreeMap<String, BTreeMap<String, Value>> =
-                self.get("/access/permissions", form as Form).await?;
+            let answer: Granted = self.get("/access/permissions", form as Form).await?;
             let own = answer.into_iter().find(|(path, _)| *path == need.path).map(|(_, p)| p).unwrap_or_default();
             // The value says whether it is inherited further down, not whether it is granted.
             let own = own.into_iter().map(|(name, v)| (name, lenient::as_bool(&v).ok().flatten().unwrap_or_default()));
             granted.insert(need.path.clone(), own.collect());
         }
-        Ok(missing(needs, &granted))
+        let mut lacking = missing(needs, &granted);
+        if lacking.iter().any(|need| need.path.starts_with(LOCAL)) {
+            // A vnet has the same kind of name as a bridge, and its zone is not known to us.
+            let all: Granted = self.get("/access/permissions", Form::new()).await?;
+            lacking.retain(|need| !need.path.strip_prefix(LOCAL).is_some_and(|vnet| may_use(vnet, &all)));
+        }
+        Ok(lacking)
     }
 }
 
@@ -134,6 +157,10 @@ mod tests {
         let lacking = missing(&all, &granted);
         let lacking: Vec<_> = lacking.iter().map(|n| (n.path.as_str(), n.privilege)).collect();
         assert_eq!(lacking, [("/storage/local", "Datastore.Audit"), ("/sdn/zones/localnetwork/vmbr0", "SDN.Use")]);
+        let poolless = needs("", &[], &[]);
+        assert!(poolless.iter().all(|n| n.path == "/vms" && n.privilege != "Pool.Audit") && poolless.len() > 10);
+        let all: Granted = serde_json::from_value(serde_json::json!({"/sdn/zones/z/pods": {"SDN.Use": 1}})).unwrap();
+        assert!(may_use("pods", &all) && !may_use("z", &all) && !may_use("other", &all));
         let vnet = needs("k8s", &[], &["zone1/pods".into()]).pop().map(|n| n.path);
         assert_eq!(vnet.as_deref(), Some("/sdn/zones/zone1/pods"));
     }

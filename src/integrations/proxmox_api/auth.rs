@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -13,6 +14,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use super::error::ErrorKind;
 use crate::core::config::Proxmox as Settings;
 use crate::core::error::{Error, Result};
 use crate::utils::secret_file;
@@ -70,8 +72,30 @@ pub(super) fn read_secret(key: &str, path: &Utf8Path) -> Result<Secret> {
 
 /// How requests are authenticated.
 pub(super) enum Auth {
-    Token { id: String, file: Utf8PathBuf, secret: std::sync::RwLock<Secret> },
-    Ticket { user: String, password: Secret, ticket: tokio::sync::Mutex<Option<Ticket>> },
+    Token { id: String, file: Utf8PathBuf, secret: RwLock<Held<Secret>> },
+    Ticket { user: String, password: Secret, ticket: RwLock<Held<Option<Ticket>>>, login: tokio::sync::Mutex<Login> },
+}
+
+/// What requests are authenticated with, and the how many-th it is: a request that was refused knows with which it was sent.
+#[derive(Default)]
+pub(super) struct Held<T> {
+    what: T,
+    generation: u64,
+}
+
+/// The latest login that has failed: who waited for it does not try the same.
+#[derive(Default)]
+pub(super) struct Login {
+    pub(super) failed: Option<(Instant, ErrorKind, String)>,
+}
+
+/// Whether it was poisoned does not matter: it is changed in one step.
+fn read<T>(held: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    held.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(held: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    held.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Auth {
@@ -142,40 +166,85 @@ impl Auth {
         if settings.user.is_empty() {
             let secret = read_secret("proxmox.token_file", &settings.token_file)?;
             let (id, file) = (settings.token_id.clone(), settings.token_file.clone());
-            return Ok(Self::Token { id, file, secret: secret.into() });
+            return Ok(Self::Token { id, file, secret: RwLock::new(Held { what: secret, generation: 0 }) });
         }
         let file = settings.password_file.as_ref();
         let file = file.ok_or_else(|| Error::invalid("proxmox.password_file: a user needs one"))?;
         let password = read_secret("proxmox.password_file", file)?;
-        Ok(Self::Ticket { user: settings.user.clone(), password, ticket: tokio::sync::Mutex::default() })
+        let user = settings.user.clone();
+        Ok(Self::Ticket { user, password, ticket: RwLock::default(), login: tokio::sync::Mutex::default() })
     }
 
-    /// A token's header; None for tickets.
-    pub(super) fn token_header(&self) -> Option<HeaderMap> {
-        let Self::Token { id, secret, .. } = self else { return None };
-        let secret = secret.read().map(|s| s.clone()).unwrap_or_else(|e| e.into_inner().clone());
-        let value = sensitive(&format!("PVEAPIToken={id}={}", secret.reveal()))?;
-        Some(HeaderMap::from_iter([(header::AUTHORIZATION, value)]))
+    /// The header of a token, or of a ticket that is fresh, and which one it is; None: there is none.
+    pub(super) fn headers(&self) -> Option<(HeaderMap, u64)> {
+        match self {
+            Self::Token { id, secret, .. } => {
+                let held = read(secret);
+                let value = sensitive(&format!("PVEAPIToken={id}={}", held.what.reveal()))?;
+                Some((HeaderMap::from_iter([(header::AUTHORIZATION, value)]), held.generation))
+            }
+            Self::Ticket { ticket, .. } => {
+                let held = read(ticket);
+                let fresh = held.what.as_ref().filter(|t| t.is_fresh())?;
+                Some((fresh.headers()?, held.generation))
+            }
+        }
     }
 
-    /// Reads a token's file again; whether there is another secret in it.
-    pub(super) fn reload_token(&self) -> bool {
-        let Self::Token { file, secret, .. } = self else { return false };
-        let Ok(fresh) = read_secret("proxmox.token_file", file) else { return false };
-        let mut held = secret.write().unwrap_or_else(|e| e.into_inner());
-        let changed = *held != fresh;
-        *held = fresh;
-        changed
+    /// After the refusal of what was sent with `generation`: whether there is something else to authenticate with. A token's file
+    /// is read again; without its ticket a user needs another one.
+    pub(super) fn renew(&self, generation: u64) -> bool {
+        match self {
+            Self::Token { file, secret, .. } => {
+                let mut held = write(secret);
+                if held.generation != generation {
+                    return true;
+                }
+                let Ok(fresh) = read_secret("proxmox.token_file", file) else { return false };
+                if held.what == fresh {
+                    return false;
+                }
+                *held = Held { what: fresh, generation: generation + 1 };
+                true
+            }
+            Self::Ticket { ticket, .. } => {
+                // Of those whose one was refused the first takes it away; whoever is next logs in for all.
+                let mut held = write(ticket);
+                if held.generation == generation {
+                    held.what = None;
+                }
+                true
+            }
+        }
+    }
+
+    /// The ticket that has run out, which renews itself.
+    pub(super) fn old_ticket(&self) -> Option<Secret> {
+        match self {
+            Self::Token { .. } => None,
+            Self::Ticket { ticket, .. } => write(ticket).what.take().map(|t| t.as_password()),
+        }
+    }
+
+    /// Another ticket, from now on.
+    pub(super) fn hold(&self, fresh: Ticket) {
+        if let Self::Ticket { ticket, .. } = self {
+            let mut held = write(ticket);
+            *held = Held { what: Some(fresh), generation: held.generation + 1 };
+        }
     }
 
     /// The text without our secrets.
     pub(super) fn redact(&self, text: String) -> String {
         match self {
-            Self::Token { secret, .. } => {
-                let secret = secret.read().map(|s| s.clone()).unwrap_or_else(|e| e.into_inner().clone());
-                text.replace(secret.reveal(), "[secret]")
+            Self::Token { secret, .. } => text.replace(read(secret).what.reveal(), "[secret]"),
+            Self::Ticket { password, ticket, .. } => {
+                let text = text.replace(password.reveal(), "[secret]");
+                match &read(ticket).what {
+                    Some(t) => text.replace(t.csrf.reveal(), "[secret]").replace(t.cookie.reveal(), "[secret]"),
+                    None => text,
+                }
             }
-            Self::Ticket { password, .. } => text.replace(password.reveal(), "[secret]"),
         }
     }
 }
@@ -207,10 +276,11 @@ mod tests {
         assert!(!format!("{secret:?}").contains("0b5e"));
         let settings = Settings { token_id: "a@pve!tok".into(), token_file: path.clone(), ..Settings::default() };
         let auth = Auth::load(&settings).unwrap();
-        assert!(!format!("{:?}", auth.token_header()).contains("0b5e"), "headers are marked");
+        assert!(!format!("{:?}", auth.headers()).contains("0b5e"), "headers are marked");
         assert_eq!(auth.redact("bad 0b5e-secret here".into()), "bad [secret] here");
         put("other", 0o400);
-        assert!(auth.reload_token() && !auth.reload_token());
+        assert!(auth.renew(0) && !auth.renew(1));
+        assert!(auth.renew(0), "what was sent with the old one meanwhile");
         for (text, mode) in [("x", 0o640), ("x", 0o604), ("", 0o600), ("a\nb", 0o600), (&"x".repeat(5000), 0o600)] {
             put(text, mode);
             let e = read_secret("token_file", &path).unwrap_err().chain();
@@ -218,5 +288,23 @@ mod tests {
         }
         assert!(read_secret("token_file", Utf8Path::new("/dev/null")).is_err());
         assert!(read_secret("token_file", Utf8Path::new("/no/such")).is_err());
+    }
+
+    #[test]
+    fn a_fresh_ticket_is_not_taken_away_and_shows_up_nowhere() {
+        let ticket = |text: &str| Ticket {
+            cookie: Secret::new(text),
+            csrf: Secret::new(format!("csrf-{text}")),
+            since: Instant::now(),
+        };
+        let (user, password) = ("root@pam".to_owned(), Secret::new("hunter22"));
+        let auth = Auth::Ticket { user, password, ticket: RwLock::default(), login: Default::default() };
+        assert!(auth.headers().is_none() && auth.old_ticket().is_none());
+        auth.hold(ticket("PVE:one"));
+        let (_, first) = auth.headers().expect("a ticket");
+        assert!(auth.renew(first) && auth.renew(first) && auth.headers().is_none());
+        auth.hold(ticket("PVE:two"));
+        assert!(auth.renew(first) && auth.headers().is_some(), "refused with the old one: the fresh one stays");
+        assert_eq!(auth.redact("PVE:two, csrf-PVE:two, hunter22".into()), "[secret], [secret], [secret]");
     }
 }

@@ -4,7 +4,8 @@
 
 use super::ct_types::{CtConfig, CtSpec};
 use super::error::ApiError;
-use super::guest_types::{GuestId, Interface};
+use super::guest::Places;
+use super::guest_types::{GuestId, GuestKind, Interface};
 use super::ids::Vmid;
 use super::task::Running;
 use super::transport::{Form, Proxmox};
@@ -17,7 +18,19 @@ impl Proxmox {
 
     /// Makes one. `AlreadyExists`, here or from the task, means that the number is taken.
     pub async fn ct_create(&self, node: &str, vmid: Vmid, spec: &CtSpec) -> Result<Running, ApiError> {
-        self.make(GuestId::ct(node, vmid), spec.storage(), spec.form(vmid)).await
+        let places = self.place(GuestKind::Ct, node, spec.storage()).await?;
+        self.ct_create_in(places, node, vmid, spec).await
+    }
+
+    /// The same with places that were waited for.
+    pub async fn ct_create_in(
+        &self,
+        places: Places,
+        node: &str,
+        vmid: Vmid,
+        spec: &CtSpec,
+    ) -> Result<Running, ApiError> {
+        self.make(places, GuestId::ct(node, vmid), spec.form(vmid)).await
     }
 
     /// Interfaces of a running container; none of a stopped one.

@@ -68,7 +68,7 @@ impl CtSpec {
     }
 
     /// Storage of the root file system.
-    pub(super) fn storage(&self) -> &str {
+    pub fn storage(&self) -> &str {
         self.guest.storage(self.rootfs.as_ref())
     }
 }
@@ -113,6 +113,9 @@ mod tests {
         assert_eq!((form["net0"].as_str(), form["rootfs"].as_str()), ("bridge=vmbr0,name=eth0", "volume=tank:1"));
         assert!(!form.contains_key("memory") && !form.contains_key("features"));
         assert_eq!(spec.storage(), "tank");
+        let mut told = spec.clone();
+        told.guest.extra.insert("password".into(), "hunter22".into());
+        assert!(format!("{told:?}").contains("password") && !format!("{told:?}").contains("hunter22"));
         let evil = CtSpec { rootfs: Some(Volume { volume: "a:1,ro=1".into(), ..Volume::default() }), ..spec };
         assert!(evil.form(Vmid::new(100).unwrap()).is_err());
     }

@@ -111,6 +111,8 @@ struct Inner {
     call: String,
     message: String,
     status: Option<u16>,
+    /// Of what comes before the call: nothing of it was sent.
+    unsent: bool,
     params: BTreeMap<String, String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -119,12 +121,19 @@ impl ApiError {
     /// A failure of `call` that the API did not word itself.
     pub fn new(kind: ErrorKind, call: impl Into<String>, message: impl Into<String>) -> Self {
         let (call, message) = (call.into(), message.into());
-        Self(Box::new(Inner { kind, call, message, status: None, params: BTreeMap::new(), source: None }))
+        let params = BTreeMap::new();
+        Self(Box::new(Inner { kind, call, message, status: None, unsent: false, params, source: None }))
     }
 
     /// The same with its cause.
     pub(super) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
+        self
+    }
+
+    /// The same of a call of which nothing was sent.
+    pub(super) fn unsent(mut self) -> Self {
+        self.0.unsent = true;
         self
     }
 
@@ -166,6 +175,7 @@ impl ApiError {
     /// Whether a change may have been done, or may be done yet, although it failed for us.
     pub fn is_uncertain(&self) -> bool {
         match self.0.kind {
+            _ if self.0.unsent => false,
             ErrorKind::NoAnswer | ErrorKind::Protocol => true,
             // Not if the API itself says that it has waited in vain.
             ErrorKind::Timeout => self.0.status.is_none(),

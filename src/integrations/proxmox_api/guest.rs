@@ -3,6 +3,8 @@
 //! Called by the command line and the backends. What takes its time gives a [`Running`] task, whose end is the operation's.
 //! The lanes of node and storage are held until then. Fails with [`ApiError`].
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::error::{ApiError, ErrorKind};
@@ -10,10 +12,15 @@ use super::guest_types::{
     CloneSpec, GuestChange, GuestConfig, GuestId, GuestKind, GuestNet, GuestStatus, Pending, Snapshot, pairs,
 };
 use super::ids::{Upid, Vmid};
+use super::lanes::Permit;
 use super::lenient;
 use super::property::PropertyError;
+use super::retry;
 use super::task::{Ended, Running};
 use super::transport::{Form, Proxmox, path};
+
+/// How often a change is begun whose task does not get the guest's lock, for which it waits ten seconds each time.
+const BUSY: u32 = 4;
 
 pub(super) fn flag(on: bool) -> Option<String> {
     on.then(|| "1".to_owned())
@@ -35,6 +42,24 @@ impl Proxmox {
         let lane = self.node_lane(guest.node, &at).await?;
         let upid: Upid = self.settle(guest.vmid, self.post(&at, form).await).await?;
         Ok(Running::new(self.clone(), upid, vec![lane]))
+    }
+
+    /// The same of one that stops it, to its end; `patience`: longest time for the task, where it is not the usual.
+    async fn halt(
+        &self,
+        guest: GuestId<'_>,
+        what: &str,
+        form: Form,
+        patience: Option<Duration>,
+    ) -> Result<Ended, ApiError> {
+        let at = guest.path(&["status", what]);
+        let lane = self.end_lane(guest.node, &at).await?;
+        let upid: Upid = self.settle(guest.vmid, self.post(&at, form).await).await?;
+        let running = Running::new(self.clone(), upid, vec![lane]);
+        match patience {
+            Some(patience) => running.wait_for(patience).await,
+            None => running.wait().await,
+        }
     }
 
     /// A token whose rights come from a pool gets 403 for a guest that is gone, since that is in no pool any more: what is
@@ -102,56 +127,76 @@ impl Proxmox {
         Ok(all.into_iter().filter(|p| p.delete || p.pending.is_some()).collect())
     }
 
-    /// Makes one with these parameters, its disks on `storage`.
+    /// Waits for places for one that is made with its disks on `storage`: nothing is sent.
+    pub async fn place(&self, kind: GuestKind, node: &str, storage: &str) -> Result<Places, ApiError> {
+        let at = path(&["nodes", node, kind.name()]);
+        let storage = self.storage_lane(node, storage, &at).await?;
+        Ok(Places(vec![storage, self.node_lane(node, &at).await?]))
+    }
+
+    /// Makes one with these parameters.
     pub(super) async fn make(
         &self,
+        places: Places,
         guest: GuestId<'_>,
-        storage: &str,
         form: Result<Form, PropertyError>,
     ) -> Result<Running, ApiError> {
         let at = path(&["nodes", guest.node, guest.kind.name()]);
         let form = form.map_err(|e| ApiError::new(ErrorKind::Invalid, format!("POST {at}"), e.to_string()))?;
-        let storage = self.storage_lane(guest.node, storage, &at).await?;
-        let lane = self.node_lane(guest.node, &at).await?;
         let upid: Upid = self.post(&at, form).await?;
-        Ok(Running::new(self.clone(), upid, vec![storage, lane]))
+        Ok(Running::new(self.clone(), upid, places.0))
     }
 
     /// Starts it; nothing to do if it runs.
     pub async fn guest_start(&self, guest: GuestId<'_>) -> Result<(), ApiError> {
-        done(self.act(guest, &["status", "start"], Form::new()).await, ErrorKind::AlreadyRunning).await
+        let start = || async { self.act(guest, &["status", "start"], Form::new()).await?.wait().await };
+        done(unless_busy(start).await, ErrorKind::AlreadyRunning)
     }
 
     /// Kills it; nothing to do if it does not run. A shutdown under way is overruled.
     pub async fn guest_stop(&self, guest: GuestId<'_>) -> Result<(), ApiError> {
         let form = pairs([("overrule-shutdown", flag(true))]);
-        done(self.act(guest, &["status", "stop"], form).await, ErrorKind::NotRunning).await
+        let stop = || self.halt(guest, "stop", form.clone(), None);
+        done(unless_busy(stop).await, ErrorKind::NotRunning)
     }
 
     /// Has it end by itself within `timeout` seconds, then kills it if `force`. A paused VM can't end by itself: `Paused`,
     /// unless it is killed.
     pub async fn guest_shutdown(&self, guest: GuestId<'_>, timeout: u32, force: bool) -> Result<(), ApiError> {
         let form = pairs([("timeout", Some(timeout.to_string())), ("forceStop", flag(force))]);
-        done(self.act(guest, &["status", "shutdown"], form).await, ErrorKind::NotRunning).await
+        // Of an init that does not end, and is not killed, the task takes twice as long.
+        let task = Duration::from_secs(2 * u64::from(timeout) + 30).max(self.task_patience());
+        let shutdown = || self.halt(guest, "shutdown", form.clone(), Some(task));
+        done(unless_busy(shutdown).await, ErrorKind::NotRunning)
     }
 
     /// Deletes it with what other lists say of it; nothing to do if it is gone. `force`: also a running one.
     pub async fn guest_delete(&self, guest: GuestId<'_>, force: bool) -> Result<(), ApiError> {
+        self.guest_destroy(guest, force, false).await.map(drop)
+    }
+
+    /// The same; false: it was gone, from this node at least. `unreferenced`: with the volumes of its number that its configuration
+    /// does not name, of what a making or a deletion has left that died.
+    pub async fn guest_destroy(&self, guest: GuestId<'_>, force: bool, unreferenced: bool) -> Result<bool, ApiError> {
         // The API deletes running containers when told to; a VM has to be stopped before.
         if force && guest.kind == GuestKind::Vm && self.guest_exists(guest).await? {
             self.guest_stop(guest).await?;
         }
         let at = guest.path(&[]);
-        let form = pairs([("purge", flag(true)), ("force", flag(force && guest.kind == GuestKind::Ct))]);
-        let lane = self.node_lane(guest.node, &at).await?;
-        let ended = match self.settle(guest.vmid, self.delete::<Upid>(&at, form).await).await {
-            Ok(upid) => Running::new(self.clone(), upid, vec![lane]).wait().await.map(drop),
-            Err(e) => Err(e),
+        let form = pairs([
+            ("purge", flag(true)),
+            ("force", flag(force && guest.kind == GuestKind::Ct)),
+            ("destroy-unreferenced-disks", flag(unreferenced)),
+        ]);
+        let delete = || async {
+            let lane = self.end_lane(guest.node, &at).await?;
+            let upid = self.settle(guest.vmid, self.delete::<Upid>(&at, form.clone()).await).await?;
+            Running::new(self.clone(), upid, vec![lane]).wait().await
         };
-        match ended {
+        match unless_busy(delete).await {
             // The words may be about its storage.
-            Err(e) if e.is_not_found() && !self.guest_exists(guest).await? => Ok(()),
-            ended => ended,
+            Err(e) if e.is_not_found() && !self.guest_exists(guest).await? => Ok(false),
+            ended => ended.map(|_| true),
         }
     }
 
@@ -237,15 +282,28 @@ impl Proxmox {
     }
 }
 
-/// Waits for a task whose aim may have been reached before it: `kind` then is success, from the call and from the task.
-async fn done(started: Result<Running, ApiError>, kind: ErrorKind) -> Result<(), ApiError> {
-    let ended = match started {
-        Ok(running) => running.wait().await,
-        Err(e) => Err(e),
-    };
+/// Places in the queues of a node and a storage; given back with the task that they are for.
+pub struct Places(Vec<Permit>);
+
+/// `kind` is success, from the call and from the task: its aim was reached before it.
+fn done(ended: Result<Ended, ApiError>, kind: ErrorKind) -> Result<(), ApiError> {
     match ended {
         Ok(Ended::Ok | Ended::Warnings(_)) => Ok(()),
         Err(e) if *e.kind() == kind => Ok(()),
         Err(e) => Err(e),
     }
+}
+
+/// A change whose task did not get the guest's lock has done nothing: it is done again. The call itself was repeated before.
+async fn unless_busy<F: Future<Output = Result<Ended, ApiError>>>(change: impl Fn() -> F) -> Result<Ended, ApiError> {
+    for tries in 1..BUSY {
+        match change().await {
+            Err(e) if *e.kind() == ErrorKind::Busy && e.status().is_none() => {
+                tracing::debug!(error = %e, tries, "a task did not get its guest's lock: once more");
+                tokio::time::sleep(retry::wait(tries)).await;
+            }
+            ended => return ended,
+        }
+    }
+    change().await
 }

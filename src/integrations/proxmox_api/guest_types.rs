@@ -4,6 +4,7 @@
 //! Pure; `guest` has what can be done with them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -199,7 +200,7 @@ impl<N> GuestConfig<N> {
 }
 
 /// What a new guest of either kind is like. What is None or empty is left to Proxmox.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct NewGuest<N> {
     /// MiB; Proxmox's own default is 512.
     pub memory: Option<u64>,
@@ -217,6 +218,17 @@ pub struct NewGuest<N> {
     pub pool: Option<String>,
     /// Further keys as the API names them; a VM's win.
     pub extra: BTreeMap<String, String>,
+}
+
+/// Further keys may be passwords: their names only.
+impl<N: fmt::Debug> fmt::Debug for NewGuest<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { memory, cores, cpulimit, nets, tags, description, pool, extra } = self;
+        let mut told = f.debug_struct("NewGuest");
+        told.field("memory", memory).field("cores", cores).field("cpulimit", cpulimit).field("nets", nets);
+        told.field("tags", tags).field("description", description).field("pool", pool);
+        told.field("extra", &extra.keys()).finish()
+    }
 }
 
 impl<N: GuestNet> NewGuest<N> {
@@ -250,7 +262,7 @@ pub(super) fn pairs<const N: usize>(list: [(&str, Option<String>); N]) -> Form {
 }
 
 /// A change of a configuration.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct GuestChange {
     /// New values, property strings included.
     pub set: BTreeMap<String, String>,
@@ -258,6 +270,14 @@ pub struct GuestChange {
     pub delete: Vec<String>,
     /// Only if the configuration is still this one.
     pub digest: Option<String>,
+}
+
+/// New values may be passwords: their names only.
+impl fmt::Debug for GuestChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut told = f.debug_struct("GuestChange");
+        told.field("set", &self.set.keys()).field("delete", &self.delete).field("digest", &self.digest).finish()
+    }
 }
 
 /// A key that waits for the next start.

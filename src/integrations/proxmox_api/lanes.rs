@@ -17,7 +17,11 @@ const MAX_WAITING: usize = 1024;
 
 /// A place in a lane.
 #[derive(Debug)]
-pub struct Permit(#[allow(dead_code)] OwnedSemaphorePermit);
+pub struct Permit {
+    _place: OwnedSemaphorePermit,
+    /// It is given back before the end of what takes too long.
+    pub(super) lent: bool,
+}
 
 /// The queues of one client.
 pub(super) struct Lanes {
@@ -32,23 +36,23 @@ impl Lanes {
         Self { lanes: Mutex::default(), waiting: AtomicUsize::new(0), patience }
     }
 
-    /// Waits for one of `limit` places in the lane `name`.
-    pub(super) async fn enter(&self, name: &str, limit: usize, call: &str) -> Result<Permit, ApiError> {
+    /// Waits for one of `limit` places in the lane `name`; `lent`: see [`Permit`].
+    pub(super) async fn enter(&self, name: &str, limit: usize, lent: bool, call: &str) -> Result<Permit, ApiError> {
         let lane = {
             let mut lanes = self.lanes.lock().unwrap_or_else(|e| e.into_inner());
             lanes.entry(name.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(limit))).clone()
         };
-        if let Ok(permit) = lane.clone().try_acquire_owned() {
-            return Ok(Permit(permit));
+        if let Ok(_place) = lane.clone().try_acquire_owned() {
+            return Ok(Permit { _place, lent });
         }
         let _waiting = Waiting::new(&self.waiting)
             .ok_or_else(|| ApiError::new(ErrorKind::Overloaded, call, format!("{MAX_WAITING} calls wait already")))?;
         let permit = tokio::time::timeout(self.patience, lane.acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
+        let Ok(Ok(_place)) = permit else {
             let why = format!("{name} had no place for it in {} s", self.patience.as_secs());
             return Err(ApiError::new(ErrorKind::Overloaded, call, why));
         };
-        Ok(Permit(permit))
+        Ok(Permit { _place, lent })
     }
 }
 
@@ -75,12 +79,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn places_are_limited_and_given_back() {
         let lanes = Lanes::new(Duration::from_secs(5));
-        let a = lanes.enter("node a", 2, "x").await.unwrap();
-        let _b = lanes.enter("node a", 2, "x").await.unwrap();
-        let _other = lanes.enter("node b", 1, "x").await.unwrap();
-        let e = lanes.enter("node a", 2, "x").await.unwrap_err();
+        let a = lanes.enter("node a", 2, true, "x").await.unwrap();
+        let _b = lanes.enter("node a", 2, true, "x").await.unwrap();
+        let _other = lanes.enter("node b", 1, true, "x").await.unwrap();
+        let e = lanes.enter("node a", 2, true, "x").await.unwrap_err();
         assert_eq!(*e.kind(), ErrorKind::Overloaded);
-        let third = lanes.enter("node a", 2, "x");
+        let third = lanes.enter("node a", 2, true, "x");
         let free = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             drop(a);

@@ -34,6 +34,7 @@ pub use agent::AgentOutput;
 pub use cluster::{Content, Guest, Node, Storage, Version};
 pub use ct_types::{CtConfig, CtSpec};
 pub use error::{ApiError, ErrorKind};
+pub use guest::Places;
 pub use guest_types::{
     CloneSpec, GuestChange, GuestConfig, GuestId, GuestKind, GuestNet, GuestStatus, Interface, NewGuest, Pending,
     Snapshot,

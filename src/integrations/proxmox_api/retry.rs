@@ -43,6 +43,17 @@ pub(super) fn next(kind: &ErrorKind, reading: bool, tries: u32, endpoints: u32) 
     }
 }
 
+/// The same where no ticket was got, so that nothing was sent: each endpoint is asked once.
+pub(super) fn without_login(kind: &ErrorKind, tries: u32, endpoints: u32) -> Next {
+    match kind {
+        // A password that is wrong is so everywhere, and tried too often locks its user out.
+        ErrorKind::Auth => Next::Give,
+        ErrorKind::Unreachable => next(kind, true, tries, endpoints),
+        _ if tries < endpoints => Next::Endpoint,
+        _ => Next::Give,
+    }
+}
+
 /// How long to wait after `tries`, with jitter: half to one and a half of the step.
 pub(super) fn wait(tries: u32) -> Duration {
     let step = FIRST.saturating_mul(1 << tries.min(10)).min(LONGEST);
@@ -115,5 +126,8 @@ mod tests {
         assert_eq!(next(&ErrorKind::Unreachable, false, 2, 3), Next::Endpoint);
         assert_eq!(next(&ErrorKind::Unreachable, false, 3, 3), Next::Later);
         assert_eq!(next(&ErrorKind::Certificate, true, 1, 1), Next::Give);
+        assert_eq!(without_login(&ErrorKind::Timeout, 1, 2), Next::Endpoint);
+        assert_eq!(without_login(&ErrorKind::Timeout, 2, 2), Next::Give);
+        assert_eq!(without_login(&ErrorKind::Auth, 1, 2), Next::Give);
     }
 }

@@ -6,17 +6,24 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::error::{ApiError, ErrorKind, NO_STATUS};
 use super::ids::{Upid, Vmid};
 use super::lanes::Permit;
-use super::transport::{Form, Proxmox, path};
+use super::transport::{Form, Proxmox, path, plain};
 
 /// First and longest time between looks at a task. In between it is a part of the task's age ([`pause`]), so that what is lost
 /// after its end is a part of what it took.
 const POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// That part.
 const PART: u32 = 4;
+/// How long a task holds its place in its node's queue: what hangs is not to keep others from what is well.
+const LENT: Duration = Duration::from_secs(60);
+/// Lines of a log that are asked for at once.
+const PAGE: u64 = 500;
+/// Most lines of one log.
+const MAX_LINES: usize = 100_000;
 /// Lines of a failed task's log that its error shows.
 const TAIL: usize = 5;
 
@@ -25,7 +32,7 @@ const TAIL: usize = 5;
 pub struct Running {
     api: Proxmox,
     upid: Upid,
-    _lanes: Vec<Permit>,
+    lanes: Vec<Permit>,
 }
 
 /// A task that has ended well.
@@ -106,7 +113,7 @@ fn outcome(call: &str, status: &str, exit: Option<&str>) -> Option<Result<Ended,
 
 impl Running {
     pub(super) fn new(api: Proxmox, upid: Upid, lanes: Vec<Permit>) -> Self {
-        Self { api, upid, _lanes: lanes }
+        Self { api, upid, lanes }
     }
 
     /// Its id: worth noting before it is waited for.
@@ -116,16 +123,26 @@ impl Running {
 
     /// Waits for its end, at most the configured time.
     pub async fn wait(self) -> Result<Ended, ApiError> {
-        self.watch(None).await
+        let limit = self.api.task_patience();
+        self.wait_for(limit).await
+    }
+
+    /// The same for a time of its own.
+    pub async fn wait_for(self, limit: Duration) -> Result<Ended, ApiError> {
+        self.watch(limit, None).await
     }
 
     /// Waits and hands on each line of its log.
     pub async fn wait_with(self, mut line: impl FnMut(&str) + Send) -> Result<Ended, ApiError> {
-        self.watch(Some(&mut line)).await
+        let limit = self.api.task_patience();
+        self.watch(limit, Some(&mut line)).await
     }
 
-    async fn watch(self, mut each: Option<&mut (dyn FnMut(&str) + Send)>) -> Result<Ended, ApiError> {
-        let limit = self.api.0.settings.task_timeout.get();
+    async fn watch(
+        mut self,
+        limit: Duration,
+        mut each: Option<&mut (dyn FnMut(&str) + Send)>,
+    ) -> Result<Ended, ApiError> {
         let since = tokio::time::Instant::now();
         let deadline = since + limit;
         let call = format!("task {}", self.upid);
@@ -142,6 +159,9 @@ impl Running {
                 Err(e) if passing(&e) && tokio::time::Instant::now() < deadline => None,
                 Err(e) => return Err(e),
             };
+            if since.elapsed() > LENT {
+                self.lanes.retain(|place| !place.lent);
+            }
             if let Some(each) = each.as_deref_mut() {
                 // What can't be shown is no failure.
                 for line in self.api.task_log(&self.upid, shown).await.unwrap_or_default() {
@@ -160,10 +180,10 @@ impl Running {
 
     /// Adds the end of the log to a failure that says little by itself.
     async fn explain(&self, e: ApiError) -> ApiError {
-        let Ok(lines) = self.api.task_log(&self.upid, 0).await else { return e };
+        let Ok(lines) = self.api.task_lines(&self.upid).await else { return e };
         let said: Vec<_> =
-            lines.iter().map(|l| l.t.trim()).filter(|t| !t.is_empty() && !t.starts_with("TASK ")).collect();
-        let tail = said[said.len().saturating_sub(TAIL)..].join("; ");
+            lines.iter().map(|l| l.trim()).filter(|t| !t.is_empty() && !t.starts_with("TASK ")).collect();
+        let tail = self.api.0.auth.redact(plain(&said[said.len().saturating_sub(TAIL)..].join("; ")));
         if tail.is_empty() || e.message().contains(&tail) {
             return e;
         }
@@ -182,13 +202,38 @@ impl Proxmox {
     }
 
     async fn task_log(&self, upid: &Upid, start: u64) -> Result<Vec<Line>, ApiError> {
-        let form = vec![("start".to_owned(), start.to_string()), ("limit".to_owned(), "500".to_owned())];
+        let form = vec![("start".to_owned(), start.to_string()), ("limit".to_owned(), PAGE.to_string())];
         self.get(&path(&["nodes", upid.node(), "tasks", upid.as_str(), "log"]), form).await
     }
 
     /// The lines of a task's log.
     pub async fn task_lines(&self, upid: &Upid) -> Result<Vec<String>, ApiError> {
-        Ok(self.task_log(upid, 0).await?.into_iter().map(|l| l.t).collect())
+        let mut all = Vec::new();
+        while all.len() < MAX_LINES {
+            let page = self.task_log(upid, all.len() as u64).await?;
+            let last = (page.len() as u64) < PAGE;
+            all.extend(page.into_iter().map(|l| l.t));
+            if last {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// The tasks in a list. One of somebody else with an id that is none to us, as of a user whose name is beyond ASCII, is left out.
+    async fn task_list(&self, node: &str, form: Form) -> Result<Vec<Task>, ApiError> {
+        let at = path(&["nodes", node, "tasks"]);
+        let all: Vec<Value> = self.get(&at, form).await?;
+        let mut tasks = Vec::new();
+        for task in all {
+            let ours = task["upid"].as_str().is_some_and(|upid| upid.contains(&format!(":{}:", self.0.auth.who())));
+            match Task::deserialize(task) {
+                Ok(task) => tasks.push(task),
+                Err(_) if !ours => {}
+                Err(e) => return Err(ApiError::new(ErrorKind::Protocol, format!("GET {at}"), e.to_string())),
+            }
+        }
+        Ok(tasks)
     }
 
     /// Waits for a task that another call, or another process, has started.
@@ -205,7 +250,7 @@ impl Proxmox {
     pub async fn active_tasks(&self, node: &str, vmid: Option<Vmid>) -> Result<Vec<Task>, ApiError> {
         let mut form = vec![("source".to_owned(), "active".to_owned())];
         form.extend(vmid.map(|v| ("vmid".to_owned(), v.to_string())));
-        let tasks: Vec<Task> = self.get(&path(&["nodes", node, "tasks"]), form).await?;
+        let tasks = self.task_list(node, form).await?;
         // Those that have just ended are still among them.
         Ok(tasks.into_iter().filter(|t| t.endtime.is_none()).collect())
     }
@@ -214,7 +259,7 @@ impl Proxmox {
     pub async fn own_tasks(&self, node: &str, vmid: Vmid, kind: &str) -> Result<Vec<Task>, ApiError> {
         let form = [("source", "all".to_owned()), ("vmid", vmid.to_string()), ("typefilter", kind.to_owned())];
         let form = form.map(|(k, v)| (k.to_owned(), v)).to_vec();
-        let all: Vec<Task> = self.get(&path(&["nodes", node, "tasks"]), form).await?;
+        let all = self.task_list(node, form).await?;
         let (id, who) = (vmid.to_string(), self.0.auth.who());
         Ok(all.into_iter().filter(|t| t.upid.kind() == kind && t.upid.id() == id && t.upid.user() == who).collect())
     }
@@ -222,7 +267,7 @@ impl Proxmox {
     /// The latest tasks of a node, those that go on first.
     pub async fn tasks(&self, node: &str, limit: u32) -> Result<Vec<Task>, ApiError> {
         let form = vec![("source".to_owned(), "all".to_owned()), ("limit".to_owned(), limit.to_string())];
-        self.get(&path(&["nodes", node, "tasks"]), form).await
+        self.task_list(node, form).await
     }
 }
 

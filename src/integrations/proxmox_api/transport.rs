@@ -127,6 +127,11 @@ impl Proxmox {
         self.0.ahead.store(seconds(theirs) - seconds(std::time::SystemTime::now()), Ordering::Relaxed);
     }
 
+    /// Longest time for a task, and in a queue for it.
+    pub fn task_patience(&self) -> Duration {
+        self.0.settings.task_timeout.get()
+    }
+
     /// Longest time for one request.
     pub fn patience(&self) -> Duration {
         self.0.settings.timeout.get()
@@ -139,13 +144,19 @@ impl Proxmox {
 
     /// A place in the node's queue for changes.
     pub(super) async fn node_lane(&self, node: &str, call: &str) -> Result<Permit, ApiError> {
-        self.0.lanes.enter(&format!("node {node}"), self.0.settings.max_parallel, call).await
+        self.0.lanes.enter(&format!("node {node}"), self.0.settings.max_parallel, true, call).await
+    }
+
+    /// A place in its queue for what stops and deletes, which does not wait for what is made.
+    pub(super) async fn end_lane(&self, node: &str, call: &str) -> Result<Permit, ApiError> {
+        let name = format!("what ends on node {node}");
+        self.0.lanes.enter(&name, self.0.settings.max_parallel, true, call).await
     }
 
     /// A place in the queue of a storage of the node. Taken before the node's, so that who waits holds nothing else.
     pub(super) async fn storage_lane(&self, node: &str, storage: &str, call: &str) -> Result<Permit, ApiError> {
         let name = format!("storage {storage} of node {node}");
-        self.0.lanes.enter(&name, self.0.settings.max_parallel_creates, call).await
+        self.0.lanes.enter(&name, self.0.settings.max_parallel_creates, false, call).await
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, form: Form) -> Result<T, ApiError> {
@@ -186,19 +197,22 @@ impl Proxmox {
         let count = self.0.endpoints.len();
         loop {
             let at = self.0.current.load(Ordering::Relaxed) % count;
-            let e = match self.once(&self.0.endpoints[at], method, path, form, name).await {
-                Ok(value) => return Ok(value),
-                Err(e) => e,
+            let (e, with) = match self.once(&self.0.endpoints[at], method, path, form, name).await {
+                (Ok(value), _) => return Ok(value),
+                (Err(e), with) => (e, with),
             };
             // 401 means that nothing was done: once more with another secret or ticket.
-            if *e.kind() == ErrorKind::Auth && !renewed {
+            if let Some(with) = with.filter(|_| *e.kind() == ErrorKind::Auth && !renewed) {
                 renewed = true;
-                if self.renew().await {
+                if self.0.auth.renew(with) {
                     continue;
                 }
             }
             tries += 1;
-            let next = retry::next(e.kind(), method == Method::GET, tries, count as u32);
+            let next = match with {
+                Some(_) => retry::next(e.kind(), method == Method::GET, tries, count as u32),
+                None => retry::without_login(e.kind(), tries, count as u32),
+            };
             if next == retry::Next::Give {
                 return Err(e);
             }
@@ -212,48 +226,72 @@ impl Proxmox {
         }
     }
 
-    /// After a 401: whether there is something else to authenticate with.
-    async fn renew(&self) -> bool {
-        match &self.0.auth {
-            Auth::Token { .. } => self.0.auth.reload_token(),
-            Auth::Ticket { ticket, .. } => ticket.lock().await.take().is_some(),
+    /// Headers that authenticate, and which secret or ticket they have; gets or renews a ticket where one is needed.
+    async fn headers(&self, endpoint: &Url, name: &str) -> Result<(HeaderMap, u64), ApiError> {
+        if let Some(headers) = self.0.auth.headers() {
+            return Ok(headers);
+        }
+        let unfit = || ApiError::new(ErrorKind::Auth, name, "the secret is not fit for a header").unsent();
+        let Auth::Ticket { login, .. } = &self.0.auth else { return Err(unfit()) };
+        // One logs in for all that wait. Whoever waits longer than for one login has nothing of a place in the queue.
+        let (asked, limit) = (Instant::now(), self.0.settings.timeout.get());
+        let late = |_| {
+            let why = format!("no ticket within {} s", limit.as_secs_f32());
+            ApiError::new(ErrorKind::Timeout, name, why).unsent()
+        };
+        let mut last = tokio::time::timeout(limit, login.lock()).await.map_err(late)?;
+        if let Some(headers) = self.0.auth.headers() {
+            return Ok(headers);
+        }
+        if let Some((_, kind, why)) = last.failed.as_ref().filter(|(at, ..)| *at > asked) {
+            return Err(ApiError::new(kind.clone(), name, why).unsent());
+        }
+        match tokio::time::timeout(limit, self.log_in(endpoint)).await.map_err(late).flatten() {
+            Ok(()) => self.0.auth.headers().ok_or_else(unfit),
+            Err(e) => {
+                last.failed = Some((Instant::now(), e.kind().clone(), e.message().to_owned()));
+                Err(e.unsent())
+            }
         }
     }
 
-    /// Headers that authenticate; gets or renews a ticket where one is needed.
-    async fn headers(&self, endpoint: &Url, name: &str) -> Result<HeaderMap, ApiError> {
-        let unfit = || ApiError::new(ErrorKind::Auth, name, "the secret is not fit for a header");
-        let Auth::Ticket { user, password, ticket } = &self.0.auth else {
-            return self.0.auth.token_header().ok_or_else(unfit);
-        };
-        let mut held = ticket.lock().await;
-        if let Some(ticket) = held.as_ref().filter(|t| t.is_fresh()) {
-            return ticket.headers().ok_or_else(unfit);
-        }
+    /// Another ticket.
+    async fn log_in(&self, endpoint: &Url) -> Result<(), ApiError> {
+        let Auth::Ticket { user, password, .. } = &self.0.auth else { return Ok(()) };
+        let name = "POST /access/ticket";
         // The old ticket renews itself; one that has run out needs the password again.
-        let old = held.take().map(|t| t.as_password());
+        let old = self.0.auth.old_ticket();
         let mut last = None;
         for secret in old.iter().chain([password]) {
             let form = vec![("username".to_owned(), user.clone()), ("password".to_owned(), secret.reveal().to_owned())];
-            let name = "POST /access/ticket";
             match self.send(endpoint, &Method::POST, "/access/ticket", &form, name, HeaderMap::new()).await {
                 Ok(data) => {
-                    let answer: TicketAnswer = self.typed(name, data)?;
-                    let fresh = answer.ticket().map_err(|why| ApiError::new(ErrorKind::Auth, name, why))?;
-                    let headers = fresh.headers().ok_or_else(unfit);
-                    *held = Some(fresh);
-                    return headers;
+                    // Without the words of what is wrong with it, which may have the ticket among them.
+                    let answer = TicketAnswer::deserialize(data).map_err(|_| "an answer that can't be understood");
+                    let fresh = answer.and_then(TicketAnswer::ticket);
+                    self.0.auth.hold(fresh.map_err(|why| ApiError::new(ErrorKind::Auth, name, why))?);
+                    return Ok(());
                 }
                 Err(e) if *e.kind() == ErrorKind::Auth => last = Some(e),
                 Err(e) => return Err(e),
             }
         }
-        Err(last.unwrap_or_else(unfit))
+        Err(last.unwrap_or_else(|| ApiError::new(ErrorKind::Auth, name, "there is no password")))
     }
 
-    async fn once(&self, to: &Url, method: &Method, path: &str, form: &Form, name: &str) -> Result<Value, ApiError> {
-        let headers = self.headers(to, name).await?;
-        self.send(to, method, path, form, name, headers).await
+    /// One try; the second is which secret or ticket it was sent with.
+    async fn once(
+        &self,
+        to: &Url,
+        method: &Method,
+        path: &str,
+        form: &Form,
+        name: &str,
+    ) -> (Result<Value, ApiError>, Option<u64>) {
+        match self.headers(to, name).await {
+            Ok((headers, with)) => (self.send(to, method, path, form, name, headers).await, Some(with)),
+            Err(e) => (Err(e), None),
+        }
     }
 
     /// One request to one endpoint.
@@ -338,8 +376,7 @@ impl Proxmox {
         let answer = answer.unwrap_or_default();
         let clean = |text: String| {
             let text = secrets.iter().fold(self.0.auth.redact(text), |text, s| text.replace(s, "[secret]"));
-            // What a foreign server says is not to fill a log.
-            text.chars().take(2000).filter(|c| !c.is_control() || *c == '\n').collect::<String>()
+            plain(&text)
         };
         let message = answer.message.filter(|m| !m.trim().is_empty()).unwrap_or(reason);
         let message = if message.is_empty() { format!("answer {}", status.as_u16()) } else { message };
@@ -357,7 +394,7 @@ impl Proxmox {
         let name = format!("POST {path}");
         let at = self.0.current.load(Ordering::Relaxed) % self.0.endpoints.len();
         let endpoint = &self.0.endpoints[at];
-        let mut headers = self.headers(endpoint, &name).await?;
+        let (mut headers, _) = self.headers(endpoint, &name).await?;
         headers.remove(header::CONTENT_LENGTH);
         let stream = tokio_util::io::ReaderStream::with_capacity(file, 256 << 10);
         let part = reqwest::multipart::Part::stream_with_length(reqwest::Body::wrap_stream(stream), size);
@@ -370,6 +407,11 @@ impl Proxmox {
         let request = self.0.http.post(url).headers(headers).multipart(form.part("filename", part));
         self.finish(request, &name, &[], self.0.settings.task_timeout.get()).await
     }
+}
+
+/// What a foreign server says is not to fill a log, nor to steer a terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().take(2000).filter(|c| !c.is_control() || *c == '\n').collect()
 }
 
 /// A request without an answer: was it sent?

@@ -3,7 +3,7 @@
 //! Called by the command line. Fails with [`ApiError`].
 
 use super::error::ApiError;
-use super::guest_types::GuestId;
+use super::guest_types::{GuestId, GuestKind};
 use super::ids::Vmid;
 use super::task::Running;
 use super::transport::Proxmox;
@@ -17,6 +17,7 @@ impl Proxmox {
 
     /// Makes one. `AlreadyExists`, here or from the task, means that the number is taken.
     pub async fn vm_create(&self, node: &str, vmid: Vmid, spec: &VmSpec) -> Result<Running, ApiError> {
-        self.make(GuestId::vm(node, vmid), spec.storage(), spec.form(vmid)).await
+        let places = self.place(GuestKind::Vm, node, spec.storage()).await?;
+        self.make(places, GuestId::vm(node, vmid), spec.form(vmid)).await
     }
 }

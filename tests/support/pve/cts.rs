@@ -35,6 +35,17 @@ pub fn config_privilege(key: &str) -> &'static str {
     }
 }
 
+/// Labels of letters, digits and hyphens, none of them empty, or with a hyphen at an end.
+fn is_dns_name(name: &str) -> bool {
+    let fits = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    name.split('.').all(fits)
+}
+
 impl Server {
     /// POST /nodes/N/lxc.
     pub fn create_ct(self: &Arc<Self>, call: &Call, fault: Option<What>) -> Answer {
@@ -62,6 +73,9 @@ impl Server {
         if call.params.get("unprivileged").is_some_and(|u| u == "0") {
             state.need(&call.user, "/", "Sys.Modify")?;
         }
+        if let Some(name) = call.params.get("hostname").filter(|n| !is_dns_name(n)) {
+            return Err(Failure::param("hostname", format!("value '{name}' does not look like a valid DNS name")));
+        }
         let nets = self.check_nets(&state, call)?;
         let outside = ["vmid", "ostemplate", "pool", "storage", "start", "password", "ssh-public-keys", "force"];
         for key in call.params.keys().filter(|k| !outside.contains(&k.as_str())) {
@@ -87,7 +101,7 @@ impl Server {
         config.entry("swap".into()).or_insert_with(|| "512".into());
         config.entry("unprivileged".into()).or_insert_with(|| "1".into());
         let size = rootfs.as_deref().and_then(|v| v.split([':', ',']).nth(1)).unwrap_or("4").to_owned();
-        config.insert("rootfs".into(), format!("{store_name}:subvol-{vmid}-disk-0,size={size}G"));
+        config.insert("rootfs".into(), format!("{store_name}:{},size={size}G", self.new_subvol(vmid)));
         config.insert("lock".into(), "create".into());
         // The configuration is there at once: of two creates one wins. A task that fails takes it back, one that dies does not.
         let fails = matches!(&fault, Some(What::TaskEnds(text)) if text != "unexpected status");
@@ -120,8 +134,11 @@ impl Server {
             }
             if let Err(e) = made {
                 // It takes back what it has begun.
+                if let Some(guest) = server.lock().guests.get_mut(&vmid) {
+                    guest.half = false;
+                }
+                server.remove_files(vmid, false);
                 server.lock().guests.remove(&vmid);
-                server.remove_files(vmid);
                 return Err(e);
             }
             if let Some(guest) = server.lock().guests.get_mut(&vmid) {

@@ -265,8 +265,7 @@ impl Server {
             ("POST", ["status", "start"]) => {
                 self.writable()?;
                 Ok(self.start(call, &kind.task("start"), &id, fault, async move {
-                    let lock = server.guest_lock(vmid);
-                    let _held = lock.lock().await;
+                    let _held = server.hold(kind, vmid).await?;
                     tokio::time::sleep(server.seconds(2.0)).await;
                     if server.lock().guests.get(&vmid).is_none_or(|g| g.kind != kind) {
                         return Err(missing(kind, vmid));
@@ -287,8 +286,7 @@ impl Server {
                 }
                 let shut = asked && !paused;
                 Ok(self.start(call, &kind.task(rest[1]), &id, fault, async move {
-                    let lock = server.guest_lock(vmid);
-                    let _held = lock.lock().await;
+                    let _held = server.hold(kind, vmid).await?;
                     tokio::time::sleep(server.seconds(1.0)).await;
                     if let Some(why) = server.lock().guests.get(&vmid).and_then(Guest::locked) {
                         return Err(why);
@@ -310,7 +308,7 @@ impl Server {
                 if let Some(why) = locked {
                     return Err(Failure::die(why));
                 }
-                let force = on(call, "force");
+                let (force, unreferenced) = (on(call, "force"), on(call, "destroy-unreferenced-disks"));
                 let runs = match kind {
                     Kind::Ct => format!("unable to destroy CT {vmid} - container is running"),
                     Kind::Vm => format!("VM {vmid} is running - destroy failed"),
@@ -319,10 +317,7 @@ impl Server {
                     return Err(Failure::die(runs));
                 }
                 Ok(self.start(call, &kind.task("destroy"), &id, fault, async move {
-                    let lock = server.guest_lock(vmid);
-                    let Ok(_held) = tokio::time::timeout(server.seconds(10.0), lock.lock()).await else {
-                        return Err(kind.lock_timeout(vmid));
-                    };
+                    let _held = server.hold(kind, vmid).await?;
                     // It may have been locked, or started, meanwhile.
                     if let Some(why) = server.lock().guests.get(&vmid).and_then(Guest::locked) {
                         return Err(why);
@@ -335,7 +330,7 @@ impl Server {
                         server.power_off(vmid, None).await?;
                     }
                     tokio::time::sleep(server.seconds(0.5)).await;
-                    server.remove_files(vmid);
+                    server.remove_files(vmid, unreferenced);
                     server.forget_addresses(vmid);
                     server.lock().guests.remove(&vmid).map(drop).ok_or_else(|| missing(kind, vmid))
                 }))
@@ -442,14 +437,16 @@ impl Server {
         self.lock().guests.get(&vmid).map(look).ok_or_else(|| Failure::die(missing(kind, vmid)))
     }
 
+    /// The guest's lock file, for which ten seconds are waited.
+    async fn hold(&self, kind: Kind, vmid: u32) -> Result<tokio::sync::OwnedMutexGuard<()>, String> {
+        let held = tokio::time::timeout(self.seconds(10.0), self.guest_lock(vmid).lock_owned()).await;
+        held.map_err(|_| kind.lock_timeout(vmid))
+    }
+
     /// PUT config: waits ten seconds for the guest's lock.
     async fn change(&self, call: &Call, kind: Kind, vmid: u32) -> Answer {
         self.writable()?;
-        let lock = self.guest_lock(vmid);
-        let held = tokio::time::timeout(self.seconds(10.0), lock.lock()).await;
-        let Ok(_held) = held else {
-            return Err(Failure::die(kind.lock_timeout(vmid)));
-        };
+        let _held = self.hold(kind, vmid).await.map_err(Failure::die)?;
         let mut state = self.lock();
         let delete: Vec<String> = get(call, "delete").split(',').filter(|k| !k.is_empty()).map(String::from).collect();
         let keys: Vec<&String> =
@@ -483,6 +480,9 @@ impl Server {
                 guest.config.remove(&key);
             }
         }
+        let now = guest.running.filter(|_| kind == Kind::Ct).map(|_| guest.config.clone());
+        drop(state);
+        now.map_or(Ok(()), |config| self.limit(vmid, &config)).map_err(Failure::die)?;
         Ok(Value::Null)
     }
 

@@ -1,17 +1,32 @@
 //! Files and processes of the server's containers: templates unpacked for the container's users, `lxc-start -F` under our own
 //! supervision.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use super::guests::Runner;
+use super::guests::{Kind, Runner};
 use super::state::Server;
 
 impl Server {
-    /// Folder of a guest's root file system.
+    /// Folder of a guest's root file system, as its configuration has it.
     pub fn rootfs(&self, vmid: u32) -> PathBuf {
-        self.folder.join(format!("local/images/{vmid}/subvol-{vmid}-disk-0.subvol"))
+        let volume = self.lock().guests.get(&vmid).and_then(|g| g.config.get("rootfs").cloned()).unwrap_or_default();
+        let name = volume.split([':', ',']).nth(1).unwrap_or("none").to_owned();
+        self.volumes_of(vmid).join(format!("{name}.subvol"))
+    }
+
+    /// Folder of the volumes of a number.
+    fn volumes_of(&self, vmid: u32) -> PathBuf {
+        self.folder.join(format!("local/images/{vmid}"))
+    }
+
+    /// The next name that is free for a volume: what nobody has freed keeps its own.
+    pub fn new_subvol(&self, vmid: u32) -> String {
+        let names = (0..).map(|n| format!("subvol-{vmid}-disk-{n}"));
+        let free = |name: &String| !self.volumes_of(vmid).join(format!("{name}.subvol")).exists();
+        names.into_iter().find(free).expect("a number")
     }
 
     pub async fn unpack(&self, vmid: u32, template: &Path) -> Result<(), String> {
@@ -38,8 +53,17 @@ impl Server {
         if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
     }
 
-    pub fn remove_files(&self, vmid: u32) {
-        let _ = std::fs::remove_dir_all(self.folder.join(format!("local/images/{vmid}")));
+    /// Frees the volumes that the guest's configuration names, which one that is half made does not; `unreferenced`: all of its number.
+    pub fn remove_files(&self, vmid: u32, unreferenced: bool) {
+        let (half, kind) = self.lock().guests.get(&vmid).map_or((false, Kind::Ct), |g| (g.half, g.kind));
+        if !half {
+            let _ = std::fs::remove_dir_all(self.rootfs(vmid));
+        }
+        if unreferenced || kind == Kind::Vm {
+            let _ = std::fs::remove_dir_all(self.volumes_of(vmid));
+        }
+        // Nothing but an empty folder.
+        let _ = std::fs::remove_dir(self.volumes_of(vmid));
         let _ = std::fs::remove_dir_all(self.vm_folder(vmid));
         if let Runner::Lxc(path) = &self.runner {
             let _ = std::fs::remove_dir_all(path.join(vmid.to_string()));
@@ -49,17 +73,20 @@ impl Server {
     /// Runs a container; its supervisor and its init.
     pub async fn run(&self, vmid: u32) -> Result<(Option<Child>, u32), String> {
         let Runner::Lxc(path) = &self.runner else { return Ok((None, 0)) };
-        let (root, init, nets) = {
+        let root = self.rootfs(vmid);
+        let (init, nets, limits) = {
             let state = self.lock();
             let config = &state.guests[&vmid].config;
             let init = config.get("entrypoint").cloned().unwrap_or_else(|| "/sbin/init".into());
-            (self.rootfs(vmid), init, super::nets::lines(vmid, config)?)
+            let word = if is_v2() { "lxc.cgroup2" } else { "lxc.cgroup" };
+            let limits = limits(config).into_iter().map(|(file, value)| format!("{word}.{file} = {value}\n"));
+            (init, super::nets::lines(vmid, config)?, limits.collect::<String>())
         };
         let name = vmid.to_string();
         let config = format!(
             "lxc.rootfs.path = dir:{}\nlxc.uts.name = CT{vmid}\nlxc.init.cmd = {init}\n{nets}lxc.mount.auto = proc:mixed sys:mixed\n\
              lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\nlxc.console.path = none\nlxc.pty.max = 0\nlxc.tty.max = 0\nlxc.apparmor.profile = unconfined\n\
-             lxc.cgroup.dir.container = lxc/{vmid}\nlxc.cgroup.dir.container.inner = ns\nlxc.cgroup.dir.monitor = lxc.monitor/{vmid}\n",
+             lxc.cgroup.dir.container = lxc/{vmid}\nlxc.cgroup.dir.container.inner = ns\nlxc.cgroup.dir.monitor = lxc.monitor/{vmid}\n{limits}",
             root.display()
         );
         std::fs::create_dir_all(path.join(&name)).map_err(|e| e.to_string())?;
@@ -112,6 +139,49 @@ impl Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// Whether the node's cgroups are of version 2.
+fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.procs").exists()
+}
+
+/// Files of a container's cgroup, as the node writes them.
+fn limits(config: &BTreeMap<String, String>) -> Vec<(&'static str, String)> {
+    let number = |key: &str| config.get(key).and_then(|v| v.parse::<f64>().ok());
+    let mib = |n: f64| ((n * 1048576.0) as u64).to_string();
+    let cpus = number("cpulimit").filter(|n| *n > 0.0).map(|n| ((n * 100_000.0) as u64).to_string());
+    let units = number("cpuunits").unwrap_or(100.0);
+    let mut files = Vec::new();
+    if is_v2() {
+        files.extend(number("memory").map(|n| ("memory.max", mib(n))));
+        files.extend(number("swap").map(|n| ("memory.swap.max", mib(n))));
+        files.push(("cpu.max", format!("{} 100000", cpus.unwrap_or_else(|| "max".into()))));
+        files.push(("cpu.weight", units.to_string()));
+    } else {
+        files.extend(number("memory").map(|n| ("memory.limit_in_bytes", mib(n))));
+        files.push(("cpu.cfs_quota_us", cpus.unwrap_or_else(|| "-1".into())));
+        files.push(("cpu.shares", (units * 10.24).ceil().to_string()));
+    }
+    files
+}
+
+impl Server {
+    /// Writes the limits of a container that runs.
+    pub fn limit(&self, vmid: u32, config: &BTreeMap<String, String>) -> Result<(), String> {
+        if !matches!(self.runner, Runner::Lxc(_)) {
+            return Ok(());
+        }
+        for (file, value) in limits(config) {
+            let controller = if is_v2() { "" } else { file.split('.').next().unwrap_or_default() };
+            let path = Path::new("/sys/fs/cgroup").join(controller).join(format!("lxc/{vmid}/{file}"));
+            // Without accounting of swap there is no such file.
+            if path.exists() {
+                std::fs::write(&path, value).map_err(|e| format!("{}: {e}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 }
 

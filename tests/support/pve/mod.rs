@@ -199,6 +199,16 @@ impl Pve {
         list.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
     }
 
+    /// Containers and their volumes.
+    pub fn cts_and_volumes(&self) -> Vec<String> {
+        let guests = &self.state.lock().guests;
+        let cts = guests.iter().filter(|(_, g)| g.kind == guests::Kind::Ct).map(|(vmid, _)| format!("CT {vmid}"));
+        let folders = std::fs::read_dir(self.folder.path().join("local/images")).expect("the images").flatten();
+        let files = folders.filter_map(|f| std::fs::read_dir(f.path()).ok()).flat_map(Iterator::flatten);
+        let names = files.map(|e| e.file_name().to_string_lossy().into_owned());
+        cts.chain(names.filter(|name| name.starts_with("subvol-"))).collect()
+    }
+
     /// Leaves half of each template.
     pub fn cut_templates(&self) {
         for entry in std::fs::read_dir(self.folder.path().join("local/template/cache")).expect("the cache").flatten() {

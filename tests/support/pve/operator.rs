@@ -29,11 +29,11 @@ impl Server {
         Ok(())
     }
 
-    async fn destroy(&self, vmid: u32) -> Result<(), String> {
+    async fn destroy(&self, vmid: u32, unreferenced: bool) -> Result<(), String> {
         let lock = self.guest_lock(vmid);
         let _held = lock.lock().await;
         self.power_off(vmid, None).await?;
-        self.remove_files(vmid);
+        self.remove_files(vmid, unreferenced);
         self.forget_addresses(vmid);
         self.lock().guests.remove(&vmid);
         Ok(())
@@ -80,7 +80,12 @@ impl Pve {
 
     /// Deletes it, whatever it is and whoever has locked it: `pct unlock`, `pct destroy`.
     pub fn destroy_guest(&self, vmid: u32) {
-        self.operate(|server| async move { server.destroy(vmid).await });
+        self.operate(|server| async move { server.destroy(vmid, false).await });
+    }
+
+    /// The same with `--destroy-unreferenced-disks 1`.
+    pub fn destroy_guest_and_volumes(&self, vmid: u32) {
+        self.operate(|server| async move { server.destroy(vmid, true).await });
     }
 
     /// Something has locked it ("backup"), or (None) has ended.

@@ -186,7 +186,7 @@ impl Server {
         }
         if let Err(e) = made {
             self.lock().guests.remove(&vmid);
-            self.remove_files(vmid);
+            self.remove_files(vmid, false);
             return Err(e);
         }
         if let Some(guest) = self.lock().guests.get_mut(&vmid) {
