@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use images_support::{Item, build, layer, write_layout};
 use proxmox_lxcri::integrations::layers::pipeline::digest_of;
 use serde_json::{Value, json};
-use support::crictl::{BUSYBOX, container_config, read_log, stream_lines};
+use support::crictl::{BUSYBOX, read_log};
 use support::node::{Node, Options};
 use support::pod::Pod;
 use support::{isolated, wait_for};
