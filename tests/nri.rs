@@ -220,7 +220,7 @@ fn a_plugins_class_of_block_io_is_the_containers() {
             let pod = Pod::run(&node, handler);
             let files =
                 "cat /sys/fs/cgroup/blkio/blkio.throttle.read_bps_device /sys/fs/cgroup/io.max 2> /dev/null; true";
-            let lines = pod.output("c", files);
+            let lines = output(&pod, "c", files);
             let (v1, v2) = (format!("{} 5242880", disk.trim()), format!("{} rbps=5242880", disk.trim()));
             assert!(lines.len() == 1 && (lines[0] == v1 || lines[0].starts_with(&v2)), "{handler}: {lines:?}");
             pod.crictl.run(&["rmp", "-f", &pod.id]);

@@ -15,7 +15,8 @@ pub struct Pod {
     pub logs: PathBuf,
     /// Its ID.
     pub id: String,
-    file: String,
+    /// The file with its configuration.
+    pub file: String,
 }
 
 impl Pod {
