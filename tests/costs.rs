@@ -41,7 +41,7 @@ impl Trace {
         programs.insert(node.daemon_pid(), "daemon".into());
         let file = node.dir.join(phase);
         let mut strace = Command::new("strace");
-        strace.args(["-f", "-yy", "-s", "0", "-e", &format!("trace={CALLS}"), "-e", "signal=none", "-o"]).arg(&file);
+        strace.args(["-f", "-yy", "-s", "32", "-e", &format!("trace={CALLS}"), "-e", "signal=none", "-o"]).arg(&file);
         for pid in programs.keys() {
             strace.args(["-p", &pid.to_string()]);
         }
@@ -95,10 +95,12 @@ fn count(trace: &str, mut programs: HashMap<u32, String>) -> Counts {
         let mut add = |what: String, n: u64| *counts.entry(what).or_default() += n;
         match call.as_str() {
             "execve" => {
-                let path = arguments.split('"').nth(1).unwrap_or_default();
+                let mut strings = arguments.split('"').skip(1).step_by(2);
+                let (path, first) = (strings.next().unwrap_or_default(), strings.next().unwrap_or_default());
+                // By a descriptor: a copy in memory, whose name is its first argument.
+                let path = if path.starts_with("/proc/self/fd/") { first } else { path };
                 let name = match path.rsplit('/').next().unwrap_or(path) {
-                    // By a descriptor: the monitor.
-                    n if n.contains("monitor") || n.parse::<u32>().is_ok() => "monitor".to_owned(),
+                    n if n.contains("monitor") => "monitor".to_owned(),
                     n => n.to_owned(),
                 };
                 add(format!("started.{name}"), 1);
@@ -274,7 +276,7 @@ fn compare(found: &Counts) {
 #[test]
 fn what_strace_writes_is_understood() {
     let trace = r#"10 clone3({flags=CLONE_VM|CLONE_VFORK, exit_signal=SIGCHLD} <unfinished ...>
-11 execve("/usr/bin/crun", [...], 0x1 /* 3 vars */ <unfinished ...>
+11 execve("/proc/self/fd/9", ["/usr/bin/crun", "exec"], 0x1 /* 3 vars */ <unfinished ...>
 10 <... clone3 resumed> => {parent_tid=[0]}, 88) = 11
 11 <... execve resumed>) = 0
 11 mount("", "/a", "", 0, NULL) = 0
