@@ -142,23 +142,11 @@ fn hooks_of_the_nodes_folders_run_for_the_containers_that_they_name() {
     });
 }
 
-/// A node in /dev for the first disk of this machine; its number.
-fn plant_disk(path: &str) -> String {
-    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
-    let disks = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
-    let number = disks.filter_map(|d| std::fs::read_to_string(d.path().join("dev")).ok()).next().expect("a disk");
-    let (major, minor) = number.trim().split_once(':').expect("a number");
-    let device = makedev(major.parse().expect("a number"), minor.parse().expect("a number"));
-    mknodat(CWD, path, FileType::BlockDevice, Mode::RUSR, device).expect("a device node");
-    number.trim().to_owned()
-}
-
 #[test]
 fn classes_of_block_io_and_rdt_are_those_of_annotations() {
     isolated("classes_of_block_io_and_rdt_are_those_of_annotations", || {
-        let disk = plant_disk("/tmp/lxcri-disk");
-        std::os::unix::fs::symlink("/tmp/lxcri-disk", "/dev/lxcri-disk-1").expect("a link");
-        let classes = "Classes:\n  slow:\n    - Devices: [\"/dev/lxcri-disk-[0-9]\"]\n      ThrottleReadBps: 10Mi\n      ThrottleWriteIOPS: 77\n";
+        let disk = support::plant_disk("disk-1");
+        let classes = "Classes:\n  slow:\n    - Devices: [\"/dev/shm/disk-[0-9]\"]\n      ThrottleReadBps: 10Mi\n      ThrottleWriteIOPS: 77\n";
         std::fs::write("/tmp/blockio.yaml", classes).expect("a file");
         let runtime = "blockio_config_file = \"/tmp/blockio.yaml\"\nrdt_classes = [\"gold\"]\n";
         let node = Node::start(Options { runtime: runtime.into(), ..Options::default() });
@@ -184,7 +172,6 @@ fn classes_of_block_io_and_rdt_are_those_of_annotations() {
         assert!(!there, "this machine has the group that is to be missed");
         pod.refused("FailedPrecondition", &[RDT, "gold", "/sys/fs/resctrl"], annotated(RDT, "gold"));
         pod.crictl.run(&["rmp", "-f", &pod.id]);
-        std::fs::remove_file("/dev/lxcri-disk-1").expect("the link");
     });
 }
 

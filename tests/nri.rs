@@ -203,14 +203,8 @@ fn what_can_not_be_is_refused_by_name() {
 #[test]
 fn a_plugins_class_of_block_io_is_the_containers() {
     isolated("a_plugins_class_of_block_io_is_the_containers", || {
-        let disk = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
-        let disk = disk.filter_map(|d| std::fs::read_to_string(d.path().join("dev")).ok()).next().expect("a disk");
-        let numbers: Vec<u32> = disk.trim().split(':').filter_map(|n| n.parse().ok()).collect();
-        let device = rustix::fs::makedev(numbers[0], numbers[1]);
-        let (kind, mode) = (rustix::fs::FileType::BlockDevice, rustix::fs::Mode::RUSR);
-        rustix::fs::mknodat(rustix::fs::CWD, "/tmp/lxcri-disk", kind, mode, device).expect("a device node");
-        std::os::unix::fs::symlink("/tmp/lxcri-disk", "/dev/lxcri-disk-2").expect("a link");
-        let classes = "Classes:\n  slow: [{Devices: [/dev/lxcri-disk-2], ThrottleReadBps: 5Mi}]\n";
+        let disk = support::plant_disk("disk");
+        let classes = "Classes:\n  slow: [{Devices: [/dev/shm/disk], ThrottleReadBps: 5Mi}]\n";
         std::fs::write("/tmp/blockio.yaml", classes).expect("a file");
         install("10-class", json!({"Blockio": "slow", "Memory": 64 << 20}));
         let runtime = "blockio_config_file = \"/tmp/blockio.yaml\"\n".to_owned();
@@ -221,11 +215,10 @@ fn a_plugins_class_of_block_io_is_the_containers() {
             let files =
                 "cat /sys/fs/cgroup/blkio/blkio.throttle.read_bps_device /sys/fs/cgroup/io.max 2> /dev/null; true";
             let lines = output(&pod, "c", files);
-            let (v1, v2) = (format!("{} 5242880", disk.trim()), format!("{} rbps=5242880", disk.trim()));
+            let (v1, v2) = (format!("{disk} 5242880"), format!("{disk} rbps=5242880"));
             assert!(lines.len() == 1 && (lines[0] == v1 || lines[0].starts_with(&v2)), "{handler}: {lines:?}");
             pod.crictl.run(&["rmp", "-f", &pod.id]);
         }
-        std::fs::remove_file("/dev/lxcri-disk-2").expect("the link");
     });
 }
 

@@ -36,6 +36,19 @@ pub fn isolated_with(name: &str, monitor: impl FnOnce() -> PathBuf, body: impl F
     isolated_in(&root, name, monitor, &[], body);
 }
 
+/// A node below /dev/shm for the first disk of this machine; its number. In a file system of its own, which goes with the test's
+/// environment: /dev is the machine's.
+pub fn plant_disk(name: &str) -> String {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    run(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/dev/shm"]));
+    let disks = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
+    let number = disks.filter_map(|d| std::fs::read_to_string(d.path().join("dev")).ok()).next().expect("a disk");
+    let (major, minor) = number.trim().split_once(':').expect("a number");
+    let device = makedev(major.parse().expect("a number"), minor.parse().expect("a number"));
+    mknodat(CWD, Path::new("/dev/shm").join(name), FileType::BlockDevice, Mode::RUSR, device).expect("a device node");
+    number.trim().to_owned()
+}
+
 /// A variable of the environment, and who makes the path that is in it.
 pub type Given = (&'static str, fn() -> PathBuf);
 
